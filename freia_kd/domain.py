@@ -1,0 +1,108 @@
+"""The input domain of a classifier: shape, classes and normalisation."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Domain:
+    r"""What a classifier eats: the shape of one input, how many classes, how pixels are normalised.
+
+    Images live in pixel space :math:`[0, 1]`; the classifier sees
+    :math:`(x - \mathrm{mean}) / \mathrm{std}` per channel. Vectors (the 2-D toy, tables) are
+    unbounded; their mean and std have one entry per feature, or one for all of them.
+
+    Arguments:
+        shape: The shape of one input, `(C, H, W)` for images or `(D,)` for vectors.
+        classes: The number of classes, at least 2.
+        mean: Per-channel means in pixel space, or one for all.
+        std: Per-channel standard deviations in pixel space, or one for all.
+        name: A name for reports.
+
+    Raises:
+        ValueError: If a shape, a count or a statistic makes no sense.
+
+    Example:
+        >>> Domain((1, 32, 32), 10, mean=(0.1307,), std=(0.3081,)).is_image
+        True
+    """
+
+    shape: tuple[int, ...]
+    classes: int
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    name: str = "custom"
+
+    def __post_init__(self) -> None:
+        for field, cast in (("shape", int), ("mean", float), ("std", float)):
+            object.__setattr__(self, field, tuple(cast(v) for v in getattr(self, field)))
+        if len(self.shape) not in (1, 3) or min(self.shape) < 1:
+            raise ValueError(
+                f"Expected an input shape (C, H, W) or (D,) of positive sizes; got {self.shape}."
+            )
+        if self.classes < 2:
+            raise ValueError(f"Expected at least 2 classes; got {self.classes}.")
+        for field in ("mean", "std"):
+            if len(getattr(self, field)) not in (1, self.shape[0]):
+                raise ValueError(
+                    f"Expected {field} with 1 or {self.shape[0]} entries; got {getattr(self, field)}."
+                )
+        if not all(s > 0 for s in self.std):
+            raise ValueError(f"Expected a positive std; got {self.std}.")
+
+    @property
+    def is_image(self) -> bool:
+        """Whether inputs are images in [0, 1]; vectors are unbounded."""
+        return len(self.shape) == 3
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Maps pixels in [0, 1] with shape `(B, *shape)` to what the classifier eats.
+
+        Raises:
+            ValueError: If `x` does not have the shape of this domain.
+        """
+        if tuple(x.shape[1:]) != self.shape:
+            raise ValueError(
+                f"Expected inputs with shape (B, {', '.join(map(str, self.shape))}); "
+                f"got {tuple(x.shape)}."
+            )
+        view = (-1,) + (1,) * (len(self.shape) - 1)
+        return (x - x.new_tensor(self.mean).view(view)) / x.new_tensor(self.std).view(view)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON types."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Domain:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ValueError: If a field is missing, unknown or malformed.
+        """
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise ValueError(f"Not a domain: {fields!r} ({error}).") from error
+
+    def with_channels(self, channels: int) -> Domain:
+        """The same domain for images of another number of channels (one statistic for all)."""
+        return replace(self, shape=(channels, *self.shape[1:]), mean=self.mean[:1], std=self.std[:1])
+
+
+# Inputs are 32 x 32, as in KegNet and BDNF (28 x 28 sets and the 8 x 8 digits are resized).
+DOMAINS: dict[str, Domain] = {
+    d.name: d
+    for d in (
+        Domain((1, 32, 32), 10, (0.1307,), (0.3081,), "mnist"),
+        Domain((1, 32, 32), 10, (0.2856,), (0.3385,), "fashion-mnist"),
+        Domain((3, 32, 32), 10, (0.4378, 0.4439, 0.4729), (0.1980, 0.2011, 0.1971), "svhn"),
+        Domain((3, 32, 32), 10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "cifar10"),
+        Domain((1, 32, 32), 10, (0.3053,), (0.3406,), "digits"),
+    )
+}

@@ -1,0 +1,76 @@
+"""Names to objects: built-in ones, entry points of other packages, and `module:attribute` paths."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+from .errors import UsageError
+
+
+def import_object(path: str) -> Any:
+    """Imports `module:attribute`.
+
+    Raises:
+        UsageError: If the module or its attribute cannot be imported.
+
+    Example:
+        >>> import_object("math:sqrt")(9.0)
+        3.0
+    """
+    module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute:
+        raise UsageError(f"Expected a path like package.module:attribute; got {path!r}.")
+    try:
+        target: Any = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UsageError(f"Cannot import module {module_name!r} of {path!r}: {error}.") from error
+    for part in attribute.split("."):
+        try:
+            target = getattr(target, part)
+        except AttributeError as error:
+            raise UsageError(f"Module {module_name!r} has no attribute {attribute!r}.") from error
+    return target
+
+
+class Registry(Mapping[str, Any]):
+    """A lazy mapping from names to objects.
+
+    A name is looked up among the built-in ones, then among the entry points of `group`, and
+    a name with a colon is imported as `module:attribute`.
+
+    Arguments:
+        group: The entry-point group, e.g. `"freia_kd.flows"`.
+        builtin: Built-in names and their `module:attribute` paths.
+        kind: What the entries are called in errors, e.g. `"flow"`.
+    """
+
+    def __init__(self, group: str, builtin: Mapping[str, str], kind: str) -> None:
+        self.group = group
+        self.builtin = dict(builtin)
+        self.kind = kind
+
+    def __getitem__(self, name: str) -> Any:
+        if ":" in name:
+            return import_object(name)
+        if name in self.builtin:
+            return import_object(self.builtin[name])
+        for entry in entry_points(group=self.group):
+            if entry.name == name:
+                return entry.load()
+        raise UsageError(
+            f"Unknown {self.kind} {name!r}; known ones are {', '.join(self)}, "
+            "or a path package.module:attribute."
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        found = {entry.name for entry in entry_points(group=self.group)}
+        return iter([*self.builtin, *sorted(found - set(self.builtin))])
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name in list(self)
