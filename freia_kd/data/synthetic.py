@@ -1,0 +1,143 @@
+"""A set of synthetic inputs with the teacher's answers, larger than memory if need be."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..domain import Domain
+from ..errors import CheckpointError
+from ..files import atomic, write_json
+
+_ARRAYS = ("inputs", "logits", "conditions")
+
+
+class SyntheticWriter:
+    """Appends shards to a synthetic set; several workers may write to one folder.
+
+    A shard is three `.npy` files and a small JSON that is written last: without it, the shard
+    does not count. So a set is valid whenever the writer dies.
+
+    Arguments:
+        folder: The folder of the set.
+        domain: What the inputs are; images are kept as uint8, vectors as float32.
+        worker: This writer's number; each has its own shards.
+
+    Raises:
+        CheckpointError: If the folder holds a set of another shape or number of classes.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], domain: Domain, worker: int = 0) -> None:
+        self.folder, self.domain, self.worker = Path(folder), domain, worker
+        manifest = {"shape": list(domain.shape), "classes": domain.classes}
+        path = self.folder / "manifest.json"
+        if not path.exists():
+            write_json(path, manifest)
+        elif _read_json(path) != manifest:
+            raise CheckpointError(
+                f"Expected a synthetic set of {manifest} in {self.folder}; got {_read_json(path)}."
+            )
+
+    @property
+    def shards(self) -> int:
+        """How many whole shards this worker has written."""
+        return len(list(self.folder.glob(f"shard-{self.worker:03d}-*.json")))
+
+    def append(self, inputs: Tensor, logits: Tensor, conditions: Tensor) -> None:
+        """Writes one shard.
+
+        Arguments:
+            inputs: Quantised inputs with shape `(N, *shape)`: uint8 images (see
+                :func:`quantise`), or float vectors.
+            logits: The teacher's logits on these inputs, with shape `(N, classes)`.
+            conditions: Class indices `(N,)` or soft labels `(N, classes)`.
+        """
+        stem = f"shard-{self.worker:03d}-{self.shards:05d}"
+        for name, value in zip(_ARRAYS, (inputs, logits, conditions), strict=True):
+            with atomic(self.folder / f"{stem}.{name}.npy") as temporary:
+                np.save(temporary, value.cpu().numpy())
+        write_json(self.folder / f"{stem}.json", {"count": len(inputs)})
+
+
+class SyntheticSet(Dataset):
+    """Reads a synthetic set through memory maps.
+
+    Arguments:
+        folder: The folder of the set.
+
+    Raises:
+        CheckpointError: If the folder holds no set, or a damaged one.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        manifest = _read_json(self.folder / "manifest.json")
+        try:
+            self.shape, self.classes = tuple(manifest["shape"]), int(manifest["classes"])
+            counts = {
+                path.stem: int(_read_json(path)["count"])
+                for path in sorted(self.folder.glob("shard-*.json"))
+            }
+            self.shards = [
+                [np.load(self.folder / f"{stem}.{name}.npy", mmap_mode="r") for name in _ARRAYS]
+                for stem in counts
+            ]
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise CheckpointError(f"Damaged synthetic set in {self.folder}: {error}.") from error
+        for (stem, count), arrays in zip(counts.items(), self.shards, strict=True):
+            if any(len(a) != count for a in arrays) or arrays[0].shape[1:] != self.shape:
+                raise CheckpointError(f"Damaged synthetic set in {self.folder}: shard {stem}.")
+        self.ends = np.cumsum(list(counts.values()))
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        inputs, logits, conditions = self.batch(torch.tensor([index]))
+        return inputs[0], logits[0], conditions[0]
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs (pixels in [0, 1] for images), teacher logits and conditions at `indices` `(B,)`.
+
+        Raises:
+            IndexError: If an index is out of range.
+        """
+        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self):
+            raise IndexError(f"Expected indices below {len(self)}; got {indices.tolist()}.")
+        wanted = indices.numpy()
+        shard = np.searchsorted(self.ends, wanted, side="right")
+        starts = np.concatenate([[0], self.ends])
+        parts: list[np.ndarray | None] = [None] * len(_ARRAYS)
+        for s in np.unique(shard):
+            rows = np.flatnonzero(shard == s)
+            for i, array in enumerate(self.shards[s]):
+                values = array[wanted[rows] - starts[s]]
+                if parts[i] is None:
+                    parts[i] = np.empty((len(wanted), *values.shape[1:]), values.dtype)
+                parts[i][rows] = values  # type: ignore[index]
+        inputs, logits, conditions = (torch.from_numpy(p) for p in parts)
+        return dequantise(inputs), logits, conditions
+
+
+def quantise(x: Tensor) -> Tensor:
+    """Pixels in [0, 1] to uint8; vectors `(B, D)` stay as they are."""
+    return (x.clamp(0, 1) * 255).round().to(torch.uint8) if x.ndim == 4 else x
+
+
+def dequantise(x: Tensor) -> Tensor:
+    """uint8 to pixels in [0, 1]; floats stay as they are."""
+    return x.float() / 255 if x.dtype == torch.uint8 else x
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"Expected a synthetic set with {path}; {error}.") from error

@@ -1,0 +1,166 @@
+"""The loop that every training of this package runs in: logged, resumable, rolled back on NaN."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+import torch
+
+from ..errors import TrainingError
+from .run import Run
+
+
+class Stateful(Protocol):
+    """What modules, optimizers and schedules have in common."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Any) -> Any: ...
+
+
+class TrainingLoop:
+    """Counts steps, and keeps what training needs to be stopped and resumed exactly.
+
+    Iterate over it, and call :meth:`accept` with the loss terms before the optimizer's step:
+
+    ```python
+    for _ in loop:
+        terms = objective(flow, teacher, batch)
+        if loop.accept(terms.total, terms.items()):
+            optimizer.zero_grad(); terms.total.backward(); optimizer.step(); schedule.step()
+    ```
+
+    A non-finite loss puts everything back to the last good state, halves the learning rate of
+    `optimizer` (schedules that multiply it, like the cosine, keep that), and goes on with fresh
+    random numbers; after `retries` of them in all it gives up. States that are not finite are
+    never kept.
+
+    Arguments:
+        name: The name of the stage, for files, logs and bars.
+        steps: How many steps to run.
+        parts: Everything that changes while training, by name.
+        generator: The source of all random numbers of the loop's body.
+        optimizer: The optimizer whose learning rate a rollback halves.
+        run: Where to keep states and metrics, if anywhere.
+        title: What a person reads beside the bar.
+        save_every: Seconds between checkpoints.
+        log_every: Steps between lines of metrics.
+        retries: Rollbacks before giving up.
+
+    Raises:
+        TrainingError: When the loss stays non-finite.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        steps: int,
+        parts: Mapping[str, Stateful],
+        generator: torch.Generator,
+        optimizer: torch.optim.Optimizer,
+        run: Run | None = None,
+        title: str | None = None,
+        save_every: float = 15.0,
+        log_every: int = 20,
+        retries: int = 3,
+    ) -> None:
+        self.name, self.steps, self.title = name, steps, title or name
+        self.parts, self.generator, self.optimizer = parts, generator, optimizer
+        self.run, self.save_every, self.log_every, self.retries = (
+            run,
+            save_every,
+            log_every,
+            retries,
+        )
+        self.step = self.rollbacks = 0
+        self.last_values: dict[str, float] = {}
+        saved = run.load(name) if run else None
+        if saved:
+            self._restore(saved)
+            self.generator.set_state(saved["generator"])
+            self.step, self.rollbacks = saved["step"], saved["rollbacks"]
+            self.last_values = saved["values"]
+        if run:
+            run.forget_after(name, self.step)
+        self.good = self._snapshot()
+
+    def _snapshot(self) -> dict[str, Any]:
+        return {"parts": {k: copy.deepcopy(p.state_dict()) for k, p in self.parts.items()}}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        for name, part in self.parts.items():
+            part.load_state_dict(copy.deepcopy(state["parts"][name]))
+
+    def _finite(self) -> bool:
+        tensors = (v for part in self.parts.values() for v in part.state_dict().values())
+        return all(bool(torch.isfinite(v).all()) for v in tensors if isinstance(v, torch.Tensor))
+
+    def _save(self) -> None:
+        if self.run and self._finite():
+            state = {
+                **self._snapshot(),
+                "generator": self.generator.get_state(),
+                "step": self.step,
+                "rollbacks": self.rollbacks,
+                "values": self.last_values,
+            }
+            self.run.save(self.name, state)
+
+    def __iter__(self) -> Iterator[int]:
+        if self.step >= self.steps:
+            return
+        with ExitStack() as stack:
+            stage = (
+                stack.enter_context(self.run.progress.stage(self.title, self.steps))
+                if self.run
+                else None
+            )
+            saved_at = time.monotonic()
+            while self.step < self.steps:
+                yield self.step
+                self.step += 1
+                if stage:
+                    stage.update(self.step, self.last_values)
+                if self.run and (self.step % self.log_every == 0 or self.step == self.steps):
+                    self.run.log(self.name, self.step, self.last_values)
+                if self.step % 100 == 0 and self._finite():
+                    self.good = self._snapshot()
+                if time.monotonic() - saved_at > self.save_every:
+                    self._save()
+                    saved_at = time.monotonic()
+            self._save()
+
+    def accept(self, loss: torch.Tensor, terms: Any = ()) -> bool:
+        """Whether the loss is finite; if not, everything is put back to the last good state.
+
+        Arguments:
+            loss: The scalar to be minimised.
+            terms: Named summands for the log, pairs of a name and a scalar.
+        """
+        value = float(loss.detach())
+        if math.isfinite(value):
+            self.last_values = {"loss": value, **{k: float(v.detach()) for k, v in terms}}
+            return True
+        self.rollbacks += 1
+        names = [k for k, v in terms if not math.isfinite(float(v.detach()))] or ["loss"]
+        if self.rollbacks > self.retries:
+            raise TrainingError(
+                f"The loss of stage {self.name!r} is not finite at step {self.step} "
+                f"({', '.join(names)}), after {self.retries} rollbacks with ever smaller steps; "
+                "lower the learning rate, or check the teacher's inputs and weights."
+            )
+        self._restore(self.good)
+        for group in self.optimizer.param_groups:
+            group["lr"] /= 2
+        self.good = self._snapshot()
+        if self.run:
+            self.run.progress.note(
+                f"{self.title}: non-finite loss at step {self.step} ({', '.join(names)}); back to "
+                f"the last good state, with half the learning rate"
+            )
+        return False
