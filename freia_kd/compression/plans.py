@@ -1,0 +1,262 @@
+"""Plans: which layers to compress, how, and with which ranks; and the papers' students."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from torch import nn
+
+from .surgery import candidates, require_sound
+from .tucker import Convolution, evbmf_ranks, is_matrix
+
+Ranks = Literal["evbmf"] | float | int | Sequence[int]
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """How one layer is compressed.
+
+    Arguments:
+        method: `"tucker2"` for a convolution, `"svd"` for a linear layer or a 1x1 convolution.
+        ranks: The input and output rank of Tucker-2, or the one rank of an SVD.
+    """
+
+    method: Literal["tucker2", "svd"]
+    ranks: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        lengths = {"tucker2": 2, "svd": 1}
+        if self.method not in lengths:
+            raise ValueError(f"Expected the method tucker2 or svd; got {self.method!r}.")
+        ranks = tuple(self.ranks)
+        if len(ranks) != lengths[self.method] or not all(
+            isinstance(r, int) and not isinstance(r, bool) and r >= 1 for r in ranks
+        ):
+            expected = "(in_rank, out_rank)" if self.method == "tucker2" else "(rank,)"
+            raise ValueError(f"Expected ranks {expected} of at least 1; got {self.ranks!r}.")
+        object.__setattr__(self, "ranks", ranks)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A layer that a plan leaves alone, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which layers of a net are compressed, and how.
+
+    Arguments:
+        layers: Layer names, as `net.named_modules()` gives them, and their plans.
+        skipped: Layers that were considered and left alone, with the reason.
+
+    Example:
+        >>> plan = Plan({"conv3": LayerPlan("tucker2", (5, 8))})
+        >>> Plan.from_dict(plan.to_dict()) == plan
+        True
+    """
+
+    layers: Mapping[str, LayerPlan] = field(default_factory=dict)
+    skipped: tuple[Skipped, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain JSON types."""
+        return {
+            "layers": {
+                name: {"method": layer.method, "ranks": list(layer.ranks)}
+                for name, layer in self.layers.items()
+            },
+            "skipped": [{"name": s.name, "reason": s.reason} for s in self.skipped],
+        }
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Plan:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ValueError: If a field is missing, unknown or malformed.
+        """
+        try:
+            layers = {name: LayerPlan(**layer) for name, layer in fields["layers"].items()}
+            return cls(layers, tuple(Skipped(**s) for s in fields.get("skipped", ())))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"Not a compression plan: {fields!r} ({error!r}).") from error
+
+
+def make_plan(
+    net: nn.Module,
+    layers: str | Sequence[str] = "all",
+    ranks: Ranks = "evbmf",
+    *,
+    scale: float = 1.0,
+    keep: bool = False,
+) -> Plan:
+    """Plans the compression of the layers that match, each with the ranks asked for.
+
+    Arguments:
+        net: The net, which is not modified.
+        layers: `"all"`, or shell-style patterns of layer names such as `"layers3.*.conv1"`.
+        ranks: `"evbmf"`, a ratio in (0, 1) of each layer's channels, or explicit ranks: one
+            number for an SVD or both ranks of Tucker-2, or the pair `(in_rank, out_rank)`.
+        scale: A factor on the ranks that EVBMF finds.
+        keep: Whether to keep layers that would not have fewer parameters than before, which
+            are skipped otherwise.
+
+    Raises:
+        ValueError: If the net is not sound (:func:`require_sound`), a pattern matches no layer,
+            or explicit ranks do not fit.
+
+    Example:
+        >>> make_plan(nn.Sequential(nn.Linear(64, 64)), ranks=0.25).layers
+        {'0': LayerPlan(method='svd', ranks=(16,))}
+    """
+    require_sound(net)
+    found, skipped = candidates(net)
+    if layers != "all":
+        patterns = [layers] if isinstance(layers, str) else list(layers)
+        reasons = {s[0]: s[1] for s in skipped}
+        _require_matches(patterns, list(found), reasons)
+        found = {name: m for name, m in found.items() if _matches(name, patterns)}
+        skipped = [(name, why) for name, why in skipped if _matches(name, patterns)]
+    planned: dict[str, LayerPlan] = {}
+    left = [Skipped(*s) for s in skipped]
+    for name, layer in found.items():
+        plan = plan_layer(layer, ranks, scale, name)
+        before, after = layer.weight.numel(), planned_weights(layer, plan)
+        if after >= before and not keep:
+            what = f"ranks {', '.join(map(str, plan.ranks))} need {after} weights, not {before}"
+            left.append(Skipped(name, f"would not gain: {what}"))
+        else:
+            planned[name] = plan
+    return Plan(planned, tuple(left))
+
+
+def plan_layer(
+    layer: nn.Linear | Convolution, ranks: Ranks = "evbmf", scale: float = 1.0, name: str = "layer"
+) -> LayerPlan:
+    """The plan of one layer, from ranks as :func:`make_plan` takes them.
+
+    Raises:
+        ValueError: If the ranks do not fit the layer, or its weights are not finite.
+    """
+    outs, ins = layer.weight.shape[:2]
+    largest = (min(ins, outs),) if is_matrix(layer) else (ins, outs)
+    if isinstance(ranks, str):
+        if ranks != "evbmf":
+            raise ValueError(f"Expected the ranks 'evbmf', a ratio or numbers; got {ranks!r}.")
+        try:
+            chosen = tuple(max(1, round(scale * r)) for r in evbmf_ranks(layer))
+        except ValueError as error:
+            raise ValueError(f"Layer {name!r}: {error}") from error
+    elif isinstance(ranks, float):
+        if not 0 < ranks < 1:
+            raise ValueError(f"Expected a ratio of ranks between 0 and 1; got {ranks}.")
+        chosen = tuple(max(1, round(ranks * size)) for size in largest)
+    else:
+        chosen = (ranks,) * len(largest) if isinstance(ranks, int) else tuple(ranks)
+        if len(chosen) != len(largest) or any(
+            not 1 <= r <= m for r, m in zip(chosen, largest, strict=False)
+        ):
+            raise ValueError(
+                f"Expected for layer {name!r} {len(largest)} rank(s) of at most "
+                f"{', '.join(map(str, largest))}; got {', '.join(map(str, chosen))}."
+            )
+    return LayerPlan("svd" if is_matrix(layer) else "tucker2", chosen)
+
+
+def planned_weights(layer: nn.Linear | Convolution, plan: LayerPlan) -> int:
+    """The number of weights, without the bias, that a layer has after compression."""
+    outs, ins = layer.weight.shape[:2]
+    if plan.method == "svd":
+        return plan.ranks[0] * (ins + outs)
+    in_rank, out_rank = plan.ranks
+    kernel = math.prod(layer.weight.shape[2:])
+    return ins * in_rank + in_rank * out_rank * kernel + out_rank * outs
+
+
+# The papers' students: patterns of layers by EVBMF, unless ranks are given.
+PAPERS: dict[str, dict[str, dict[str, Ranks]]] = {
+    "lenet5": {
+        "1": {"conv3": "evbmf"},
+        "2": {"conv2": "evbmf", "conv3": "evbmf"},
+        "3": {"conv2": "evbmf", "conv3": (5, 8)},
+    },
+    "resnet14": {
+        "1": {"layers3.*.conv1": "evbmf"},
+        "2": {"layers3.*.conv2": "evbmf"},
+        "3": {"layers3.*.conv1": "evbmf", "layers3.*.conv2": "evbmf"},
+    },
+}
+
+
+def student_plan(net: nn.Module, arch: str, student: str) -> Plan:
+    """The plan of student 1, 2 or 3, from the least to the most compressed.
+
+    For LeNet5 and ResNet14 these are KegNet's, which BDNF uses too. For any other net they
+    follow the same idea: 1 compresses the largest layers, as many as hold half of the
+    compressible weights; 2 every layer; 3 every layer with half the ranks. All ranks are
+    EVBMF's. Layers that would not gain are left alone, except in the papers' students.
+
+    Arguments:
+        net: The trained net, which is not modified.
+        arch: The name of its architecture, `"lenet5"`, `"resnet14"` or any other.
+        student: `"1"`, `"2"` or `"3"`.
+
+    Raises:
+        ValueError: If there is no such student, the net is not sound, it lacks the layers of
+            its architecture, or no layer would gain.
+
+    References:
+        | Knowledge Extraction with No Observable Data (Yoo et al., 2019), section 4.1
+    """
+    if student not in ("1", "2", "3"):
+        raise ValueError(
+            f"Expected student 1, 2 or 3; got {student!r}. For other plans give layer patterns."
+        )
+    if arch in PAPERS:
+        plans = [make_plan(net, k, r, keep=True) for k, r in PAPERS[arch][student].items()]
+        return Plan({name: layer for plan in plans for name, layer in plan.layers.items()})
+    if student == "1":
+        plan = make_plan(net, _largest(net))
+    else:
+        plan = make_plan(net, scale=1.0 if student == "2" else 0.5)
+    if not plan.layers:
+        reasons = "; ".join(f"{s.name}: {s.reason}" for s in plan.skipped)
+        raise ValueError(
+            f"Expected a layer that gains by compression; found none ({reasons}). "
+            "Give smaller ranks, or a ratio."
+        )
+    return plan
+
+
+def _largest(net: nn.Module, share: float = 0.5) -> list[str]:
+    """The largest layers that together hold a share of the compressible weights."""
+    require_sound(net)
+    sizes = {name: layer.weight.numel() for name, layer in candidates(net)[0].items()}
+    chosen: list[str] = []
+    for name in sorted(sizes, key=lambda n: -sizes[n]):
+        if sum(sizes[n] for n in chosen) >= share * sum(sizes.values()):
+            break
+        chosen.append(name)
+    return chosen
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _require_matches(patterns: Sequence[str], names: list[str], reasons: dict[str, str]) -> None:
+    for pattern in patterns:
+        if any(fnmatchcase(name, pattern) for name in names):
+            continue
+        why = [f"{n}: {reason}" for n, reason in reasons.items() if fnmatchcase(n, pattern)]
+        if why:
+            raise ValueError(f"No layer of {pattern!r} can be compressed ({'; '.join(why)}).")
+        raise ValueError(f"No layer matches {pattern!r}; the net has {', '.join(names)}.")

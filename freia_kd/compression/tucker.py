@@ -1,0 +1,214 @@
+"""Low-rank layers: Tucker-2 of convolutions, SVD of linear layers, as plain `nn.Sequential`s."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .evbmf import evbmf_rank
+
+Convolution = nn.Conv1d | nn.Conv2d
+
+
+def tucker2(conv: Convolution, ranks: tuple[int, int]) -> nn.Sequential:
+    r"""Splits a convolution into a 1x1, a core and a 1x1 convolution by Tucker-2.
+
+    .. math:: W_{oi\kappa} \approx \sum_{pq} A_{op}\, G_{pq\kappa}\, B_{iq}
+
+    where `q` runs over the input rank and `p` over the output rank. The first layer is
+    :math:`B^\top`; the core :math:`G` has the stride, padding and dilation of the original; the
+    last is `A` with the original's bias. Found by tensorly's higher-order orthogonal iteration.
+    At full ranks the layers compute what the original does.
+
+    Arguments:
+        conv: A `Conv1d` or `Conv2d` of one group. It is not modified.
+        ranks: The input rank and the output rank.
+
+    Raises:
+        ValueError: If the convolution has groups, a rank does not fit, or a weight is not finite.
+
+    References:
+        | Compression of Deep Convolutional Neural Networks for Fast and Low Power Mobile
+        | Applications (Kim et al., 2016) https://arxiv.org/abs/1511.06530
+
+    Example:
+        >>> conv = nn.Conv2d(16, 32, 3, stride=2, padding=1)
+        >>> [tuple(layer.weight.shape) for layer in tucker2(conv, (4, 8))]
+        [(4, 16, 1, 1), (8, 4, 3, 3), (32, 8, 1, 1)]
+    """
+    layers = tucker2_layers(conv, ranks)
+    core, (out_factor, in_factor) = _partial_tucker(_finite(conv.weight), (ranks[1], ranks[0]))
+    point = (..., *(None,) * (conv.weight.ndim - 2))
+    _set(layers[0], in_factor.T[point])
+    _set(layers[1], core)
+    _set(layers[2], out_factor[point], conv.bias)
+    return layers
+
+
+def tucker2_layers(conv: Convolution, ranks: tuple[int, int]) -> nn.Sequential:
+    """The layers of :func:`tucker2` with fresh weights, to load a state dict into.
+
+    Raises:
+        ValueError: If the convolution has groups or a rank does not fit.
+    """
+    if conv.groups != 1:
+        kind = "depthwise" if conv.groups == conv.in_channels else f"{conv.groups} groups"
+        raise ValueError(
+            f"Expected a convolution of one group; got {conv} ({kind}), whose channels are hardly "
+            "connected, so that a low rank saves nothing. Leave this layer alone."
+        )
+    in_rank = _check_rank("input rank", ranks[0], conv.in_channels)
+    out_rank = _check_rank("output rank", ranks[1], conv.out_channels)
+    kind_, place = type(conv), _place(conv)
+    core: dict[str, Any] = {
+        "stride": conv.stride,
+        "padding": conv.padding,
+        "dilation": conv.dilation,
+        "padding_mode": conv.padding_mode,
+    }
+    return _like(
+        conv,
+        kind_(conv.in_channels, in_rank, 1, bias=False, **place),
+        kind_(in_rank, out_rank, conv.kernel_size, bias=False, **core, **place),  # type: ignore[arg-type]
+        kind_(out_rank, conv.out_channels, 1, bias=conv.bias is not None, **place),
+    )
+
+
+def svd_linear(linear: nn.Linear | Convolution, rank: int) -> nn.Sequential:
+    r"""Splits a linear layer, or a 1x1 convolution, into two by a truncated SVD.
+
+    :math:`W \approx U_r S_r V_r^\top`, as :math:`S_r^{1/2} V_r^\top` and then
+    :math:`U_r S_r^{1/2}` with the original's bias. The squared error is the sum of the squared
+    singular values left out.
+
+    Arguments:
+        linear: A `Linear`, or a `Conv1d` or `Conv2d` of one group and kernel size 1 (the stride
+            moves to the first layer, where it saves most). It is not modified.
+        rank: The number of singular values kept.
+
+    Raises:
+        ValueError: If the layer is a larger or grouped convolution, the rank does not fit, or a
+            weight is not finite.
+
+    Example:
+        >>> [tuple(layer.weight.shape) for layer in svd_linear(nn.Linear(120, 84), 10)]
+        [(10, 120), (84, 10)]
+    """
+    layers = svd_layers(linear, rank)
+    weight = _finite(linear.weight)
+    u, s, vh = torch.linalg.svd(weight.flatten(1), full_matrices=False)
+    root = s[:rank].sqrt()
+    point = (..., *(None,) * (weight.ndim - 2))
+    _set(layers[0], (root[:, None] * vh[:rank])[point])
+    _set(layers[1], (u[:, :rank] * root)[point], linear.bias)
+    return layers
+
+
+def svd_layers(linear: nn.Linear | Convolution, rank: int) -> nn.Sequential:
+    """The layers of :func:`svd_linear` with fresh weights, to load a state dict into.
+
+    Raises:
+        ValueError: If the layer is a larger or grouped convolution or the rank does not fit.
+    """
+    place, bias = _place(linear), linear.bias is not None
+    if isinstance(linear, nn.Linear):
+        rank = _check_rank("rank", rank, min(linear.in_features, linear.out_features))
+        return _like(
+            linear,
+            nn.Linear(linear.in_features, rank, bias=False, **place),
+            nn.Linear(rank, linear.out_features, bias=bias, **place),
+        )
+    if linear.groups != 1 or math.prod(linear.kernel_size) != 1:
+        raise ValueError(
+            f"Expected a linear layer, or a convolution of one group and kernel size 1; got "
+            f"{linear}. Use tucker2 for larger kernels."
+        )
+    rank = _check_rank("rank", rank, min(linear.in_channels, linear.out_channels))
+    core: dict[str, Any] = {
+        "stride": linear.stride,
+        "padding": linear.padding,
+        "padding_mode": linear.padding_mode,
+    }
+    kind = type(linear)
+    return _like(
+        linear,
+        kind(linear.in_channels, rank, 1, bias=False, **core, **place),
+        kind(rank, linear.out_channels, 1, bias=bias, **place),
+    )
+
+
+def evbmf_ranks(layer: nn.Linear | Convolution) -> tuple[int, ...]:
+    """The ranks that EVBMF finds in a layer, at least 1.
+
+    Returns:
+        `(rank,)` for a linear layer or a 1x1 convolution, else `(in_rank, out_rank)` from the
+        unfoldings of the weight along its input and output channels.
+
+    Raises:
+        ValueError: If a weight is not finite.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> evbmf_ranks(nn.Conv2d(16, 32, 3))  # random weights are noise
+        (1, 1)
+    """
+    weight = layer.weight
+    if is_matrix(layer):
+        return (evbmf_rank(weight.flatten(1)),)
+    return evbmf_rank(weight.transpose(0, 1).flatten(1)), evbmf_rank(weight.flatten(1))
+
+
+def is_matrix(layer: nn.Module) -> bool:
+    """Whether a layer is a matrix in disguise: a linear layer or a 1x1 convolution."""
+    return isinstance(layer, nn.Linear) or math.prod(getattr(layer, "kernel_size", (0,))) == 1
+
+
+def _partial_tucker(weight: Tensor, ranks: tuple[int, int]) -> tuple[Tensor, list[Tensor]]:
+    """tensorly's partial Tucker of the first two modes, without changing its backend for others."""
+    import contextlib
+
+    import tensorly
+    from tensorly.decomposition import partial_tucker
+
+    context = (
+        contextlib.nullcontext()
+        if tensorly.get_backend() == "numpy"
+        else tensorly.backend_context("numpy", local_threadsafe=True)
+    )
+    with context, np.errstate(invalid="ignore", divide="ignore"):  # a weight of zeros
+        (core, factors), _ = partial_tucker(weight.numpy(), rank=ranks, modes=[0, 1])
+    return torch.from_numpy(core.copy()), [torch.from_numpy(f.copy()) for f in factors]
+
+
+def _finite(weight: Tensor) -> Tensor:
+    weight = weight.detach().to("cpu", torch.float64)
+    if not bool(weight.isfinite().all()):
+        raise ValueError("Expected finite weights; got NaN or infinite ones.")
+    return weight
+
+
+def _check_rank(name: str, rank: int, largest: int) -> int:
+    if isinstance(rank, bool) or int(rank) != rank or not 1 <= rank <= largest:
+        raise ValueError(f"Expected an {name} from 1 to {largest}; got {rank}.")
+    return int(rank)
+
+
+def _place(layer: nn.Linear | Convolution) -> dict[str, Any]:
+    return {"device": layer.weight.device, "dtype": layer.weight.dtype}
+
+
+def _like(original: nn.Linear | Convolution, *layers: nn.Module) -> nn.Sequential:
+    """The layers in sequence, trainable and in training mode as the original."""
+    sequence = nn.Sequential(*layers).train(original.training)
+    return sequence.requires_grad_(original.weight.requires_grad)
+
+
+@torch.no_grad()
+def _set(layer: Any, weight: Tensor, bias: Tensor | None = None) -> None:
+    layer.weight.copy_(weight)
+    if bias is not None:
+        layer.bias.copy_(bias)
