@@ -1,0 +1,1 @@
+"""Labelled data sets, toy distributions and synthetic sets."""

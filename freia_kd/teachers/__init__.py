@@ -1,0 +1,28 @@
+"""Classifiers: known architectures, safe loading and saving, and a plain training loop."""
+
+from .build import TEACHERS, build_net
+from .classifier import Classifier, Teacher, check_classifier
+from .loading import (
+    Checkpoint,
+    load_classifier,
+    load_teacher,
+    read_checkpoint,
+    recognise_arch,
+    save_classifier,
+)
+from .training import train_classifier
+
+__all__ = [
+    "TEACHERS",
+    "Checkpoint",
+    "Classifier",
+    "Teacher",
+    "build_net",
+    "check_classifier",
+    "load_classifier",
+    "load_teacher",
+    "read_checkpoint",
+    "recognise_arch",
+    "save_classifier",
+    "train_classifier",
+]

@@ -1,0 +1,63 @@
+"""A multilayer perceptron for vectors and flattened images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..domain import Domain
+
+
+class MLP(nn.Module):
+    """Fully connected layers with ReLU between them.
+
+    Arguments:
+        features: The number of input features; images are flattened.
+        classes: The number of classes.
+        hidden_features: The widths of the hidden layers.
+
+    Example:
+        >>> MLP(2, 3)(torch.zeros(5, 2)).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(
+        self, features: int, classes: int, hidden_features: Sequence[int] = (64, 64)
+    ) -> None:
+        super().__init__()
+        widths = [features, *hidden_features, classes]
+        self.layers = nn.ModuleList(
+            nn.Linear(width_in, width_out)
+            for width_in, width_out in zip(widths, widths[1:], strict=False)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits with shape `(B, classes)` for inputs with shape `(B, *shape)`."""
+        x = x.flatten(1)
+        for layer in self.layers[:-1]:
+            x = torch.relu(layer(x))
+        return self.layers[-1](x)
+
+    @staticmethod
+    def sizes(state: dict[str, Tensor]) -> dict[str, int | tuple[int, ...]]:
+        """The constructor's arguments, read off the weights (`KeyError` if they are others)."""
+        depth = sum(key.startswith("layers.") and key.endswith(".weight") for key in state)
+        widths = [state[f"layers.{i}.weight"].shape[0] for i in range(depth)]
+        return {
+            "features": state["layers.0.weight"].shape[1],
+            "classes": widths[-1],
+            "hidden_features": tuple(widths[:-1]),
+        }
+
+    @classmethod
+    def from_domain(cls, domain: Domain, state: dict[str, Tensor] | None = None) -> MLP:
+        """Makes the net for a domain, as wide as the weights to be loaded if there are any."""
+        features = math.prod(domain.shape)
+        if state is None:
+            return cls(features, domain.classes)
+        hidden_features = cls.sizes(state)["hidden_features"]
+        assert isinstance(hidden_features, tuple)
+        return cls(features, domain.classes, hidden_features)

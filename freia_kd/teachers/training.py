@@ -1,0 +1,82 @@
+"""The plain training loop that makes a teacher from labelled data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..domain import Domain
+from ..errors import TrainingError
+from .classifier import Classifier
+
+if TYPE_CHECKING:
+    from ..data.datasets import LabelledData
+
+
+def train_classifier(
+    net: nn.Module,
+    train: LabelledData,
+    domain: Domain,
+    epochs: int = 8,
+    batch_size: int = 128,
+    learning_rate: float = 1e-3,
+    generator: torch.Generator | None = None,
+    on_step: Callable[[dict[str, float]], None] | None = None,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Trains a net in place by cross-entropy, with Adam and a cosine learning rate.
+
+    The weights after the last step are kept: no checkpoint is chosen.
+
+    Arguments:
+        net: The net, from normalised inputs to logits; left on `device`, in eval mode.
+        train: The training data.
+        domain: The domain that normalises the inputs.
+        epochs: The number of passes over the data.
+        batch_size: Images per step.
+        learning_rate: The learning rate of the first step; it falls to zero.
+        generator: The source of the order of the data.
+        on_step: Called after each step with `epoch`, `step`, `steps`, `loss` and
+            `learning_rate`.
+        device: Where to train.
+
+    Raises:
+        ValueError: If the labels or inputs do not fit the domain.
+        TrainingError: If the loss is not finite.
+    """
+    train.check(domain)
+    classifier = Classifier(net, domain, "net").to(device).train()
+    batch_size = min(batch_size, len(train))
+    steps = epochs * (len(train) // batch_size)
+    optimizer = torch.optim.Adam(net.parameters(), learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    step = 0
+    for epoch in range(1, epochs + 1):
+        # The last, smaller batch is left out: batch normalisation cannot do with a batch of one.
+        for x, y in train.batches(batch_size, generator, drop_last=True):
+            loss = F.cross_entropy(classifier(x.to(device)), y.to(device))
+            step += 1
+            if not torch.isfinite(loss):
+                raise TrainingError(
+                    f"The loss is {loss.item()} at step {step} of {steps}, with learning rate "
+                    f"{schedule.get_last_lr()[0]:.3g}; lower the learning rate."
+                )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if on_step is not None:
+                on_step(
+                    {
+                        "epoch": epoch,
+                        "step": step,
+                        "steps": steps,
+                        "loss": loss.item(),
+                        "learning_rate": schedule.get_last_lr()[0],
+                    }
+                )
+            schedule.step()
+    classifier.eval()
