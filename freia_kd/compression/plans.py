@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torch import nn
 
 from .surgery import candidates, require_sound
-from .tucker import Convolution, evbmf_ranks, is_matrix
+from .tucker import Convolution, evbmf_ranks, is_matrix, usable_ranks
 
 Ranks = Literal["evbmf"] | float | int | Sequence[int]
 
@@ -168,7 +168,9 @@ def plan_layer(
                 f"Expected for layer {name!r} {len(largest)} rank(s) of at most "
                 f"{', '.join(map(str, largest))}; got {', '.join(map(str, chosen))}."
             )
-    return LayerPlan("svd" if is_matrix(layer) else "tucker2", chosen)
+    if isinstance(layer, nn.Linear) or is_matrix(layer):
+        return LayerPlan("svd", chosen)
+    return LayerPlan("tucker2", usable_ranks(layer, (chosen[0], chosen[1])))
 
 
 def planned_weights(layer: nn.Linear | Convolution, plan: LayerPlan) -> int:

@@ -26,7 +26,8 @@ def tucker2(conv: Convolution, ranks: tuple[int, int]) -> nn.Sequential:
 
     Arguments:
         conv: A `Conv1d` or `Conv2d` of one group. It is not modified.
-        ranks: The input rank and the output rank.
+        ranks: The input rank and the output rank, lowered where that loses nothing
+            (:func:`usable_ranks`).
 
     Raises:
         ValueError: If the convolution has groups, a rank does not fit, or a weight is not finite.
@@ -41,7 +42,8 @@ def tucker2(conv: Convolution, ranks: tuple[int, int]) -> nn.Sequential:
         [(4, 16, 1, 1), (8, 4, 3, 3), (32, 8, 1, 1)]
     """
     layers = tucker2_layers(conv, ranks)
-    core, (out_factor, in_factor) = _partial_tucker(_finite(conv.weight), (ranks[1], ranks[0]))
+    in_rank, out_rank = usable_ranks(conv, ranks)
+    core, (out_factor, in_factor) = _partial_tucker(_finite(conv.weight), (out_rank, in_rank))
     point = (..., *(None,) * (conv.weight.ndim - 2))
     _set(layers[0], in_factor.T[point])
     _set(layers[1], core)
@@ -61,8 +63,9 @@ def tucker2_layers(conv: Convolution, ranks: tuple[int, int]) -> nn.Sequential:
             f"Expected a convolution of one group; got {conv} ({kind}), whose channels are hardly "
             "connected, so that a low rank saves nothing. Leave this layer alone."
         )
-    in_rank = _check_rank("input rank", ranks[0], conv.in_channels)
-    out_rank = _check_rank("output rank", ranks[1], conv.out_channels)
+    _check_rank("input rank", ranks[0], conv.in_channels)
+    _check_rank("output rank", ranks[1], conv.out_channels)
+    in_rank, out_rank = usable_ranks(conv, ranks)
     kind_, place = type(conv), _place(conv)
     core: dict[str, Any] = {
         "stride": conv.stride,
@@ -76,6 +79,18 @@ def tucker2_layers(conv: Convolution, ranks: tuple[int, int]) -> nn.Sequential:
         kind_(in_rank, out_rank, conv.kernel_size, bias=False, **core, **place),  # type: ignore[arg-type]
         kind_(out_rank, conv.out_channels, 1, bias=conv.bias is not None, **place),
     )
+
+
+def usable_ranks(conv: Convolution, ranks: tuple[int, int]) -> tuple[int, int]:
+    """The ranks, each at most the other times the kernel's area: the core has no more.
+
+    Example:
+        >>> usable_ranks(nn.Conv2d(3, 64, 2), (1, 64))
+        (1, 4)
+    """
+    area = math.prod(conv.kernel_size)
+    in_rank = min(ranks[0], ranks[1] * area)
+    return in_rank, min(ranks[1], in_rank * area)
 
 
 def svd_linear(linear: nn.Linear | Convolution, rank: int) -> nn.Sequential:
@@ -116,7 +131,7 @@ def svd_layers(linear: nn.Linear | Convolution, rank: int) -> nn.Sequential:
     """
     place, bias = _place(linear), linear.bias is not None
     if isinstance(linear, nn.Linear):
-        rank = _check_rank("rank", rank, min(linear.in_features, linear.out_features))
+        _check_rank("rank", rank, min(linear.in_features, linear.out_features))
         return _like(
             linear,
             nn.Linear(linear.in_features, rank, bias=False, **place),
@@ -127,7 +142,7 @@ def svd_layers(linear: nn.Linear | Convolution, rank: int) -> nn.Sequential:
             f"Expected a linear layer, or a convolution of one group and kernel size 1; got "
             f"{linear}. Use tucker2 for larger kernels."
         )
-    rank = _check_rank("rank", rank, min(linear.in_channels, linear.out_channels))
+    _check_rank("rank", rank, min(linear.in_channels, linear.out_channels))
     core: dict[str, Any] = {
         "stride": linear.stride,
         "padding": linear.padding,
@@ -191,10 +206,9 @@ def _finite(weight: Tensor) -> Tensor:
     return weight
 
 
-def _check_rank(name: str, rank: int, largest: int) -> int:
-    if isinstance(rank, bool) or int(rank) != rank or not 1 <= rank <= largest:
-        raise ValueError(f"Expected an {name} from 1 to {largest}; got {rank}.")
-    return int(rank)
+def _check_rank(name: str, rank: int, largest: int) -> None:
+    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= largest:
+        raise ValueError(f"Expected an integer {name} from 1 to {largest}; got {rank}.")
 
 
 def _place(layer: nn.Linear | Convolution) -> dict[str, Any]:
