@@ -53,7 +53,7 @@ class LabelledData(Dataset[tuple[Tensor, int]]):
         ValueError: If the two do not go together, are empty, or hold impossible values.
 
     Example:
-        >>> data = LabelledData(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), torch.arange(5), "zeros")
+        >>> data = LabelledData(torch.zeros(5, 1, 2, 2), torch.arange(5), "zeros")
         >>> [len(x) for x, y in data.batches(2)]
         [2, 2, 1]
     """
@@ -236,7 +236,7 @@ def _resize(images: Tensor, size: list[int]) -> Tensor:
 
 
 def digits(split: Split, root: Path, download: bool) -> LabelledData:
-    """scikit-learn's 1797 handwritten digits of 8x8 pixels; a fixed stratified fifth is the test."""
+    """scikit-learn's 1797 handwritten digits, 8x8; a fixed stratified fifth is the test split."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -244,8 +244,8 @@ def digits(split: Split, root: Path, download: bool) -> LabelledData:
     chosen = train_test_split(
         np.arange(len(labels)), test_size=0.2, random_state=0, stratify=labels
     )[split == "test"]
-    images = torch.from_numpy(pixels[chosen] / 16).view(-1, 1, 8, 8)
-    return LabelledData(images, torch.from_numpy(labels[chosen]), "digits")
+    images = torch.from_numpy(pixels[chosen] * (255 / 16)).round().to(torch.uint8)
+    return LabelledData(images.view(-1, 1, 8, 8), torch.from_numpy(labels[chosen]), "digits")
 
 
 def mnist(split: Split, root: Path, download: bool) -> LabelledData:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -30,8 +31,7 @@ class MLP(nn.Module):
         super().__init__()
         widths = [features, *hidden_features, classes]
         self.layers = nn.ModuleList(
-            nn.Linear(width_in, width_out)
-            for width_in, width_out in zip(widths, widths[1:], strict=False)
+            nn.Linear(width_in, width_out) for width_in, width_out in itertools.pairwise(widths)
         )
 
     def forward(self, x: Tensor) -> Tensor:

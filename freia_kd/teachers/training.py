@@ -75,7 +75,7 @@ def train_classifier(
                         "step": step,
                         "steps": steps,
                         "loss": loss.item(),
-                        "learning_rate": schedule.get_last_lr()[0],
+                        "learning_rate": float(schedule.get_last_lr()[0]),
                     }
                 )
             schedule.step()
