@@ -1,15 +1,18 @@
 """What flows and students are trained by; every part works on any :class:`ConditionalFlow`."""
 
+from .activation_boundaries import ActivationBoundaries
 from .batchnorm import BatchStatistics, LayerStatistics, moments, normalization_layers
 from .bidirectional import Bidirectional
 from .contract import Batch, Objective, Terms
 from .distill import Distill, Exact, cross_entropy, vary_contrast
 from .divergences import DIVERGENCES, forward_kl, jensen_shannon, l1, reverse_kl
 from .image_priors import BasePrior, GaussianPrior, Prior, SpectralPrior, TotalVariation
+from .monitors import Health, examine, examine_flow, not_finite
 from .reverse_likelihood import ReverseLikelihood, dequantize
 
 __all__ = [
     "DIVERGENCES",
+    "ActivationBoundaries",
     "BasePrior",
     "Batch",
     "BatchStatistics",
@@ -17,6 +20,7 @@ __all__ = [
     "Distill",
     "Exact",
     "GaussianPrior",
+    "Health",
     "LayerStatistics",
     "Objective",
     "Prior",
@@ -26,11 +30,14 @@ __all__ = [
     "TotalVariation",
     "cross_entropy",
     "dequantize",
+    "examine",
+    "examine_flow",
     "forward_kl",
     "jensen_shannon",
     "l1",
     "moments",
     "normalization_layers",
+    "not_finite",
     "reverse_kl",
     "vary_contrast",
 ]
