@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -12,6 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,64 @@ def count_macs(net: nn.Module, shape: Sequence[int]) -> int:
     return counter.get_total_flops() // 2
 
 
+@dataclass(frozen=True)
+class LayerUse:
+    """How a net uses one of its convolutions or linear layers, for one input.
+
+    Arguments:
+        inputs: The input shapes of its calls, with the batch of 1 in front.
+        positions: The pixels, or rows of a linear layer, that go into and come out of each call.
+        macs: The multiply-accumulates of all calls.
+    """
+
+    inputs: tuple[tuple[int, ...], ...]
+    positions: tuple[tuple[int, int], ...]
+    macs: int
+
+    @property
+    def calls(self) -> int:
+        """How often the net calls the layer; 0 where it uses the weight in other ways."""
+        return len(self.inputs)
+
+
+def trace_layers(net: nn.Module, shape: Sequence[int]) -> dict[str, LayerUse]:
+    """How each convolution (without transposed ones) and linear layer is used for one input.
+
+    Arguments:
+        net: The net, evaluated in eval mode and put back into the mode it was in.
+        shape: The shape of one input, without the batch.
+
+    Raises:
+        ValueError: If the net rejects inputs of that shape.
+
+    Example:
+        >>> trace_layers(nn.Sequential(nn.Conv2d(1, 2, 3)), (1, 5, 5))["0"]
+        LayerUse(inputs=((1, 1, 5, 5),), positions=((25, 9),), macs=162)
+    """
+    layers = {n: m for n, m in net.named_modules() if isinstance(m, (*CONVOLUTIONS, nn.Linear))}
+    seen: dict[int, list[tuple[tuple[int, ...], tuple[int, int]]]] = {}
+
+    def record(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        axis = -1 if isinstance(layer, nn.Linear) else 1
+        x = inputs[0]
+        positions = x.numel() // x.shape[axis], output.numel() // output.shape[axis]
+        seen.setdefault(id(layer), []).append((tuple(x.shape), positions))
+
+    handles = [layer.register_forward_hook(record) for layer in layers.values()]
+    try:
+        with evaluating(net):
+            _run(net, example_input(net, shape))
+    finally:
+        for handle in handles:
+            handle.remove()
+    uses = {}
+    for name, layer in layers.items():
+        calls = seen.get(id(layer), [])
+        macs = sum(outputs * layer.weight.numel() for _, (_, outputs) in calls)
+        uses[name] = LayerUse(tuple(c[0] for c in calls), tuple(c[1] for c in calls), macs)
+    return uses
+
+
 def measure_latency(
     net: nn.Module, shape: Sequence[int], batch: int = 1, seconds: float = 0.5
 ) -> Latency:
@@ -126,6 +189,71 @@ def file_bytes(net: nn.Module) -> int:
     buffer = io.BytesIO()
     torch.save(net.state_dict(), buffer)
     return buffer.getbuffer().nbytes
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Follows the bytes of all tensors that operations make while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.sizes: dict[int, int] = {}
+
+    def follow(self, value: object, freed: bool = True) -> None:
+        """Counts the memory of a tensor until it is freed, once however many share it."""
+        if not isinstance(value, torch.Tensor):
+            return
+        storage = value.untyped_storage()
+        key = storage._cdata
+        if key in self.sizes:
+            return
+        self.sizes[key] = storage.nbytes()
+        self.live += storage.nbytes()
+        self.peak = max(self.peak, self.live)
+        if freed:
+            weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.live -= self.sizes.pop(key)
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        tree_map(self.follow, output)
+        return output
+
+
+def peak_bytes(net: nn.Module, shape: Sequence[int], batch: int = 1) -> int:
+    """The most bytes that tensors take at once in a forward pass: weights, input, activations.
+
+    Counted by following every tensor that torch makes, and so the same on every machine and in
+    every run. Scratch space inside of an operation (of a convolution's algorithm, say) and
+    memory that an allocator keeps in reserve are not in it.
+
+    Arguments:
+        net: The net, evaluated in eval mode and put back into the mode it was in.
+        shape: The shape of one input, without the batch.
+        batch: The number of inputs in the pass.
+
+    Raises:
+        ValueError: If the net rejects inputs of that shape.
+
+    Example:
+        >>> peak_bytes(nn.Sequential(nn.Linear(8, 4, bias=False)), (8,)) == 4 * (32 + 8 + 4)
+        True
+    """
+    x = example_input(net, shape, batch)
+    counter = _LiveBytes()
+    for tensor in (*net.parameters(), *net.buffers(), x):
+        counter.follow(tensor, freed=False)
+    with evaluating(net), counter:
+        _run(net, x)
+    return counter.peak
 
 
 def example_input(net: nn.Module, shape: Sequence[int], batch: int = 1) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 GRID = 512  # points of the coarse search for the noise variance, whose free energy has kinks
+GRAM_FROM = 1024  # shorter sides above this would take minutes by a singular value decomposition
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,7 @@ def evbmf_rank(matrix: Tensor, noise_variance: float | None = None, minimum: int
         (1, 0)
     """
     matrix = _checked(matrix, noise_variance)
-    return max(
-        minimum, _rank_and_noise(torch.linalg.svdvals(matrix), matrix.shape, noise_variance)[0]
-    )
+    return max(minimum, _rank_and_noise(_singular_values(matrix), matrix.shape, noise_variance)[0])
 
 
 def detection_threshold(alpha: float) -> float:
@@ -162,6 +161,14 @@ def _checked(matrix: Tensor, noise_variance: float | None) -> Tensor:
     if not bool(matrix.isfinite().all()):
         raise ValueError("Expected a matrix of finite numbers; got NaN or infinite entries.")
     return matrix
+
+
+def _singular_values(matrix: Tensor) -> Tensor:
+    """All singular values in descending order, by the Gram matrix where a matrix is large."""
+    if min(matrix.shape) <= GRAM_FROM:
+        return torch.linalg.svdvals(matrix)
+    matrix = matrix if len(matrix) <= matrix.shape[1] else matrix.T
+    return torch.linalg.eigvalsh(matrix @ matrix.T).clamp(min=0).sqrt().flip(0)
 
 
 def _rank_and_noise(

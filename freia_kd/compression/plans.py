@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
+from .cost import LayerUse, trace_layers
 from .surgery import candidates, require_sound
 from .tucker import Convolution, evbmf_ranks, is_matrix, usable_ranks
 
-Ranks = Literal["evbmf"] | float | int | Sequence[int]
+Ranks = Literal["evbmf", "keep"] | float | int | Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -92,9 +95,10 @@ class Plan:
 
 def make_plan(
     net: nn.Module,
-    layers: str | Sequence[str] = "all",
+    layers: str | Sequence[str] | Mapping[str, Ranks] = "all",
     ranks: Ranks = "evbmf",
     *,
+    shape: Sequence[int] | None = None,
     scale: float = 1.0,
     keep: bool = False,
 ) -> Plan:
@@ -102,40 +106,84 @@ def make_plan(
 
     Arguments:
         net: The net, which is not modified.
-        layers: `"all"`, or shell-style patterns of layer names such as `"layers3.*.conv1"`.
+        layers: `"all"`, shell-style patterns of layer names such as `"layers3.*.conv1"`, or a
+            mapping from patterns to ranks (:func:`read_rules`), where the last pattern that
+            matches a layer counts and the ranks `"keep"` leave it as it is.
         ranks: `"evbmf"`, a ratio in (0, 1) of each layer's channels, or explicit ranks: one
             number for an SVD or both ranks of Tucker-2, or the pair `(in_rank, out_rank)`.
+        shape: The shape of one input. If it is given, layers that would not need fewer
+            multiply-accumulates are skipped too, and those that the net never calls.
         scale: A factor on the ranks that EVBMF finds.
-        keep: Whether to keep layers that would not have fewer parameters than before, which
-            are skipped otherwise.
+        keep: Whether to plan layers that would not gain, too.
 
     Raises:
         ValueError: If the net is not sound (:func:`require_sound`), a pattern matches no layer,
-            or explicit ranks do not fit.
+            explicit ranks do not fit, or the net rejects inputs of the shape.
 
     Example:
         >>> make_plan(nn.Sequential(nn.Linear(64, 64)), ranks=0.25).layers
         {'0': LayerPlan(method='svd', ranks=(16,))}
     """
     require_sound(net)
-    found, skipped = candidates(net)
-    if layers != "all":
-        patterns = [layers] if isinstance(layers, str) else list(layers)
-        reasons = {s[0]: s[1] for s in skipped}
-        _require_matches(patterns, list(found), reasons)
-        found = {name: m for name, m in found.items() if _matches(name, patterns)}
-        skipped = [(name, why) for name, why in skipped if _matches(name, patterns)]
+    if not isinstance(layers, Mapping):
+        layers = dict.fromkeys([layers] if isinstance(layers, str) else layers, ranks)
+    found, refused = candidates(net)
+    rules = _match(layers, list(found), dict(refused))
+    uses = None if shape is None else trace_layers(net, shape)
     planned: dict[str, LayerPlan] = {}
-    left = [Skipped(*s) for s in skipped]
+    skipped = [Skipped(n, why) for n, why in refused if any(_matches(n, p) for p in layers)]
     for name, layer in found.items():
-        plan = plan_layer(layer, ranks, scale, name)
-        before, after = layer.weight.numel(), planned_weights(layer, plan)
-        if after >= before and not keep:
-            what = f"ranks {', '.join(map(str, plan.ranks))} need {after} weights, not {before}"
-            left.append(Skipped(name, f"would not gain: {what}"))
-        else:
+        if rules.get(name, "keep") == "keep":
+            continue
+        plan = plan_layer(layer, rules[name], scale, name)
+        reason = why_no_gain(layer, plan, None if uses is None else uses[name])
+        if reason is None or keep:
             planned[name] = plan
-    return Plan(planned, tuple(left))
+        else:
+            skipped.append(Skipped(name, reason))
+    return Plan(planned, tuple(skipped))
+
+
+def read_rules(path: str | os.PathLike[str]) -> dict[str, Ranks]:
+    """Reads patterns of layer names and their ranks, for :func:`make_plan`, from a YAML file.
+
+    The last pattern that matches a layer counts::
+
+        all: evbmf
+        layers1.*: keep            # leave these as they are
+        layers3.*.conv1: 0.25      # a ratio of the channels
+        layers3.1.conv2: [16, 24]  # the input and the output rank
+        linear: 8                  # the rank of an SVD
+
+    Raises:
+        ValueError: If the file is not such a mapping; all faults are reported together.
+        OSError: If it cannot be read.
+    """
+    import yaml
+
+    try:
+        rules = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"Not a YAML file: {path} ({error}).") from error
+    if not isinstance(rules, dict) or not rules:
+        raise ValueError(f"Expected layer patterns and their ranks in {path}; got {rules!r}.")
+    faults = [f"{name}: {value!r}" for name, value in rules.items() if not _is_ranks(value)]
+    if faults:
+        raise ValueError(
+            f"Expected ranks 'evbmf', 'keep', a ratio between 0 and 1, a number or [in, out] in "
+            f"{path}; got {'; '.join(faults)}."
+        )
+    return {str(name): value for name, value in rules.items()}
+
+
+def _is_ranks(value: object) -> bool:
+    if isinstance(value, bool):
+        return False
+    if isinstance(value, list):
+        return len(value) in (1, 2) and all(isinstance(v, int) and v >= 1 for v in value)
+    if isinstance(value, float):
+        return 0 < value < 1
+    return value in ("evbmf", "keep") or (isinstance(value, int) and value >= 1)
 
 
 def plan_layer(
@@ -175,12 +223,44 @@ def plan_layer(
 
 def planned_weights(layer: nn.Linear | Convolution, plan: LayerPlan) -> int:
     """The number of weights, without the bias, that a layer has after compression."""
+    return planned_macs(layer, plan, 1, 1)
+
+
+def planned_macs(
+    layer: nn.Linear | Convolution, plan: LayerPlan, positions_in: int, positions_out: int
+) -> int:
+    """The multiply-accumulates of a layer after compression.
+
+    Arguments:
+        layer: The layer as it is.
+        plan: Its plan.
+        positions_in: The number of pixels, or of rows of a linear layer, that go in.
+        positions_out: How many come out.
+    """
     outs, ins = layer.weight.shape[:2]
     if plan.method == "svd":
-        return plan.ranks[0] * (ins + outs)
+        return positions_out * plan.ranks[0] * (ins + outs)
     in_rank, out_rank = plan.ranks
-    kernel = math.prod(layer.weight.shape[2:])
-    return ins * in_rank + in_rank * out_rank * kernel + out_rank * outs
+    core = in_rank * out_rank * math.prod(layer.weight.shape[2:])
+    return positions_in * ins * in_rank + positions_out * (core + out_rank * outs)
+
+
+def why_no_gain(
+    layer: nn.Linear | Convolution, plan: LayerPlan, use: LayerUse | None = None
+) -> str | None:
+    """Why a layer should be left alone: it would not shrink, or is not called; else `None`."""
+    ranks = ", ".join(map(str, plan.ranks))
+    before, after = layer.weight.numel(), planned_weights(layer, plan)
+    if after >= before:
+        return f"would not gain: ranks {ranks} need {after} weights, not {before}"
+    if use is None:
+        return None
+    if not use.calls:
+        return "the net never calls it as a layer, so that its weight may be used directly"
+    after = sum(planned_macs(layer, plan, i, o) for i, o in use.positions)
+    if after >= use.macs:
+        return f"would not gain: ranks {ranks} need {after} multiply-accumulates, not {use.macs}"
+    return None
 
 
 # The papers' students: patterns of layers by EVBMF, unless ranks are given.
@@ -198,7 +278,9 @@ PAPERS: dict[str, dict[str, dict[str, Ranks]]] = {
 }
 
 
-def student_plan(net: nn.Module, arch: str, student: str) -> Plan:
+def student_plan(
+    net: nn.Module, arch: str, student: str, shape: Sequence[int] | None = None
+) -> Plan:
     """The plan of student 1, 2 or 3, from the least to the most compressed.
 
     For LeNet5 and ResNet14 these are KegNet's, which BDNF uses too. For any other net they
@@ -210,6 +292,7 @@ def student_plan(net: nn.Module, arch: str, student: str) -> Plan:
         net: The trained net, which is not modified.
         arch: The name of its architecture, `"lenet5"`, `"resnet14"` or any other.
         student: `"1"`, `"2"` or `"3"`.
+        shape: The shape of one input, to tell better which layers gain (:func:`make_plan`).
 
     Raises:
         ValueError: If there is no such student, the net is not sound, it lacks the layers of
@@ -223,12 +306,9 @@ def student_plan(net: nn.Module, arch: str, student: str) -> Plan:
             f"Expected student 1, 2 or 3; got {student!r}. For other plans give layer patterns."
         )
     if arch in PAPERS:
-        plans = [make_plan(net, k, r, keep=True) for k, r in PAPERS[arch][student].items()]
-        return Plan({name: layer for plan in plans for name, layer in plan.layers.items()})
-    if student == "1":
-        plan = make_plan(net, _largest(net))
-    else:
-        plan = make_plan(net, scale=1.0 if student == "2" else 0.5)
+        return make_plan(net, PAPERS[arch][student], keep=True)
+    layers = _largest(net) if student == "1" else "all"
+    plan = make_plan(net, layers, shape=shape, scale=0.5 if student == "3" else 1.0)
     if not plan.layers:
         reasons = "; ".join(f"{s.name}: {s.reason}" for s in plan.skipped)
         raise ValueError(
@@ -250,15 +330,26 @@ def _largest(net: nn.Module, share: float = 0.5) -> list[str]:
     return chosen
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+def _matches(name: str, pattern: str) -> bool:
+    return pattern in ("all", name) or fnmatchcase(name, pattern)
 
 
-def _require_matches(patterns: Sequence[str], names: list[str], reasons: dict[str, str]) -> None:
-    for pattern in patterns:
-        if any(fnmatchcase(name, pattern) for name in names):
+def _match(
+    rules: Mapping[str, Ranks], names: list[str], refused: Mapping[str, str]
+) -> dict[str, Ranks]:
+    """The ranks of each layer that a pattern matches; the last pattern counts.
+
+    Raises:
+        ValueError: If a pattern matches no layer that can be compressed.
+    """
+    matched: dict[str, Ranks] = {}
+    for pattern, ranks in rules.items():
+        hits = [name for name in names if _matches(name, pattern)]
+        matched.update(dict.fromkeys(hits, ranks))
+        if hits or ranks == "keep":
             continue
-        why = [f"{n}: {reason}" for n, reason in reasons.items() if fnmatchcase(n, pattern)]
+        why = [f"{n}: {reason}" for n, reason in refused.items() if _matches(n, pattern)]
         if why:
             raise ValueError(f"No layer of {pattern!r} can be compressed ({'; '.join(why)}).")
         raise ValueError(f"No layer matches {pattern!r}; the net has {', '.join(names)}.")
+    return matched

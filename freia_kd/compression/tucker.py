@@ -98,7 +98,8 @@ def svd_linear(linear: nn.Linear | Convolution, rank: int) -> nn.Sequential:
 
     :math:`W \approx U_r S_r V_r^\top`, as :math:`S_r^{1/2} V_r^\top` and then
     :math:`U_r S_r^{1/2}` with the original's bias. The squared error is the sum of the squared
-    singular values left out.
+    singular values left out. Only the eigenvectors of the smaller Gram matrix are computed, and
+    the weight is projected on them, which is exact at full rank all the same.
 
     Arguments:
         linear: A `Linear`, or a `Conv1d` or `Conv2d` of one group and kernel size 1 (the stride
@@ -115,11 +116,10 @@ def svd_linear(linear: nn.Linear | Convolution, rank: int) -> nn.Sequential:
     """
     layers = svd_layers(linear, rank)
     weight = _finite(linear.weight)
-    u, s, vh = torch.linalg.svd(weight.flatten(1), full_matrices=False)
-    root = s[:rank].sqrt()
+    first, last = _split(weight.flatten(1), rank)
     point = (..., *(None,) * (weight.ndim - 2))
-    _set(layers[0], (root[:, None] * vh[:rank])[point])
-    _set(layers[1], (u[:, :rank] * root)[point], linear.bias)
+    _set(layers[0], first[point])
+    _set(layers[1], last[point], linear.bias)
     return layers
 
 
@@ -180,6 +180,26 @@ def evbmf_ranks(layer: nn.Linear | Convolution) -> tuple[int, ...]:
 def is_matrix(layer: nn.Module) -> bool:
     """Whether a layer is a matrix in disguise: a linear layer or a 1x1 convolution."""
     return isinstance(layer, nn.Linear) or math.prod(getattr(layer, "kernel_size", (0,))) == 1
+
+
+def left_factor(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The left singular vectors `(rows, rows)` and squared singular values of a matrix, descending.
+
+    Of a matrix with more rows than columns, those beyond the columns are orthonormal, with 0.
+    """
+    squares, vectors = torch.linalg.eigh(matrix @ matrix.T)
+    return vectors.flip(1), squares.flip(0).clamp(min=0)
+
+
+def _split(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Factors `(rank, columns)` and `(rows, rank)` of the best approximation, equally large."""
+    if len(matrix) > matrix.shape[1]:
+        first, last = _split(matrix.T, rank)
+        return last.T, first.T
+    u = left_factor(matrix)[0][:, :rank]
+    projected = u.T @ matrix
+    root = projected.norm(dim=1).clamp(min=1e-150).sqrt()
+    return projected / root[:, None], u * root
 
 
 def _partial_tucker(weight: Tensor, ranks: tuple[int, int]) -> tuple[Tensor, list[Tensor]]:

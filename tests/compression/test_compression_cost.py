@@ -1,17 +1,23 @@
 """Costs against hand-computed numbers."""
 
 import io
+import json
 
 import pytest
 import torch
 from torch import nn
 
+from freia_kd.compression import comparison
+from freia_kd.compression.comparison import Costs, LayerCosts, compare_costs
 from freia_kd.compression.cost import (
+    Latency,
     count_macs,
     count_parameters,
     file_bytes,
     measure_latencies,
     measure_latency,
+    peak_bytes,
+    trace_layers,
 )
 from freia_kd.compression.plans import LayerPlan, Plan
 from freia_kd.compression.surgery import apply_plan
@@ -97,3 +103,68 @@ def test_latency_orders_nets_and_has_a_spread():
 def test_a_shape_that_the_net_rejects(measure):
     with pytest.raises(ValueError, match=r"inputs with shape \(1, 3, 8, 8\); LeNet5 fails"):
         measure(LeNet5(), (3, 8, 8))
+
+
+def test_peak_bytes_by_hand():
+    relu = nn.Sequential(*[nn.ReLU() for _ in range(5)])  # each frees the one before the last
+    assert peak_bytes(relu, (100,), batch=3) == 3 * 1200
+    inplace = nn.Sequential(*[nn.ReLU(inplace=True) for _ in range(5)], nn.Flatten())
+    assert peak_bytes(inplace, (100,), batch=3) == 1200
+    net = nn.Sequential(nn.Linear(100, 10, bias=False), nn.Linear(10, 100, bias=False))
+    assert peak_bytes(net, (100,)) == 4 * (2000 + 100 + 10 + 100)
+
+
+def test_a_shared_layer_traces_every_call():
+    layer = nn.Conv2d(2, 2, 3)
+    uses = trace_layers(nn.Sequential(layer, layer), (2, 8, 8))
+    assert uses["0"].positions == ((64, 36), (36, 16))
+    assert uses["0"].macs == (36 + 16) * 36 == count_macs(nn.Sequential(layer, layer), (2, 8, 8))
+
+
+@pytest.mark.parametrize("net", [LeNet5(), ResNet14(1)])
+def test_traced_layers_add_up_to_the_net(net):
+    assert sum(use.macs for use in trace_layers(net, (1, 32, 32)).values()) == count_macs(
+        net, (1, 32, 32)
+    )
+
+
+def test_comparison_of_a_student():
+    net = LeNet5()
+    plan = Plan({"conv2": LayerPlan("tucker2", (3, 4)), "fc1": LayerPlan("svd", (10,))})
+    small = apply_plan(net, plan)
+    compared = compare_costs(net, small, (1, 32, 32), batches=(1, 4), seconds=0.02)
+    assert compared.after.parameters == count_parameters(small)
+    assert compared.after.macs == count_macs(small, (1, 32, 32))
+    assert set(compared.before.latency) == set(compared.after.peak_bytes) == {1, 4}
+    conv2, fc1 = compared.layers
+    assert (conv2.name, conv2.ranks, fc1.name, fc1.ranks) == ("conv2", (3, 4), "fc1", (10,))
+    saved = sum(row.macs[0] - row.macs[1] for row in compared.layers)
+    assert compared.before.macs - compared.after.macs == saved
+    saved = sum(row.parameters[0] - row.parameters[1] for row in compared.layers)
+    assert compared.before.parameters - compared.after.parameters == saved
+    json.dumps(compared.to_dict())
+
+
+def costs(macs, low, median, high):
+    return Costs(1, macs, 1, {1: 1}, {1: Latency(median, low, high, 1, 5)})
+
+
+@pytest.mark.parametrize(
+    ("after", "message"),
+    [
+        (costs(40, 1.0, 2.0, 3.0), "40% of the multiply-accumulates but is not faster here"),
+        (costs(40, 0.8, 1.5, 1.9), "within the spread"),
+        (costs(40, 0.8, 0.9, 1.0), None),
+        (costs(130, 0.8, 0.9, 1.0), "130% of the teacher's multiply-accumulates: more"),
+    ],
+)
+def test_warnings_in_plain_words(after, message):
+    found = comparison._warnings(costs(100, 1.8, 2.0, 2.2), after, [])
+    assert [message in w for w in found] == ([True] if message else [])
+
+
+def test_a_slower_layer_is_named():
+    fast, slow = Latency(1.0, 0.9, 1.1, 1, 5), Latency(2.0, 1.9, 2.1, 1, 5)
+    row = LayerCosts("conv1", (1, 1), (9, 3), (9, 3), (fast, slow))
+    (warning,) = comparison._warnings(costs(9, 1, 1, 1), costs(9, 1, 1, 1), [row])
+    assert "conv1 (1.000 to 2.000 ms)" in warning

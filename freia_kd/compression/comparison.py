@@ -1,0 +1,177 @@
+"""What compression bought: costs before and after, in all and per layer, and plain warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from .cost import (
+    Latency,
+    count_macs,
+    count_parameters,
+    file_bytes,
+    measure_latencies,
+    peak_bytes,
+    trace_layers,
+)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What one net costs.
+
+    Arguments:
+        parameters: The number of parameters.
+        macs: The multiply-accumulates for one input.
+        bytes: The size of a file with its state dict.
+        peak_bytes: The most memory that tensors take in a forward pass, by batch size.
+        latency: The measured latency, by batch size.
+    """
+
+    parameters: int
+    macs: int
+    bytes: int
+    peak_bytes: dict[int, int]
+    latency: dict[int, Latency]
+
+
+@dataclass(frozen=True)
+class LayerCosts:
+    """What one compressed layer cost before and after, for one input.
+
+    Arguments:
+        name: The layer's name in the net.
+        ranks: The input and output rank, or the one rank of an SVD.
+        parameters: Parameters before and after.
+        macs: Multiply-accumulates before and after.
+        latency: Latency of the layer alone before and after.
+    """
+
+    name: str
+    ranks: tuple[int, ...]
+    parameters: tuple[int, int]
+    macs: tuple[int, int]
+    latency: tuple[Latency, Latency]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Costs before and after compression.
+
+    Arguments:
+        before: The costs of the teacher.
+        after: The costs of the student.
+        layers: The costs of each compressed layer.
+        warnings: What fewer multiply-accumulates did not buy here, in plain words.
+    """
+
+    before: Costs
+    after: Costs
+    layers: tuple[LayerCosts, ...]
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON types."""
+        return asdict(self)
+
+
+def compare_costs(
+    before: nn.Module,
+    after: nn.Module,
+    shape: Sequence[int],
+    batches: Sequence[int] = (1, 64),
+    seconds: float = 0.5,
+) -> Comparison:
+    """Measures two nets side by side, and every layer that differs.
+
+    Arguments:
+        before: The teacher.
+        after: The student that :func:`apply_plan` made of it.
+        shape: The shape of one input, without the batch.
+        batches: The batch sizes at which to measure latency and memory.
+        seconds: About how long to time each net at each batch size; a fifth of it per layer.
+
+    Raises:
+        ValueError: If a net rejects inputs of that shape.
+
+    Example:
+        >>> from freia_kd.compression import apply_plan, make_plan
+        >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> small = apply_plan(net, make_plan(net, "0", ranks=8))
+        >>> compared = compare_costs(net, small, (64,), seconds=0.01)
+        >>> compared.before.macs, compared.after.macs, compared.layers[0].ranks
+        (4736, 1664, (8,))
+    """
+    latency = {
+        batch: measure_latencies([before, after], shape, batch, seconds) for batch in batches
+    }
+    costs = [
+        Costs(
+            count_parameters(net),
+            count_macs(net, shape),
+            file_bytes(net),
+            {batch: peak_bytes(net, shape, batch) for batch in batches},
+            {batch: latency[batch][i] for batch in batches},
+        )
+        for i, net in enumerate((before, after))
+    ]
+    layers = _compare_layers(before, after, shape, seconds / 5)
+    return Comparison(costs[0], costs[1], layers, _warnings(costs[0], costs[1], layers))
+
+
+def _compare_layers(
+    before: nn.Module, after: nn.Module, shape: Sequence[int], seconds: float
+) -> tuple[LayerCosts, ...]:
+    rows = []
+    for name, use in trace_layers(before, shape).items():
+        old, new = before.get_submodule(name), after.get_submodule(name)
+        if not use.calls or type(old) is type(new):
+            continue
+        inputs = [s[1:] for s in use.inputs]
+        times = measure_latencies([old, new], inputs[0], seconds=seconds)
+        rows.append(
+            LayerCosts(
+                name,
+                tuple(m.weight.shape[0] for m in list(new.children())[:-1]),  # type: ignore[union-attr,index,misc]
+                (count_parameters(old), count_parameters(new)),
+                (use.macs, sum(count_macs(new, s) for s in inputs)),
+                (times[0], times[1]),
+            )
+        )
+    return tuple(rows)
+
+
+def _warnings(before: Costs, after: Costs, layers: Sequence[LayerCosts]) -> tuple[str, ...]:
+    """Where fewer multiply-accumulates do not mean faster, or fewer parameters not smaller."""
+    found = []
+    share = after.macs / before.macs if before.macs else 1.0
+    for batch, old in before.latency.items():
+        new = after.latency[batch]
+        times = f"{old.median:.2f} ms before, {new.median:.2f} ms after"
+        if share < 1 and new.median >= old.median:
+            found.append(
+                f"The student needs {share:.0%} of the multiply-accumulates but is not faster here "
+                f"at batch {batch} ({times}): its layers are more and smaller, and each has a cost "
+                "of its own."
+            )
+        elif share < 1 and new.high > old.low:
+            found.append(
+                f"At batch {batch} the student's gain in speed is within the spread of the "
+                f"measurements here ({times})."
+            )
+    if share > 1:
+        found.append(f"The student needs {share:.0%} of the teacher's multiply-accumulates: more.")
+    slower = [
+        f"{row.name} ({row.latency[0].median:.3f} to {row.latency[1].median:.3f} ms)"
+        for row in layers
+        if row.latency[1].low > row.latency[0].high
+    ]
+    if slower:
+        found.append(
+            f"Slower than before on their own here: {', '.join(slower)}. Where speed matters more "
+            "than size, leave them alone (rank 'keep')."
+        )
+    return tuple(found)
