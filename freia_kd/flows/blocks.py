@@ -1,0 +1,420 @@
+r"""Invertible modules that FrEIA lacks, for any FrEIA `SequenceINN` or `GraphINN`.
+
+All follow FrEIA's contract: `block(x_or_z, c=None, rev=False, jac=True)` takes a list of tensors
+and returns a tuple of tensors and the log-determinant *of the direction evaluated*, with shape
+`(B,)`. Constants are buffers, nothing is written into inputs, and linear maps keep their precision
+under autocast.
+
+Classes as conditions. FrEIA's coupling blocks concatenate a condition to the channels, so it must
+have the height and width of the block. :func:`pack_labels` folds a label vector with shape
+`(B, classes)` into as few such planes as hold it (one, where the image has at least as many pixels
+as there are classes), and :func:`unpack_labels` reads it back: the subnets of
+:mod:`freia_kd.flows.subnets` and the blocks here do that on their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from FrEIA.modules import InvertibleModule
+from torch import Tensor, nn
+
+from .bases import dct_matrix
+
+Dims = Sequence[tuple[int, ...]]
+Output = tuple[tuple[Tensor, ...], Tensor]
+
+
+def label_dims(classes: int, dims: Sequence[int]) -> tuple[int, ...]:
+    """The shape of packed labels for a block whose input has shape `dims`.
+
+    Example:
+        >>> label_dims(10, (3, 32, 32)), label_dims(100, (48, 4, 4)), label_dims(10, (64,))
+        ((1, 32, 32), (7, 4, 4), (10,))
+    """
+    if len(dims) == 1:
+        return (classes,)
+    return (math.ceil(classes / math.prod(dims[1:])), *dims[1:])
+
+
+def pack_labels(soft: Tensor, dims: Sequence[int]) -> Tensor:
+    """Folds labels with shape `(B, classes)` into the shape `(B, *label_dims(classes, dims))`.
+
+    Example:
+        >>> labels = torch.eye(3)
+        >>> torch.equal(unpack_labels(pack_labels(labels, (8, 2, 2)), 3), labels)
+        True
+    """
+    packed = label_dims(soft.shape[1], dims)
+    return F.pad(soft, (0, math.prod(packed) - soft.shape[1])).reshape(-1, *packed)
+
+
+def unpack_labels(packed: Tensor, classes: int) -> Tensor:
+    """The inverse of :func:`pack_labels`: labels with shape `(B, classes)`."""
+    return packed.flatten(1)[:, :classes]
+
+
+class Block(InvertibleModule):
+    """What the blocks here share: one input, whose shape is also that of the output."""
+
+    def __init__(self, dims_in: Dims, dims_c: Dims | None = None) -> None:
+        super().__init__(list(dims_in), list(dims_c or []))
+        if len(self.dims_in) != 1:
+            raise ValueError(f"Expected one input; got {len(self.dims_in)}.")
+
+    def output_dims(self, input_dims: Dims) -> Dims:
+        """The shapes of the outputs, given those of the inputs."""
+        return input_dims
+
+
+class BoundedLogit(Block):
+    r"""Pixels in [0, 1] to unbounded values, elementwise.
+
+    .. math:: u = \mathrm{logit}(\min(\max(x, \alpha), 1 - \alpha)), \qquad x = \sigma(u)
+
+    Forward is `x` to `u` with :math:`\log|\det \partial u/\partial x| = \sum_i
+    \mathrm{softplus}(u_i) + \mathrm{softplus}(-u_i)`; reverse has the opposite sign. Reverse is
+    exact for every `u`, its log-determinant and gradient are finite for every finite `u`, and
+    :math:`x` is always within [0, 1].
+
+    No continuous bijection from the real line reaches 0 and 1, so exact black and white pixels
+    must be moved to be finite: forward is the exact inverse between :math:`\alpha` and
+    :math:`1 - \alpha`, and treats what is closer to an end as if it were that close. RealNVP
+    (Dinh et al., 2017, section 4.1) shrinks all pixels instead, and its inverse leaves [0, 1].
+
+    Arguments:
+        dims_in: The shape of the input, as a list with one entry.
+        alpha: How close to 0 and 1 a pixel may be. With the default, `u` is within 9.21 and a
+            round trip of it in float32 is off by at most 6e-4.
+
+    Example:
+        >>> block = BoundedLogit([(1,)])
+        >>> (u,), ladj = block([torch.tensor([[0.0], [0.5], [1.0]])])
+        >>> u.flatten().round(decimals=2).tolist()
+        [-9.21..., 0.0, 9.21...]
+    """
+
+    def __init__(self, dims_in: Dims, dims_c: Dims | None = None, *, alpha: float = 1e-4) -> None:
+        super().__init__(dims_in, dims_c)
+        if not 0 < alpha < 0.5:
+            raise ValueError(f"Expected 0 < alpha < 0.5; got {alpha}.")
+        self.alpha = alpha
+
+    def forward(
+        self,
+        x_or_z: Sequence[Tensor],
+        c: Sequence[Tensor] | None = None,
+        rev: bool = False,
+        jac: bool = True,
+    ) -> Output:
+        (value,) = x_or_z
+        u = value if rev else torch.logit(value.clamp(self.alpha, 1 - self.alpha))
+        ladj = (F.softplus(u) + F.softplus(-u)).flatten(1).sum(1)
+        return ((torch.sigmoid(u),), -ladj) if rev else ((u,), ladj)
+
+
+class ClassAffine(Block):
+    r"""A scale and a shift of every channel, by class: :math:`y = e^{s_c} x + t_c`.
+
+    The log-scale is bounded, :math:`s_c = \kappa \tanh(\hat s_c)`, and linear in soft labels
+    before that. The log-determinant of forward is :math:`HW \sum_i s_{c,i}` (:math:`HW = 1` for
+    vectors). It starts as the identity whatever data come first, where ActNorm (Kingma and
+    Dhariwal, 2018, section 3.1) is initialised by the first batch.
+
+    Arguments:
+        dims_in: The shape `(C, ...)` of the input, as a list with one entry.
+        dims_c: The shape of the packed labels (see :func:`pack_labels`), as a list with one entry,
+            or none for a single scale and shift for all.
+        classes: The number of classes, if there is a condition.
+        clamp: The bound :math:`\kappa`.
+
+    Example:
+        >>> block = ClassAffine([(4,)], [(3,)], classes=3)
+        >>> (y,), ladj = block([torch.ones(2, 4)], [torch.eye(3)[:2]])
+        >>> y.shape, ladj.tolist()
+        (torch.Size([2, 4]), [0.0, 0.0])
+    """
+
+    def __init__(
+        self,
+        dims_in: Dims,
+        dims_c: Dims | None = None,
+        *,
+        classes: int | None = None,
+        clamp: float = 1.0,
+    ) -> None:
+        super().__init__(dims_in, dims_c)
+        if bool(self.dims_c) != (classes is not None):
+            raise ValueError(
+                f"Expected classes and dims_c, or neither; got classes={classes} and "
+                f"dims_c={self.dims_c}."
+            )
+        self.classes = classes
+        self.clamp = clamp
+        self.scale = nn.Parameter(torch.zeros(classes or 1, self.dims_in[0][0]))
+        self.shift = nn.Parameter(torch.zeros(classes or 1, self.dims_in[0][0]))
+
+    def forward(
+        self,
+        x_or_z: Sequence[Tensor],
+        c: Sequence[Tensor] | None = None,
+        rev: bool = False,
+        jac: bool = True,
+    ) -> Output:
+        (x,) = x_or_z
+        scale: Tensor
+        shift: Tensor
+        with torch.autocast(x.device.type, enabled=False):
+            if self.classes is None:
+                scale, shift = self.scale.expand(len(x), -1), self.shift.expand(len(x), -1)
+            elif c is None or len(c) != 1:
+                raise ValueError("Expected one condition, the packed labels; got none or several.")
+            else:
+                labels = unpack_labels(c[0], self.classes).to(self.scale.dtype)
+                scale, shift = labels @ self.scale, labels @ self.shift
+        log_scale = self.clamp * torch.tanh(scale)
+        ladj = log_scale.sum(1) * math.prod(x.shape[2:])
+        view = (-1, x.shape[1]) + (1,) * (x.ndim - 2)
+        log_scale, shift = log_scale.reshape(view), shift.reshape(view)
+        if rev:
+            return ((x - shift) * torch.exp(-log_scale),), -ladj
+        return (x * torch.exp(log_scale) + shift,), ladj
+
+
+class Conv1x1(Block):
+    r"""A learned invertible 1x1 convolution, or linear map of vectors: :math:`y = W x`.
+
+    :math:`W = P L (U + \mathrm{diag}(\pm e^{s}))` (Kingma and Dhariwal, 2018, equations 10 and 11)
+    with a fixed permutation and fixed signs, so that `W` is always invertible and forward has the
+    log-determinant :math:`HW \sum_i s_i`.
+
+    Arguments:
+        dims_in: The shape `(C, H, W)` or `(C,)` of the input, as a list with one entry.
+        initial: The initial `W` with shape `(C, C)`; the identity by default.
+
+    Example:
+        >>> block = Conv1x1([(3, 8, 8)], initial=2 * torch.eye(3))
+        >>> (y,), ladj = block([torch.ones(1, 3, 8, 8)])
+        >>> ladj.item() / math.log(2)  # 3 * 8 * 8
+        192.0...
+    """
+
+    permutation: Tensor
+    sign: Tensor
+
+    def __init__(
+        self, dims_in: Dims, dims_c: Dims | None = None, *, initial: Tensor | None = None
+    ) -> None:
+        super().__init__(dims_in, dims_c)
+        channels = self.dims_in[0][0]
+        initial = torch.eye(channels) if initial is None else initial
+        if tuple(initial.shape) != (channels, channels):
+            raise ValueError(
+                f"Expected an initial matrix with shape ({channels}, {channels}); "
+                f"got {tuple(initial.shape)}."
+            )
+        permutation, lower, upper = torch.linalg.lu(initial.to(torch.float64))
+        diagonal = upper.diagonal()
+        if not bool((diagonal != 0).all()):
+            raise ValueError("Expected an invertible initial matrix; got a singular one.")
+        dtype = torch.get_default_dtype()
+        self.register_buffer("permutation", permutation.to(dtype))
+        self.register_buffer("sign", diagonal.sign().to(dtype))
+        self.lower = nn.Parameter(lower.tril(-1).to(dtype))
+        self.upper = nn.Parameter(upper.triu(1).to(dtype))
+        self.log_scale = nn.Parameter(diagonal.abs().log().to(dtype))
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """The unit lower and the upper triangular factor, both with shape `(C, C)`."""
+        eye = torch.eye(len(self.sign), device=self.sign.device, dtype=self.sign.dtype)
+        lower = self.lower.tril(-1) + eye
+        upper = self.upper.triu(1) + torch.diag(self.sign * self.log_scale.exp())
+        return lower, upper
+
+    def matrix(self, inverse: bool = False) -> Tensor:
+        """`W` or its inverse, with shape `(C, C)`."""
+        lower, upper = self.factors()
+        if not inverse:
+            return self.permutation @ lower @ upper
+        y = torch.linalg.solve_triangular(
+            lower, self.permutation.T, upper=False, unitriangular=True
+        )
+        return torch.linalg.solve_triangular(upper, y, upper=True)
+
+    def forward(
+        self,
+        x_or_z: Sequence[Tensor],
+        c: Sequence[Tensor] | None = None,
+        rev: bool = False,
+        jac: bool = True,
+    ) -> Output:
+        (x,) = x_or_z
+        with torch.autocast(x.device.type, enabled=False):
+            weight = self.matrix(inverse=rev)
+            y = F.linear(x, weight) if x.ndim == 2 else F.conv2d(x, weight[:, :, None, None])
+        ladj = (self.log_scale.sum() * math.prod(x.shape[2:])).expand(len(x))
+        return (y,), -ladj if rev else ladj
+
+
+class DCT(Block):
+    r"""The orthonormal DCT-II over all axes but the first of an image, or over a vector.
+
+    Forward gives the coefficients :math:`y = D_H x D_W^\top` of each channel, or :math:`D x`;
+    reverse the signal. The log-determinant is 0.
+
+    Arguments:
+        dims_in: The shape `(C, H, W)` or `(D,)` of the input, as a list with one entry.
+
+    Example:
+        >>> (y,), _ = DCT([(1, 4, 4)])([torch.ones(1, 1, 4, 4)])
+        >>> y[0, 0, 0, 0].item(), y.square().sum().item()  # all in the mean, energy kept
+        (4.0..., 16.0...)
+    """
+
+    def __init__(self, dims_in: Dims, dims_c: Dims | None = None) -> None:
+        super().__init__(dims_in, dims_c)
+        dims = self.dims_in[0]
+        rows, columns = (dims[0], 1) if len(dims) == 1 else dims[1:]
+        dtype = torch.get_default_dtype()
+        self.register_buffer("rows", dct_matrix(rows).to(dtype), persistent=False)
+        self.register_buffer("columns", dct_matrix(columns).to(dtype), persistent=False)
+
+    def forward(
+        self,
+        x_or_z: Sequence[Tensor],
+        c: Sequence[Tensor] | None = None,
+        rev: bool = False,
+        jac: bool = True,
+    ) -> Output:
+        (x,) = x_or_z
+        rows, columns = (self.rows.T, self.columns.T) if rev else (self.rows, self.columns)
+        with torch.autocast(x.device.type, enabled=False):
+            y = rows @ x.reshape(-1, len(rows), len(columns)) @ columns.T
+        return (y.reshape(x.shape),), x.new_zeros(len(x))
+
+
+class Permute(Block):
+    """A fixed permutation of the channels, kept as a buffer: `y[:, i] = x[:, permutation[i]]`.
+
+    The log-determinant is 0. FrEIA's `PermuteRandom` keeps its permutation as a parameter, which
+    an average of weights (EMA) corrupts, and seeds numpy's global generator.
+
+    Arguments:
+        dims_in: The shape `(C, ...)` of the input, as a list with one entry.
+        permutation: The indices `0..C-1` in their new order.
+
+    Example:
+        >>> (y,), _ = Permute([(3,)], permutation=[2, 0, 1])([torch.tensor([[1.0, 2.0, 3.0]])])
+        >>> y.tolist()
+        [[3.0, 1.0, 2.0]]
+    """
+
+    permutation: Tensor
+    inverse: Tensor
+
+    def __init__(
+        self, dims_in: Dims, dims_c: Dims | None = None, *, permutation: Sequence[int] | Tensor
+    ) -> None:
+        super().__init__(dims_in, dims_c)
+        order = torch.as_tensor(permutation, dtype=torch.int64)
+        if not torch.equal(order.sort().values, torch.arange(self.dims_in[0][0])):
+            raise ValueError(
+                f"Expected a permutation of {self.dims_in[0][0]} channels; got {order.tolist()}."
+            )
+        self.register_buffer("permutation", order)
+        self.register_buffer("inverse", order.argsort())
+
+    def forward(
+        self,
+        x_or_z: Sequence[Tensor],
+        c: Sequence[Tensor] | None = None,
+        rev: bool = False,
+        jac: bool = True,
+    ) -> Output:
+        (x,) = x_or_z
+        order = self.inverse if rev else self.permutation
+        return (x.index_select(1, order),), x.new_zeros(len(x))
+
+
+class Squeeze(Block):
+    r"""Blocks of 2 x 2 pixels to channels, `(C, H, W)` to `(4C, H/2, W/2)`; log-determinant 0.
+
+    Forward is `torch.nn.functional.pixel_unshuffle`; with `undo`, the other way round.
+
+    Arguments:
+        dims_in: The shape of the input, as a list with one entry.
+        undo: Whether forward is from channels to pixels.
+    """
+
+    def __init__(self, dims_in: Dims, dims_c: Dims | None = None, *, undo: bool = False) -> None:
+        super().__init__(dims_in, dims_c)
+        self.undo = undo
+        dims = self.dims_in[0]
+        if len(dims) != 3 or (dims[0] % 4 if undo else dims[1] % 2 or dims[2] % 2):
+            expected = "a multiple of 4 channels" if undo else "an even height and width"
+            raise ValueError(f"Expected (C, H, W) with {expected}; got {dims}.")
+
+    def forward(
+        self,
+        x_or_z: Sequence[Tensor],
+        c: Sequence[Tensor] | None = None,
+        rev: bool = False,
+        jac: bool = True,
+    ) -> Output:
+        (x,) = x_or_z
+        y = F.pixel_unshuffle(x, 2) if rev == self.undo else F.pixel_shuffle(x, 2)
+        return (y,), x.new_zeros(len(x))
+
+    def output_dims(self, input_dims: Dims) -> Dims:
+        ((channels, height, width),) = input_dims
+        if self.undo:
+            return [(channels // 4, 2 * height, 2 * width)]
+        return [(4 * channels, height // 2, width // 2)]
+
+
+class Partial(Block):
+    """An invertible net on the last channels; the first ones pass unchanged (factored out).
+
+    This is a multi-scale split without branches in the graph: the latents of all scales stay in
+    one tensor, and no module order depends on the process (FrEIA#168).
+
+    Arguments:
+        dims_in: The shape `(C, ...)` of the input, as a list with one entry.
+        dims_c: The shape of the condition, as a list with one entry, or none.
+        keep: How many channels pass unchanged.
+        inner: The net for the others: a FrEIA module with one input and one output of equal
+            shape that returns tuples, such as `SequenceINN(..., force_tuple_output=True)`. It is
+            given the same list of conditions.
+    """
+
+    def __init__(
+        self,
+        dims_in: Dims,
+        dims_c: Dims | None = None,
+        *,
+        keep: int,
+        inner: InvertibleModule,
+    ) -> None:
+        super().__init__(dims_in, dims_c)
+        channels, *rest = self.dims_in[0]
+        expected = (channels - keep, *rest)
+        if [tuple(dims) for dims in inner.dims_in] != [expected]:
+            raise ValueError(f"Expected an inner net for {expected}; got one for {inner.dims_in}.")
+        self.keep = keep
+        self.inner = inner
+
+    def forward(
+        self,
+        x_or_z: Sequence[Tensor],
+        c: Sequence[Tensor] | None = None,
+        rev: bool = False,
+        jac: bool = True,
+    ) -> Output:
+        (x,) = x_or_z
+        options: dict[str, Any] = {"c": c} if self.dims_c else {}
+        (y,), ladj = self.inner([x[:, self.keep :]], rev=rev, jac=jac, **options)
+        return (torch.cat([x[:, : self.keep], y], 1),), ladj

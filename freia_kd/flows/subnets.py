@@ -1,0 +1,119 @@
+"""Class-conditional subnets of FrEIA's coupling blocks: the class is a bias of every hidden layer.
+
+A FrEIA coupling block makes its subnets by `subnet_constructor(c_in, c_out)`, where `c_in` counts
+the channels of the condition, which come last. A `functools.partial` of the classes here is such a
+constructor, and can be pickled.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .blocks import unpack_labels
+
+
+class ClassSubnet(nn.Module):
+    """What both subnets share: labels to biases, and bf16 within the subnet only.
+
+    Arguments:
+        c_in: The number of channels that come in, those of the packed labels included.
+        c_out: The number of channels that go out.
+        classes: The number of classes; 0 for none.
+        planes: How many of the channels are packed labels (see
+            :func:`freia_kd.flows.blocks.pack_labels`).
+        hidden_features: The width of the hidden layers.
+        layers: How many hidden layers there are.
+        bf16: Whether to compute in bfloat16. What comes out has the dtype of what came in, so
+            that the coupling and its log-determinant keep their precision, also where the caller
+            uses autocast.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        *,
+        classes: int = 0,
+        planes: int | None = None,
+        hidden_features: int = 256,
+        layers: int = 2,
+        bf16: bool = False,
+    ) -> None:
+        super().__init__()
+        self.classes = classes
+        self.planes = classes if planes is None else planes
+        if c_in < self.planes or layers < 1:
+            raise ValueError(
+                f"Expected at least one hidden layer and {self.planes} channels for the packed "
+                f"labels; got layers={layers} and c_in={c_in}."
+            )
+        self.features_in = c_in - self.planes
+        self.bf16 = bf16
+        widths = [self.features_in] + [hidden_features] * layers
+        self.layers = nn.ModuleList(
+            self.make_layer(widths[i], widths[i + 1], i) for i in range(layers)
+        )
+        self.last = self.make_layer(hidden_features, c_out, -1)
+        for parameter in self.last.parameters():
+            nn.init.zeros_(parameter)
+        if classes:
+            # As large as the rest of what enters a unit, whatever the number of inputs.
+            self.biases = nn.Parameter(torch.randn(classes, layers * hidden_features) / 2)
+
+    def make_layer(self, c_in: int, c_out: int, index: int) -> nn.Linear | nn.Conv2d:
+        """The hidden layer of that index, or the last one for -1."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `(B, c_in, ...)` to `(B, c_out, ...)`."""
+        h = x[:, : self.features_in]
+        biases: tuple[Tensor, ...] | None = None
+        if self.classes:
+            labels = unpack_labels(x[:, self.features_in :], self.classes)
+            bias = (labels @ self.biases).reshape(len(x), -1, *(1,) * (x.ndim - 2))
+            biases = bias.chunk(len(self.layers), 1)
+        if self.bf16:
+            with torch.autocast(x.device.type, dtype=torch.bfloat16):
+                return self.run(h, biases).to(x.dtype)
+        return self.run(h, biases).to(x.dtype)
+
+    def run(self, h: Tensor, biases: tuple[Tensor, ...] | None) -> Tensor:
+        for index, layer in enumerate(self.layers):
+            h = layer(h)
+            h = F.relu(h if biases is None else h + biases[index].to(h.dtype))
+        return self.last(h)
+
+
+class DenseSubnet(ClassSubnet):
+    """A multilayer perceptron on vectors with shape `(B, c_in)`.
+
+    The last layer starts at zero, so that the coupling starts as the identity. Arguments as those
+    of :class:`ClassSubnet`; `planes` is the number of classes.
+
+    Example:
+        >>> subnet = DenseSubnet(8 + 3, 16, classes=3)
+        >>> subnet(torch.ones(2, 11)).shape
+        torch.Size([2, 16])
+    """
+
+    def make_layer(self, c_in: int, c_out: int, index: int) -> nn.Linear:
+        return nn.Linear(c_in, c_out)
+
+
+class ConvSubnet(ClassSubnet):
+    """Convolutions 3x3, 1x1, ..., 3x3 on images with shape `(B, c_in, H, W)`, without BatchNorm.
+
+    The last layer starts at zero, so that the coupling starts as the identity. Arguments as those
+    of :class:`ClassSubnet`.
+
+    Example:
+        >>> subnet = ConvSubnet(6 + 1, 12, classes=10, planes=1, hidden_features=32)
+        >>> subnet(torch.ones(2, 7, 16, 16)).shape
+        torch.Size([2, 12, 16, 16])
+    """
+
+    def make_layer(self, c_in: int, c_out: int, index: int) -> nn.Conv2d:
+        kernel = 1 if index > 0 else 3
+        return nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2)
