@@ -135,7 +135,7 @@ def _to_float(inputs: Tensor) -> Tensor:
 def measure_domain(data: LabelledData, name: str | None = None) -> Domain:
     """The domain of a training set: its shape, number of classes, and per-channel statistics.
 
-    Vectors have one statistic per feature, images one per channel.
+    Vectors have one statistic per feature, images one per channel; a std of zero becomes 1.
 
     Example:
         >>> pixels = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1)
@@ -285,12 +285,12 @@ def _torchvision(make: Any, name: str, root: Path, download: bool, **options: An
     """Makes a torchvision data set, downloading only if allowed."""
     try:
         return make(str(root), download=download, **options)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, ValueError, EOFError, AssertionError) as error:
         if download:
             raise OSError(f"Cannot download {name} to {root}: {error}") from error
         raise UsageError(
-            f"There is no {name} data in {root}: pass --data-root FOLDER where torchvision has "
-            "put it, or --download to fetch it."
+            f"There is no sound {name} data in {root} ({error}): pass --data-root FOLDER where "
+            "torchvision has put it, or --download to fetch it."
         ) from error
 
 
@@ -340,7 +340,7 @@ def _label_files(folder: Path, domain: Domain | None) -> dict[Path, int | str]:
     if classes:
         labels = dict.fromkeys(loose, "lies outside the class folders")
         for path, label in zip(classes, _class_indices(folder, classes, domain), strict=True):
-            files = _image_files(path)
+            files = _image_files(path, "**/*")
             labels |= dict.fromkeys(files, label) if files else {path: "has no images"}
     else:
         labels = {p: _label_in_name(p) for p in loose}
@@ -349,8 +349,14 @@ def _label_files(folder: Path, domain: Domain | None) -> dict[Path, int | str]:
     return {p: _check_label(label, domain) for p, label in labels.items()}
 
 
-def _image_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+def _image_files(folder: Path, pattern: str = "*") -> list[Path]:
+    return sorted(
+        path
+        for path in folder.glob(pattern)
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and path.is_file()
+        and not path.name.startswith(".")
+    )
 
 
 def _class_indices(folder: Path, classes: list[Path], domain: Domain | None) -> list[int]:
@@ -437,7 +443,8 @@ def read_npz(path: Path, domain: Domain | None = None, split: Split = "train") -
 
 def _read_arrays(path: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # numpy leaves a file open that it opened itself and could not read.
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             names = [
                 next((n for n in (a, b, f"{a}_{split}", f"{b}_{split}") if n in file), None)
                 for a, b in (("x", "images"), ("y", "labels"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -74,15 +75,15 @@ def read_checkpoint(path: PathLike) -> Checkpoint:
 
 def _is_safetensors(path: Path) -> bool:
     """Tells safetensors by suffix or content; raises for what cannot be any checkpoint."""
-    if not path.exists():
-        raise CheckpointError(f"There is no file {path}.")
-    if path.is_dir():
-        raise CheckpointError(f"Expected a checkpoint file; {path} is a folder.")
     try:
         with path.open("rb") as file:
             head = file.read(9)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"There is no file {path}.") from error
+    except IsADirectoryError as error:
+        raise CheckpointError(f"Expected a checkpoint file; {path} is a folder.") from error
     except OSError as error:
-        raise CheckpointError(f"Cannot read {path}: {error.strerror}.") from error
+        raise CheckpointError(f"Cannot read {path}: {error.strerror or error}.") from error
     if not head:
         raise CheckpointError(f"{path} is empty.")
     return path.suffix == ".safetensors" or head[8:] == b"{"
@@ -149,8 +150,9 @@ def _named_globals(path: Path) -> list[str]:
 def _pickle_stream(path: Path) -> IO[bytes]:
     if not zipfile.is_zipfile(path):
         return path.open("rb")
-    archive = zipfile.ZipFile(path)
-    return archive.open(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+    with zipfile.ZipFile(path) as archive:
+        pickle = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+        return io.BytesIO(archive.read(pickle))
 
 
 def _scan_pickle(stream: IO[bytes]) -> list[str]:
@@ -218,7 +220,7 @@ def _has_shapes_of(arch: str, state: dict[str, Tensor]) -> bool:
     make = TEACHERS[arch]
     try:
         sizes = make.sizes(state)
-    except (KeyError, IndexError):
+    except LookupError:
         return False
     with torch.device("meta"):
         expected = make(**sizes).state_dict()
@@ -246,7 +248,7 @@ def load_classifier(
     checkpoint = read_checkpoint(path)
     arch = _choose_arch(path, checkpoint, arch)
     domain = _choose_domain(path, checkpoint, domain, arch)
-    net = build_net(arch, domain, None if "plan" in checkpoint.own else checkpoint.state)
+    net = build_net(arch, domain, checkpoint.state)
     if "plan" in checkpoint.own:
         net = _restructure(path, net, checkpoint.own["plan"])
     _load_weights(path, net, checkpoint.state, arch)
@@ -313,7 +315,7 @@ def _check_sizes(path: PathLike, state: dict[str, Tensor], domain: Domain, arch:
         return
     try:
         got = TEACHERS[arch].sizes(state)
-    except (KeyError, IndexError):
+    except LookupError:
         return  # another net: the comparison of keys will say so
     expected = {
         "channels": domain.shape[0],
@@ -330,7 +332,7 @@ def _check_sizes(path: PathLike, state: dict[str, Tensor], domain: Domain, arch:
 
 
 def _restructure(path: PathLike, net: nn.Module, plan: dict[str, Any]) -> nn.Module:
-    from ..compression.plans import restructure
+    from ..compression import restructure  # only students need it
 
     try:
         return restructure(net, plan)
@@ -353,7 +355,7 @@ def _load_weights(path: PathLike, net: nn.Module, state: dict[str, Tensor], arch
     faults = [f"{what}: {_some(keys)}" for what, keys in found.items() if keys]
     if faults:
         raise CheckpointError(
-            f"{path} holds the weights of another net than {arch}; " + "; ".join(faults) + "."
+            f"{path} holds the weights of another net than {arch} ({'; '.join(faults)})."
         )
     try:
         net.load_state_dict(state)
@@ -399,7 +401,8 @@ def save_classifier(
     }
     with atomic(path) as temporary:
         if Path(path).suffix == ".safetensors":
-            safetensors.torch.save_file(state, temporary, {"format": "pt", META_KEY: text})
+            # One entry only: safetensors writes several in an order that varies by process.
+            safetensors.torch.save_file(state, temporary, {META_KEY: text})
         else:
             # Given a name, torch.save would write that (temporary) name into the file.
             with temporary.open("wb") as file:

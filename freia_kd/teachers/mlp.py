@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,12 +44,15 @@ class MLP(nn.Module):
         return self.layers[-1](x)
 
     @staticmethod
-    def sizes(state: dict[str, Tensor]) -> dict[str, int | tuple[int, ...]]:
-        """The constructor's arguments, read off the weights (`KeyError` if they are others)."""
-        depth = sum(key.startswith("layers.") and key.endswith(".weight") for key in state)
-        widths = [state[f"layers.{i}.weight"].shape[0] for i in range(depth)]
+    def sizes(state: dict[str, Tensor]) -> dict[str, Any]:
+        """The constructor's arguments, read off the weights (`LookupError` if they are others)."""
+        # Of a compressed net too, whose layers are pairs: the biases tell the widths.
+        layers = [re.match(r"layers\.(\d+)\.(\d+\.)?bias$", key) for key in state]
+        biases = {int(match[1]): match[0] for match in layers if match}
+        widths = [state[biases[i]].shape[0] for i in range(len(biases))]
+        first = min((k for k in state if re.match(r"layers\.0\..*weight$", k)), default="")
         return {
-            "features": state["layers.0.weight"].shape[1],
+            "features": state[first].shape[1],
             "classes": widths[-1],
             "hidden_features": tuple(widths[:-1]),
         }
@@ -55,9 +60,8 @@ class MLP(nn.Module):
     @classmethod
     def from_domain(cls, domain: Domain, state: dict[str, Tensor] | None = None) -> MLP:
         """Makes the net for a domain, as wide as the weights to be loaded if there are any."""
-        features = math.prod(domain.shape)
-        if state is None:
-            return cls(features, domain.classes)
-        hidden_features = cls.sizes(state)["hidden_features"]
-        assert isinstance(hidden_features, tuple)
-        return cls(features, domain.classes, hidden_features)
+        try:
+            sizes = cls.sizes(state or {})
+        except LookupError:
+            return cls(math.prod(domain.shape), domain.classes)
+        return cls(math.prod(domain.shape), domain.classes, sizes["hidden_features"])

@@ -75,7 +75,7 @@ class ResNet14(nn.Module):
 
     @staticmethod
     def sizes(state: dict[str, Tensor]) -> dict[str, int]:
-        """The constructor's arguments, read off the weights (`KeyError` if they are others)."""
+        """The constructor's arguments, read off the weights (`LookupError` if they are others)."""
         return {
             "channels": state["conv1.weight"].shape[1],
             "classes": state["linear.weight"].shape[0],

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..domain import Domain
 from ..errors import TrainingError
-from .classifier import Classifier
+from .classifier import Classifier, check_classifier
 
 if TYPE_CHECKING:
     from ..data.datasets import LabelledData
@@ -45,11 +45,17 @@ def train_classifier(
         device: Where to train.
 
     Raises:
-        ValueError: If the labels or inputs do not fit the domain.
+        ValueError: If the data or the net do not fit the domain, or there is nothing to do.
         TrainingError: If the loss is not finite.
     """
+    if epochs < 1 or batch_size < 1:
+        raise ValueError(
+            f"Expected 1 epoch and 1 input a batch or more; got {epochs}, {batch_size}."
+        )
     train.check(domain)
-    classifier = Classifier(net, domain, "net").to(device).train()
+    classifier = Classifier(net, domain, type(net).__name__).to(device)
+    check_classifier(classifier)
+    classifier.train()
     batch_size = min(batch_size, len(train))
     steps = epochs * (len(train) // batch_size)
     optimizer = torch.optim.Adam(net.parameters(), learning_rate)
