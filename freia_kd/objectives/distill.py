@@ -124,7 +124,8 @@ class Exact:
     :math:`\mathrm{KL}\bigl(p_Y(y)\,q(x|y) \,\|\, p_X(x)\,p_Y(y|x)\bigr)`, where q is the flow's
     density and :math:`p_Y(y|x)` the teacher's softmax. It is at least 0 on average, and 0 when the
     flow samples Bayes' posterior of a class. The terms are, in this order, `cls`, `volume`,
-    `prior`, `labels` and `base`; the last two have no gradient. Classes are uniform, so that
+    `prior`, `labels` and `base`; the last two have no gradient, unless the base is learned (a
+    guest's) and z was drawn by reparametrisation. Classes are uniform, so that
     :math:`\log p_Y(y) = -\log K`. For soft labels the first is the cross-entropy, and the total a
     divergence up to a constant.
 
@@ -160,13 +161,12 @@ class Exact:
         x, _ = flow.to_input(u)
         prior = flow.base if self.prior is None else self.prior
         cls = cross_entropy(teacher(x), flow.soft(batch.c), self.temperature)
-        base_log_prob = flow.base_log_prob(batch.z, batch.c).detach().mean()
         return Terms(
             cls=self.sharpness * cls,
             volume=-ladj.mean(),
             prior=-prior.log_prob(u).mean(),
             labels=cls.new_tensor(-math.log(flow.classes)),
-            base=base_log_prob,
+            base=flow.base_log_prob(batch.z, batch.c).mean(),
         )
 
 

@@ -24,10 +24,13 @@ class ReverseLikelihood:
     It is the exact likelihood of pixels, squash included. Images of 256 levels are dequantised,
     :math:`(255 x + \epsilon) / 256` with uniform noise from the batch's generator, which makes it a
     bound of the likelihood of the levels (plus :math:`\log 256` per dimension); else a flow could
-    gain without limit from the gaps between them. Vectors stay as they are.
+    gain without limit from the gaps between them. Vectors stay as they are, or are smoothed by
+    `noise`: a flow may raise its density at a few samples without limit, and fresh noise in every
+    step lets it see a kernel density estimate of them in their place.
 
     Arguments:
         dequantize: Whether images are dequantised.
+        noise: The standard deviation of Gaussian noise added to vectors (the paper none).
 
     References:
         | Data-free Knowledge Distillation with Bi-directional Normalizing Flow (Kim), eq. (2), (8)
@@ -36,6 +39,11 @@ class ReverseLikelihood:
     """
 
     dequantize: bool = True
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.noise < 0:
+            raise ValueError(f"Expected noise of at least 0; got {self.noise}.")
 
     def __call__(self, flow: ConditionalFlow, teacher: nn.Module, batch: Batch) -> Terms:
         """Evaluates eq. (8) on `batch.x` and `batch.y`; the teacher is not asked.
@@ -48,10 +56,17 @@ class ReverseLikelihood:
                 "Expected real samples and their classes in batch.x and batch.y; got none. "
                 "Without real samples use the data-free objective alone."
             )
-        x = batch.x
-        if self.dequantize and len(flow.shape) == 3:
-            x = dequantize(x, batch.generator)
+        x = self._spread(batch.x, batch.generator)
         return Terms(reverse=-flow.log_prob(x, batch.y).mean())
+
+    def _spread(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        if x.ndim == 4:
+            return dequantize(x, generator) if self.dequantize else x
+        if not self.noise:
+            return x
+        device = x.device if generator is None else generator.device
+        noise = torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype)
+        return x + self.noise * noise.to(x.device)
 
 
 def dequantize(x: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -215,6 +215,19 @@ def test_reverse_is_the_density_of_pixels(flow, teacher, batch):
     np.testing.assert_allclose(loss, -(log_prob - log_volume(flow, z, batch.y)).mean())
 
 
+def test_noise_smooths_vectors(teacher, batch):
+    flow = TinyFlow().double()
+    batch = replace(batch, x=torch.zeros(5000, 2, dtype=torch.float64), y=torch.arange(5000) % 3)
+    seen = []
+    flow.log_prob = lambda x, y: seen.append(x) or x.sum(1)
+    ReverseLikelihood(noise=0.3)(flow, teacher, batch)
+    ReverseLikelihood()(flow, teacher, batch)
+    np.testing.assert_allclose(seen[0].std(0), 0.3, rtol=0.05)
+    assert torch.equal(seen[1], batch.x)
+    with pytest.raises(ValueError, match="noise of at least 0"):
+        ReverseLikelihood(noise=-1.0)
+
+
 def test_bidirectional_is_eq_9(flow, teacher, batch):
     state = batch.generator.get_state()
     both = dict(Bidirectional(Distill(), gamma=0.25)(flow, teacher, batch).items())
