@@ -5,9 +5,17 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import lru_cache
 
+import numpy as np
 import torch
+from scipy.optimize import brentq, minimize_scalar
+from scipy.special import expit, logsumexp, softmax
 from torch import Tensor, nn
+
+from ..domain import Domain
+
+CONTRASTS = tuple(np.geomspace(0.5, 12.0, 8).round(3).tolist())  # of SpectralBase
 
 
 class Base(nn.Module, ABC):
@@ -88,27 +96,34 @@ class SpectralBase(Base):
     Schaaf and van Hateren, 1996). In the orthonormal DCT domain every component is a diagonal
     Gaussian, so the density is exact:
 
-    .. math:: p(z) = \frac{1}{JK} \sum_{j,k} \mathcal{N}\bigl(\mathrm{DCT}(z);\,
+    .. math:: p(z) = \frac{1}{J} \sum_{j,k} w_k\, \mathcal{N}\bigl(\mathrm{DCT}(z - m_k);\,
               0,\, a_k^2\, \Lambda_{b_j}\bigr)
 
     :math:`\Lambda_b` gives the frequency :math:`f > 0` the variance :math:`f^{-b}`, scaled so that
     a pixel has variance 1 on average, and the constant component the variance of an offset of
-    `offset` pixel standard deviations. The contrasts :math:`a_k` are spread log-uniformly, which
-    is the discrete form of a random contrast and offset per image with those two integrated out;
-    that is why they need no latent dimensions of their own. Colour channels are decorrelated by a
-    DCT over channels; those other than grey have `chroma` times the amplitude.
+    `offset` pixel standard deviations. The contrasts :math:`a_k` are spread log-uniformly. Each
+    image so has a contrast and an offset of its own, integrated out of the density; that is why
+    they need no latent dimensions. Colour channels are decorrelated by a DCT over channels; those
+    other than grey have `chroma` times the amplitude.
 
     Arguments:
         shape: The shape of one latent, `(C, H, W)`.
         exponents: The exponents :math:`b_j`.
         contrasts: The standard deviations :math:`a_k` of a pixel, before the squash.
+        weights: The weights :math:`w_k` of the contrasts, uniform if `None`.
+        means: The means :math:`m_k` with shape `(K, C)`, zero if `None`.
         offset: The standard deviation of an image's mean, in units of the contrast.
         chroma: The relative amplitude of the colour components.
 
+    Raises:
+        ValueError: If an argument makes no sense.
+
     References:
         | Modelling the power spectra of natural images (van der Schaaf and van Hateren, 1996)
-        | Visual categorization with noise that looks like images is this package's own departure
-        | from the paper, whose base is a white Gaussian; it stands for log p_X(x) of eq. (1).
+
+    A departure from the paper, whose base is a white Gaussian: this one stands for the term
+    :math:`\log p_X(x)` of its eq. (1), which the paper drops for teachers without batch
+    normalisation.
 
     Example:
         >>> base = SpectralBase((1, 8, 8))
@@ -121,31 +136,82 @@ class SpectralBase(Base):
         self,
         shape: Sequence[int],
         exponents: Sequence[float] = (2.0, 2.5, 3.0, 3.5, 4.0),
-        contrasts: Sequence[float] = (1.0, 1.43, 2.04, 2.91, 4.16, 5.94, 8.48, 12.0),
-        offset: float = 1.15,
+        contrasts: Sequence[float] = CONTRASTS,
+        weights: Sequence[float] | None = None,
+        means: Sequence[Sequence[float]] | None = None,
+        offset: float = 1.0,
         chroma: float = 0.5,
     ) -> None:
         super().__init__(shape)
         if len(self.shape) != 3:
             raise ValueError(f"Expected a shape (C, H, W); got {self.shape}.")
-        if not exponents or not contrasts or min(contrasts) <= 0 or offset <= 0 or chroma <= 0:
+        if not exponents or not contrasts or min(*contrasts, offset, chroma) <= 0:
             raise ValueError("Expected exponents, and positive contrasts, offset and chroma.")
         channels, height, width = self.shape
         spectra = torch.stack([self._spectrum(b, offset, chroma) for b in exponents])
         scale = torch.tensor(contrasts, dtype=torch.float64)
+        share = torch.tensor(weights or [1.0] * len(contrasts), dtype=torch.float64)
+        mean = torch.tensor(means or [[0.0] * channels] * len(contrasts), dtype=torch.float64)
+        if share.shape != scale.shape or mean.shape != (len(scale), channels) or share.min() < 0:
+            raise ValueError(
+                f"Expected {len(scale)} weights of at least 0 and means with shape "
+                f"({len(scale)}, {channels}); got {tuple(share.shape)} and {tuple(mean.shape)}."
+            )
+        share = share / share.sum()
+        reference = spectra.log().mean(0).exp() * (share * scale.log()).sum().exp().square()
         dtype = torch.get_default_dtype()
-        reference = spectra.log().mean(0).exp() * scale.log().mean().exp().square()
         for name, value in (
             ("dct_channels", dct_matrix(channels)),
             ("dct_rows", dct_matrix(height)),
             ("dct_columns", dct_matrix(width)),
             ("std", spectra.sqrt()),  # (J, C, H, W)
             ("contrasts", scale),  # (K,)
+            ("weights", share),  # (K,)
+            ("means", mean),  # (K, C)
             ("reference_std", reference.sqrt()),  # (C, H, W), geometric mean over the mixture
+            ("reference_mean", share @ mean),  # (C,)
         ):
             self.register_buffer(name, value.to(dtype), persistent=False)
 
+    @classmethod
+    def for_domain(cls, domain: Domain, offset: float = 1.0) -> SpectralBase:
+        r"""The base whose squashed pixels have the mean and variance that the domain normalises by.
+
+        What a classifier subtracts and divides by was measured on its training images: the only
+        statistics of them that it carries without batch normalisation. Each contrast gets the
+        mean :math:`m_k` at which :math:`\mathbb{E}\,\sigma(u)` is the domain's mean, channel by
+        channel. The weights of the contrasts are those of largest entropy,
+        :math:`w_k \propto e^{\lambda v_k}`, at which the variance of a pixel is the domain's;
+        where no mixture has it, the nearest.
+
+        Statistics that no pixels in [0, 1] have, or only pure black and white (mean 0 and std 1,
+        mean 0.5 and std 0.5), were not measured; the base is then as wide as its defaults.
+
+        Arguments:
+            domain: The domain of images.
+            offset: As for the class.
+
+        Raises:
+            ValueError: If the domain is not one of images.
+        """
+        channels = domain.shape[0]
+        mean = np.broadcast_to(np.asarray(domain.mean), channels)
+        variance = np.broadcast_to(np.asarray(domain.std), channels) ** 2
+        if not np.all((mean > 0) & (mean < 1) & (variance < 0.99 * mean * (1 - mean))):
+            return cls(domain.shape, offset=offset)
+        spread = [a * math.sqrt(1 + offset**2) for a in CONTRASTS]
+        means = [[_mean_with_expectation(m, s) for m in mean] for s in spread]
+        variances = np.array(
+            [
+                np.mean([_sigmoid_moments(m, s)[1] for m in row])
+                for row, s in zip(means, spread, strict=True)
+            ]
+        )
+        weights = _largest_entropy_weights(variances, float(variance.mean()))
+        return cls(domain.shape, weights=weights.tolist(), means=means, offset=offset)
+
     def _spectrum(self, exponent: float, offset: float, chroma: float) -> Tensor:
+        """The variances of the DCT coefficients at contrast 1, with shape `(C, H, W)`."""
         channels, height, width = self.shape
         rows = torch.arange(height, dtype=torch.float64)[:, None] / height
         columns = torch.arange(width, dtype=torch.float64)[None, :] / width
@@ -171,30 +237,77 @@ class SpectralBase(Base):
         return self.dct_rows.T @ z @ self.dct_columns
 
     def whiten(self, z: Tensor) -> Tensor:
-        return self.dct(z) / self.reference_std
+        return self.dct(z - self.reference_mean[:, None, None]) / self.reference_std
 
     def unwhiten(self, w: Tensor) -> Tensor:
-        return self.inverse_dct(w * self.reference_std)
+        return self.inverse_dct(w * self.reference_std) + self.reference_mean[:, None, None]
 
     def log_prob(self, z: Tensor) -> Tensor:
-        y = self.dct(z).flatten(1)
-        std = self.std.flatten(1)
-        dims = y.shape[1]
-        distance = (y.unsqueeze(1) / std).square().sum(-1)  # (B, J), squared Mahalanobis
-        log_det = std.log().sum(1) + 0.5 * dims * math.log(2 * math.pi)
+        y = self.dct(z)
+        dims = y[0].numel()
+        # Only the constant components, (B, C), differ between the means.
+        size = math.sqrt(self.shape[1] * self.shape[2])
+        means = size * self.means @ self.dct_channels.T  # (K, C)
+        constant, constant_std = y[:, :, 0, 0], self.std[:, :, 0, 0]
+        distance = (y.flatten(1).unsqueeze(1) / self.std.flatten(1)).square().sum(-1)  # (B, J)
+        distance = distance - (constant.unsqueeze(1) / constant_std).square().sum(-1)
+        shifted = (constant[:, None, None] - means) / constant_std[:, None]  # (B, J, K, C)
+        distance = distance.unsqueeze(-1) + shifted.square().sum(-1)
+        log_det = self.std.flatten(1).log().sum(1) + 0.5 * dims * math.log(2 * math.pi)  # (J,)
         log_prob = (
-            -0.5 * distance.unsqueeze(-1) / self.contrasts.square()
+            (self.weights / len(self.std)).log()
+            - 0.5 * distance / self.contrasts.square()
             - log_det.unsqueeze(-1)
             - dims * self.contrasts.log()
         )
-        return torch.logsumexp(log_prob.flatten(1), 1) - math.log(log_prob[0].numel())
+        return torch.logsumexp(log_prob.flatten(1), 1)
 
     def sample(
         self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
     ) -> Tensor:
-        options = {"device": self.std.device, "generator": generator}
-        j = torch.randint(len(self.std), (n,), **options)
-        k = torch.randint(len(self.contrasts), (n,), **options)
-        white = torch.randn(n, *self.shape, dtype=self.std.dtype, **options)
+        device = self.std.device
+        j = torch.randint(len(self.std), (n,), generator=generator, device=device)
+        k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        white = torch.randn(
+            n, *self.shape, generator=generator, device=device, dtype=self.std.dtype
+        )
         scale = temperature * self.contrasts[k]
-        return self.inverse_dct(white * self.std[j] * scale[:, None, None, None])
+        noise = self.inverse_dct(white * self.std[j] * scale[:, None, None, None])
+        return noise + self.means[k][:, :, None, None]
+
+
+@lru_cache(maxsize=1)
+def _quadrature() -> tuple[np.ndarray, np.ndarray]:
+    points, weights = np.polynomial.hermite_e.hermegauss(100)
+    return points, weights / weights.sum()
+
+
+def _sigmoid_moments(mean: float, std: float) -> tuple[float, float]:
+    """Mean and variance of a sigmoid of a Gaussian, by Gauss-Hermite quadrature."""
+    points, weights = _quadrature()
+    values = expit(mean + std * points)
+    first = float(weights @ values)
+    return first, float(weights @ values**2) - first**2
+
+
+def _mean_with_expectation(expectation: float, std: float) -> float:
+    """The mean of a Gaussian whose sigmoid has the given expectation."""
+    bound = 40.0 * (1 + std)
+    return brentq(lambda m: _sigmoid_moments(m, std)[0] - expectation, -bound, bound)
+
+
+def _largest_entropy_weights(values: np.ndarray, target: float) -> np.ndarray:
+    """Weights of largest entropy with the given mean of `values`, or the nearest that is bounded.
+
+    At the bound the weight of one contrast is e times that of the next, so that some variety
+    is always left.
+    """
+    bound = len(values) / np.ptp(values)
+    tilt = np.clip(
+        minimize_scalar(
+            lambda t: logsumexp(t * (values - target)), bounds=(-bound, bound), method="bounded"
+        ).x,
+        -bound,
+        bound,
+    )
+    return softmax(tilt * values)
