@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from FrEIA.framework import SequenceINN
 from FrEIA.modules import AffineCouplingOneSided, InvertibleModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from .bases import Base, GaussianBase
 from .blocks import (
@@ -20,11 +20,13 @@ from .blocks import (
     Dims,
     Output,
     Partial,
+    Squeeze,
     label_dims,
     pack_labels,
     unpack_labels,
 )
 from .contract import ConditionalFlow
+from .rational_quadratic import SplineCoupling
 from .subnets import ConvSubnet, DenseSubnet
 
 
@@ -42,7 +44,6 @@ class INN(Block):
         classes: The number of classes; 0 for a net without condition.
 
     Example:
-        >>> from freia_kd.flows.blocks import Squeeze
         >>> inn = INN([(1, 8, 8)], classes=10).append(Squeeze).coupling(hidden_features=16)
         >>> half = INN([(2, 4, 4)], classes=10).coupling(hidden_features=16)
         >>> inn = inn.split(half).append(Squeeze, undo=True)
@@ -101,22 +102,42 @@ class INN(Block):
             clamp: The bound of the log-scales, at most 1 for deep nets.
             options: Further keyword arguments of the class.
         """
-        planes = label_dims(self.classes, self.dims)[0] if self.classes else 0
-        constructor = functools.partial(
-            DenseSubnet if len(self.dims) == 1 else ConvSubnet,
-            classes=self.classes,
-            planes=planes,
-            hidden_features=hidden_features,
-            layers=layers,
-            bf16=bf16,
-        )
         return self.append(
             module_class,
             conditional=True,
-            subnet_constructor=constructor,
+            subnet_constructor=self.subnets(hidden_features, layers, bf16),
             clamp=clamp,
             clamp_activation="TANH",  # the default of FrEIA cannot be pickled
             **options,
+        )
+
+    def spline(
+        self,
+        *,
+        bins: int = 8,
+        bound: float = 5.0,
+        hidden_features: int = 256,
+        layers: int = 2,
+        bf16: bool = False,
+    ) -> INN:
+        """Appends a one-sided :class:`~freia_kd.flows.rational_quadratic.SplineCoupling`."""
+        return self.append(
+            SplineCoupling,
+            conditional=True,
+            subnet_constructor=self.subnets(hidden_features, layers, bf16),
+            bins=bins,
+            bound=bound,
+        )
+
+    def subnets(self, hidden_features: int, layers: int, bf16: bool) -> Callable[..., nn.Module]:
+        """A constructor of class-conditional subnets for the present shape."""
+        return functools.partial(
+            DenseSubnet if len(self.dims) == 1 else ConvSubnet,
+            classes=self.classes,
+            planes=label_dims(self.classes, self.dims)[0] if self.classes else 0,
+            hidden_features=hidden_features,
+            layers=layers,
+            bf16=bf16,
         )
 
     def affine(self, clamp: float = 1.0) -> INN:
@@ -150,6 +171,40 @@ class INN(Block):
             labels = unpack_labels(c[0], self.classes)
             conditions = [pack_labels(labels, dims) for dims in self.resolutions]
         return self.sequence(x_or_z, c=conditions, rev=rev, jac=jac)
+
+
+def multiscale(
+    dims: tuple[int, ...], classes: int, levels: int | None, fill: Callable[[INN], None]
+) -> INN:
+    """A multi-scale net: squeeze, `fill`, go on with half of the channels, unsqueeze.
+
+    Arguments:
+        dims: The shape `(C, H, W)` of the input; for a vector with shape `(D,)` there is one scale,
+            and no squeezing.
+        classes: The number of classes; 0 for a net without condition.
+        levels: The number of scales; by default 3, or as many as the height and width allow.
+        fill: Appends the modules of one scale.
+
+    Raises:
+        ValueError: If the height or width cannot be halved that often.
+    """
+    if len(dims) == 1:
+        inn = INN([dims], classes=classes)
+        fill(inn)
+        return inn
+    possible = min((n & -n).bit_length() - 1 for n in dims[1:])  # factors of two
+    levels = min(3, possible) if levels is None else levels
+    if not 1 <= levels <= possible:
+        raise ValueError(
+            f"Expected a height and width that can be halved {max(levels, 1)} times; got "
+            f"{dims[1:]}. Use levels between 1 and {possible}, or pad or resize the images."
+        )
+    inn = INN([dims], classes=classes).append(Squeeze)
+    fill(inn)
+    if levels > 1:
+        rest = (inn.dims[0] // 2, *inn.dims[1:])
+        inn.split(multiscale(rest, classes, levels - 1, fill))
+    return inn.append(Squeeze, undo=True)
 
 
 class INNFlow(ConditionalFlow):

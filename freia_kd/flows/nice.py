@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -63,19 +63,34 @@ class NICE(INNFlow):
         bf16: bool = False,
         whiten: bool = True,
     ) -> None:
-        features = math.prod(shape)
-        if features < 2:
-            raise ValueError(f"Expected at least 2 dimensions to couple; got shape {shape}.")
-        inn = INN([(features,)], classes=classes).affine()
-        total = torch.arange(features)
-        for index in range(transforms):
-            order = halves(features, index)
-            total = total[order]
-            inn.append(Permute, permutation=order).coupling(
-                hidden_features=hidden_features, layers=layers, clamp=clamp, bf16=bf16
-            )
-        inn.append(Permute, permutation=total.argsort())
+        def couple(inn: INN) -> None:
+            inn.coupling(hidden_features=hidden_features, layers=layers, clamp=clamp, bf16=bf16)
+
+        inn = alternate(math.prod(shape), classes, transforms, couple)
         super().__init__(inn, shape, classes, base, whiten=whiten)
+
+
+def alternate(features: int, classes: int, transforms: int, couple: Callable[[INN], None]) -> INN:
+    """A net on vectors: couplings of alternating halves, after a scale and shift per class.
+
+    Arguments:
+        features: The number of dimensions.
+        classes: The number of classes; 0 for a net without condition.
+        transforms: The number of couplings.
+        couple: Appends one coupling, of the last half by the first one.
+
+    Raises:
+        ValueError: If there are not two dimensions to couple.
+    """
+    if features < 2:
+        raise ValueError(f"Expected at least 2 dimensions to couple; got {features}.")
+    inn = INN([(features,)], classes=classes).affine()
+    total = torch.arange(features)
+    for index in range(transforms):
+        order = halves(features, index)
+        total = total[order]
+        couple(inn.append(Permute, permutation=order))
+    return inn.append(Permute, permutation=total.argsort())
 
 
 def halves(features: int, index: int) -> Tensor:
