@@ -61,7 +61,7 @@ def build_flow(
 
     - a known architecture, or one that another package registers under the entry-point group
       `freia_kd.flows`;
-    - a YAML file (a path that ends in `.yaml` or `.yml`), see :func:`.compose.read_flow`;
+    - a YAML file (a path that ends in `.yaml` or `.yml`), see :func:`.recipe.read_flow`;
     - a path `package.module:attribute`.
 
     A subclass of :class:`ConditionalFlow` is called as `flow(shape, classes, base, **options)`,
@@ -85,7 +85,7 @@ def build_flow(
     from .contract import ConditionalFlow
 
     if flow.endswith((".yaml", ".yml")):
-        from .compose import read_flow
+        from .recipe import read_flow
 
         return read_flow(flow, domain, base, **options)
     target = FLOWS[flow]

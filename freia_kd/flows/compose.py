@@ -269,6 +269,7 @@ class INNFlow(ConditionalFlow):
                 value = self.base.whiten(value)
         (y,), ladj = self.inn([value.reshape(-1, *dims)], c=conditions, rev=rev)
         y = y.reshape(-1, *self.shape)
+        ladj = torch.as_tensor(ladj, dtype=y.dtype, device=y.device).expand(len(y))
         if self.whiten:
             with torch.autocast(y.device.type, enabled=False):
                 y = self.base.unwhiten(y)

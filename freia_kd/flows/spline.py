@@ -35,6 +35,7 @@ class NSF(INNFlow):
     Departures: fixed permutations for LU-decomposed linear layers; plain subnets for residual ones.
 
     Example:
+        >>> import torch
         >>> flow = NSF((2,), classes=3)
         >>> flow.sample(torch.tensor([0, 1, 2])).shape
         torch.Size([3, 2])
