@@ -1,18 +1,25 @@
 """Compression: ranks by EVBMF, low-rank layers, plans of which layers, and what they cost."""
 
+from .budget import Budget, search_plan
+from .comparison import Comparison, compare_costs
 from .cost import Latency, count_macs, count_parameters, measure_latencies, measure_latency
 from .evbmf import EVBMF, evbmf, evbmf_rank
-from .plans import LayerPlan, Plan, Skipped, make_plan, student_plan
+from .plans import LayerPlan, Plan, Skipped, make_plan, read_rules, student_plan
+from .sensitivity import Sensitivity, measure_sensitivity, plot_sensitivity
 from .surgery import apply_plan, restructure
 from .tucker import evbmf_ranks, svd_linear, tucker2
 
 __all__ = [
     "EVBMF",
+    "Budget",
+    "Comparison",
     "Latency",
     "LayerPlan",
     "Plan",
+    "Sensitivity",
     "Skipped",
     "apply_plan",
+    "compare_costs",
     "count_macs",
     "count_parameters",
     "evbmf",
@@ -21,7 +28,11 @@ __all__ = [
     "make_plan",
     "measure_latencies",
     "measure_latency",
+    "measure_sensitivity",
+    "plot_sensitivity",
+    "read_rules",
     "restructure",
+    "search_plan",
     "student_plan",
     "svd_linear",
     "tucker2",

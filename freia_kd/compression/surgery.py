@@ -27,7 +27,7 @@ def apply_plan(net: nn.Module, plan: Plan) -> nn.Module:
         ValueError: If the net is not sound or cannot be copied, or the plan does not fit it.
     """
     require_sound(net)
-    return _replace(_copied(net), plan, {"tucker2": tucker2, "svd": svd_linear})
+    return _replace(copied(net), plan, {"tucker2": tucker2, "svd": svd_linear})
 
 
 def restructure(net: nn.Module, plan: Plan | Mapping[str, Any]) -> nn.Module:
@@ -51,7 +51,7 @@ def restructure(net: nn.Module, plan: Plan | Mapping[str, Any]) -> nn.Module:
     from .plans import Plan
 
     plan = plan if isinstance(plan, Plan) else Plan.from_dict(plan)
-    return _replace(_copied(net), plan, {"tucker2": tucker2_layers, "svd": svd_layers})
+    return _replace(copied(net), plan, {"tucker2": tucker2_layers, "svd": svd_layers})
 
 
 def candidates(net: nn.Module) -> tuple[dict[str, Any], list[tuple[str, str]]]:
@@ -71,6 +71,11 @@ def candidates(net: nn.Module) -> tuple[dict[str, Any], list[tuple[str, str]]]:
         else:
             refused.append((name, reason))
     return found, refused
+
+
+def fresh_layer(layer: Any, plan: LayerPlan) -> nn.Module:
+    """The layers that a plan makes of one, with fresh weights."""
+    return _replacement("layer", layer, plan, {"tucker2": tucker2_layers, "svd": svd_layers})
 
 
 def require_sound(net: nn.Module) -> None:
@@ -125,7 +130,12 @@ def _owners(net: nn.Module) -> dict[int, list[str]]:
     return owners
 
 
-def _copied(net: nn.Module) -> nn.Module:
+def copied(net: nn.Module) -> nn.Module:
+    """A deep copy of a net.
+
+    Raises:
+        ValueError: If it cannot be copied.
+    """
     try:
         return copy.deepcopy(net)
     except Exception as error:
