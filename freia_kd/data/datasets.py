@@ -94,6 +94,10 @@ class LabelledData(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return _to_float(self.inputs[index]), int(self.labels[index])
 
+    def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Float inputs and labels at the indices `rows` `(B,)`."""
+        return _to_float(self.inputs[rows]), self.labels[rows]
+
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of one input."""

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import pickle
 import pickletools
 import zipfile
 from collections.abc import Mapping
@@ -76,8 +77,7 @@ def read_checkpoint(path: PathLike) -> Checkpoint:
 def _is_safetensors(path: Path) -> bool:
     """Tells safetensors by suffix or content; raises for what cannot be any checkpoint."""
     try:
-        with path.open("rb") as file:
-            head = file.read(9)
+        head = _beginning(path, 9)
     except FileNotFoundError as error:
         raise CheckpointError(f"There is no file {path}.") from error
     except IsADirectoryError as error:
@@ -87,6 +87,11 @@ def _is_safetensors(path: Path) -> bool:
     if not head:
         raise CheckpointError(f"{path} is empty.")
     return path.suffix == ".safetensors" or head[8:] == b"{"
+
+
+def _beginning(path: Path, count: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(count)
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -110,16 +115,28 @@ def _from_json(text: str) -> Any:
 
 
 def _read_torch(path: Path) -> Any:
-    with path.open("rb") as file:
-        is_archive = file.read(4) == b"PK\x03\x04"
-    if is_archive and not zipfile.is_zipfile(path):
-        raise CheckpointError(f"{path} is truncated: its end is missing. Copy it again.")
+    if _beginning(path, 4) == b"PK\x03\x04":
+        _check_archive(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:
         raise CheckpointError(_diagnose(path, error)) from error
+
+
+def _check_archive(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} is truncated or damaged ({error}); copy it again."
+        ) from error
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise CheckpointError(
+            f"{path} is a TorchScript program, which is code; save model.state_dict()."
+        )
 
 
 def _diagnose(path: Path, error: Exception) -> str:
@@ -132,7 +149,10 @@ def _diagnose(path: Path, error: Exception) -> str:
             f"{path} wants to run code when it is loaded (it names {suspects[0]}); it was refused "
             "and nothing was run. Save model.state_dict() instead of whole objects."
         )
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    if isinstance(error, pickle.UnpicklingError):  # torch's words advise to load without care
+        reason = f"it begins with {_beginning(path, 8)!r}"
+    else:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
     return f"{path} is not a checkpoint, or a damaged one ({reason})."
 
 
@@ -151,8 +171,8 @@ def _pickle_stream(path: Path) -> IO[bytes]:
     if not zipfile.is_zipfile(path):
         return path.open("rb")
     with zipfile.ZipFile(path) as archive:
-        pickle = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-        return io.BytesIO(archive.read(pickle))
+        member = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+        return io.BytesIO(archive.read(member))
 
 
 def _scan_pickle(stream: IO[bytes]) -> list[str]:
@@ -360,7 +380,8 @@ def _load_weights(path: PathLike, net: nn.Module, state: dict[str, Tensor], arch
     try:
         net.load_state_dict(state)
     except RuntimeError as error:
-        raise CheckpointError(f"The weights in {path} do not load into {arch}: {error}") from error
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"The weights in {path} do not load into {arch}: {reason}") from error
 
 
 def _some(names: list[str], most: int = 3) -> str:

@@ -350,7 +350,7 @@ def test_without_a_domain_the_images_decide(tmp_path):
 def test_all_faults_are_listed_together(tmp_path):
     write_image(tmp_path / "0_good.png")
     write_image(tmp_path / "0_large.png", size=(9, 8))
-    write_image(tmp_path / "7_label.png")
+    write_image(tmp_path / "3_label.png")
     write_image(tmp_path / "no_label.png")
     write_image(tmp_path / "1_deep.png", mode="I;16")
     (tmp_path / "1_text.png").write_text("no image")
@@ -364,7 +364,7 @@ def test_all_faults_are_listed_together(tmp_path):
     assert "has 7 faulty files" in message
     expected = {
         "0_large.png": "expected 6x5 pixels; got 8x9 (--resize resizes it)",
-        "7_label.png": "label 7 of 3 classes",
+        "3_label.png": "label 3 of 3 classes",
         "no_label.png": "its name does not begin with the label",
         "1_deep.png": "expected 8 bits a channel; got mode I;16",
         "1_text.png": "cannot identify image file",

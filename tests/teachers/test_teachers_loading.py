@@ -338,6 +338,12 @@ def image(path, net):
     Image.new("L", (8, 8)).save(path, format="png")
 
 
+def torchscript(path, net):
+    with zipfile.ZipFile(path, "w") as archive:
+        for member in ("data.pkl", "constants.pkl", "code/__torch__.py"):
+            archive.writestr(f"teacher/{member}", "")
+
+
 BROKEN = {
     "missing": (lambda path, net: None, "There is no file"),
     "folder": (lambda path, net: path.mkdir(), "is a folder"),
@@ -349,7 +355,11 @@ BROKEN = {
         lambda path, net: path.write_bytes(struct.pack("<Q", 10**9) + b"{"),
         "not a whole safetensors file",
     ),
-    "text": (lambda path, net: path.write_text("classes: 10\n" * 9), "not a checkpoint"),
+    "text": (
+        lambda path, net: path.write_text("classes: 10\n" * 9),
+        "not a checkpoint, or a damaged one .it begins with b'classes:'",
+    ),
+    "torchscript": (torchscript, r"is a TorchScript program.*save model\.state_dict"),
     "byte": (lambda path, net: path.write_text("."), "not a checkpoint"),
     "json": (lambda path, net: path.write_text(json.dumps({"a": 1})), "not a checkpoint"),
     "image": (image, "not a checkpoint"),
@@ -379,6 +389,7 @@ def test_a_broken_file_is_refused_in_one_line(tmp_path, net, kind):
     with pytest.raises(CheckpointError, match=message) as caught:
         load_teacher(path, domain=MNIST)
     assert "\n" not in str(caught.value)
+    assert "weights_only" not in str(caught.value)  # torch advises to switch it off
     assert str(path) in str(caught.value)
 
 
