@@ -155,9 +155,7 @@ def test_targets_that_cannot_be_met_say_the_best(net, inputs):
     best = float(str(e.value).split("found is ")[1].split("%")[0])
     assert 3 < best < 15
     assert search_plan(net, inputs, "params", best / 100 + 0.001).reached <= best / 100 + 0.001
-    with pytest.raises(
-        ValueError, match=r"within 0 percentage points: the mildest found, 0.* already costs"
-    ):
+    with pytest.raises(ValueError, match=r"within 0 percentage points: the mildest"):
         search_plan(nn.Sequential(Net((16, 16, 16)), Sawtooth()), inputs, "drop", 0.0)
 
 
