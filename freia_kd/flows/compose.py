@@ -253,11 +253,11 @@ class INNFlow(ConditionalFlow):
 
     def check(self, value: Tensor, c: Tensor) -> None:
         super().check(value, c)
-        dtype = next(self.inn.parameters()).dtype
-        if value.dtype != dtype:
+        parameter = next(self.inn.parameters(), None)
+        if parameter is not None and value.dtype != parameter.dtype:
             raise ValueError(
-                f"Expected values of {dtype}, as the flow's parameters; got {value.dtype}. "
-                "Convert the values, or the flow by flow.to(dtype)."
+                f"Expected values of {parameter.dtype}, as the flow's parameters; got "
+                f"{value.dtype}. Convert the values, or the flow by flow.to(dtype)."
             )
 
     def run(self, value: Tensor, c: Tensor, rev: bool) -> tuple[Tensor, Tensor]:
