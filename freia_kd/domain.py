@@ -48,9 +48,10 @@ class Domain:
         if self.classes < 2:
             raise ValueError(f"Expected at least 2 classes; got {self.classes}.")
         for field in ("mean", "std"):
-            if len(getattr(self, field)) not in (1, self.shape[0]):
+            values = getattr(self, field)
+            if len(values) not in (1, self.shape[0]):
                 raise ValueError(
-                    f"Expected {field} with 1 or {self.shape[0]} entries; got {getattr(self, field)}."
+                    f"Expected {field} with 1 or {self.shape[0]} entries; got {values}."
                 )
         if not all(s > 0 for s in self.std):
             raise ValueError(f"Expected a positive std; got {self.std}.")
@@ -71,8 +72,17 @@ class Domain:
                 f"Expected inputs with shape (B, {', '.join(map(str, self.shape))}); "
                 f"got {tuple(x.shape)}."
             )
+        mean, std = self._statistics(x)
+        return (x - mean) / std
+
+    def denormalize(self, x: Tensor) -> Tensor:
+        """The inverse of :meth:`normalize`."""
+        mean, std = self._statistics(x)
+        return x * std + mean
+
+    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         view = (-1,) + (1,) * (len(self.shape) - 1)
-        return (x - x.new_tensor(self.mean).view(view)) / x.new_tensor(self.std).view(view)
+        return x.new_tensor(self.mean).view(view), x.new_tensor(self.std).view(view)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON types."""

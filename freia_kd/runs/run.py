@@ -52,6 +52,17 @@ class Run:
             )
         self.write()
 
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Run:
+        """Opens the run that a folder holds, whatever its options, to read from it.
+
+        Raises:
+            CheckpointError: If there is none, or its record is damaged.
+        """
+        run = cls.__new__(cls)
+        run.folder, run.progress, run.record = Path(folder), Progress(), read_run(folder)
+        return run
+
     def _reopen(self, options: dict[str, Any], resume: bool) -> None:
         if not resume:
             raise UsageError(

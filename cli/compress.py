@@ -1,0 +1,50 @@
+"""`freiakd compress`: Tucker decomposition alone."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from .command import Command, domain_options, json_option, make_domain, options, show_table
+
+
+@click.command("compress", cls=Command)
+@options(
+    click.option("--teacher", type=click.Path(dir_okay=False), required=True),
+    click.option("--arch", metavar="NAME|MODULE:CLASS", help="If the file does not tell."),
+    domain_options,
+    click.option("--student", type=click.Choice(["1", "2", "3"]), default="1", show_default=True),
+    click.option(
+        "--out", type=click.Path(dir_okay=False), required=True, help="A .pt or .safetensors file."
+    ),
+    json_option,
+)
+def command(
+    teacher: str,
+    arch: str | None,
+    student: str,
+    out: str,
+    as_json: bool,
+    domain: str | None,
+    input_shape: tuple[int, ...] | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    classes: int | None,
+) -> None:
+    """Compress a teacher by Tucker-2 with EVBMF ranks, without any training."""
+    from ..stages import compress
+
+    given = make_domain(domain, input_shape, mean, std, classes)
+    result = compress(teacher, out, student=student, arch=arch, domain=given)
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    rows = [["layer", "method", "ranks"]]
+    for name, layer in result["plan"]["layers"].items():
+        rows.append([name, layer["method"], " x ".join(map(str, layer["ranks"]))])
+    show_table(rows)
+    click.echo(
+        f"{out}: {result['parameters']:,} of {result['teacher_parameters']:,} parameters, "
+        f"{result['macs']:,} of {result['teacher_macs']:,} MACs"
+    )

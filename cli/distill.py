@@ -1,0 +1,72 @@
+"""`freiakd distill`: the main job."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from .command import (
+    Command,
+    json_option,
+    make_progress,
+    open_from_options,
+    options,
+    run_options,
+    show_table,
+)
+
+
+@click.command("distill", cls=Command)
+@options(
+    run_options,
+    click.option(
+        "--student",
+        "students",
+        type=click.Choice(["1", "2", "3"]),
+        multiple=True,
+        default=["1"],
+        show_default=True,
+        help="The papers' students, from the largest to the smallest; repeatable.",
+    ),
+    click.option(
+        "--eval-data",
+        metavar="NAME|FOLDER|FILE.npz",
+        help="Real test data, read only after the last weight is fixed.",
+    ),
+    click.option("--data-root", type=click.Path(), help="Where torchvision keeps its data sets."),
+    json_option,
+    click.option("-v", "--verbose", is_flag=True, help="Also print the resolved options."),
+)
+def command(
+    students: tuple[str, ...],
+    eval_data: str | None,
+    data_root: str | None,
+    as_json: bool,
+    verbose: bool,
+    **fields: Any,
+) -> None:
+    """Compress a classifier and distil it, without its training data.
+
+    Example: freiakd distill --teacher lenet5.pt --domain mnist
+    """
+    from ..pipeline import distill
+
+    progress = make_progress(as_json)
+    report = distill(
+        students=students,
+        eval_data=eval_data,
+        data_root=data_root,
+        **open_from_options(progress, **fields),
+    )
+    if as_json:
+        click.echo(json.dumps(report.data))
+        return
+    if verbose:
+        click.echo(json.dumps(report.data["options"], indent=2))
+    show_table(report.table())
+    for remark in report.remarks():
+        click.echo(remark)
+    click.echo(f"Students: {', '.join(str(report.folder / s['file']) for s in report.students)}")
+    click.echo(f"Report: {report.folder / 'report.html'}")

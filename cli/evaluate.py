@@ -1,0 +1,46 @@
+"""`freiakd evaluate`: checkpoints on real data."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from .command import Command, domain_options, json_option, make_domain, options, show_table
+
+
+@click.command("evaluate", cls=Command)
+@options(
+    click.argument("path", metavar="FILE|RUN", type=click.Path(exists=True)),
+    click.option("--eval-data", metavar="NAME|FOLDER|FILE.npz", required=True),
+    click.option("--data-root", type=click.Path(), help="Where torchvision keeps its data sets."),
+    click.option("--resize", is_flag=True, help="Resize images of another size."),
+    click.option("--arch", metavar="NAME|MODULE:CLASS", help="If the file does not tell."),
+    domain_options,
+    json_option,
+)
+def command(
+    path: str,
+    eval_data: str,
+    data_root: str | None,
+    resize: bool,
+    arch: str | None,
+    as_json: bool,
+    domain: str | None,
+    input_shape: tuple[int, ...] | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    classes: int | None,
+) -> None:
+    """Measure the accuracy of a checkpoint, or of all students of a run."""
+    from ..stages import evaluate
+
+    given = make_domain(domain, input_shape, mean, std, classes)
+    results = evaluate(path, eval_data, data_root=data_root, resize=resize, arch=arch, domain=given)
+    if as_json:
+        click.echo(json.dumps(results))
+        return
+    rows = [["", "accuracy", "images"]]
+    for result in results:
+        rows.append([result["file"], f"{100 * result['accuracy']:.2f} %", f"{result['count']:,}"])
+    show_table(rows)

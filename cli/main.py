@@ -1,0 +1,42 @@
+"""The `freiakd` command: a group whose commands are imported when they are called."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+from .. import __version__
+
+COMMANDS = {
+    "distill": "The main job: a smaller classifier and a report, without data.",
+    "train-teacher": "Train a classifier on real data.",
+    "extract": "Train a flow on a teacher and make a synthetic set.",
+    "sample": "Draw images from the flow of a run.",
+    "compress": "Compress a teacher by Tucker decomposition, without training.",
+    "evaluate": "Measure a checkpoint or the students of a run on real data.",
+    "inspect": "Say what a checkpoint or a run's folder holds.",
+}
+
+
+class LazyGroup(click.Group):
+    """Commands by name; each is the object `command` of a module of its own."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f".{cmd_name.replace('-', '_')}", __package__)
+        return module.command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="freiakd")
+def main() -> None:
+    """Compress a classifier without its training data."""

@@ -1,0 +1,66 @@
+"""`freiakd train-teacher`: a classifier from real data."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from .command import Command, json_option, make_progress, options
+
+
+@click.command("train-teacher", cls=Command)
+@options(
+    click.argument("data", metavar="DATA"),
+    click.option("--arch", default="lenet5", show_default=True, metavar="NAME|MODULE:CLASS"),
+    click.option("--data-root", type=click.Path(), help="Where torchvision keeps its data sets."),
+    click.option("--download", is_flag=True, help="Let torchvision download the data."),
+    click.option("--resize", is_flag=True, help="Resize images of a folder to 32 x 32."),
+    click.option("--epochs", type=click.IntRange(1), default=8, show_default=True),
+    click.option("--batch-size", type=click.IntRange(2), default=128, show_default=True),
+    click.option("--learning-rate", type=float, default=1e-3, show_default=True),
+    click.option("--seed", type=int, default=0, show_default=True),
+    click.option("--out", type=click.Path(dir_okay=False), required=True, help="The checkpoint."),
+    json_option,
+)
+def command(
+    data: str,
+    arch: str,
+    data_root: str | None,
+    download: bool,
+    resize: bool,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    out: str,
+    as_json: bool,
+) -> None:
+    """Train a classifier on DATA and say how accurate it is.
+
+    DATA is digits, mnist, fashion-mnist, svhn, cifar10, a folder of images with one subfolder a
+    class, or a file .npz. The weights after the last step are kept; test data choose nothing.
+    """
+    from ..stages import train_teacher
+
+    result = train_teacher(
+        data,
+        out,
+        arch=arch,
+        data_root=data_root,
+        download=download,
+        resize=resize,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        progress=make_progress(as_json),
+    )
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    held_out = "test" if result["has_test_split"] else "training (there is no test split)"
+    click.echo(
+        f"{out}: {result['arch']}, {result['parameters']:,} parameters, "
+        f"{100 * result['accuracy']:.2f} % of {result['count']} {held_out} images right"
+    )

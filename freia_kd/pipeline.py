@@ -1,0 +1,229 @@
+"""The main job: from a trained classifier to a smaller one and a report, without its data."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import __version__
+from .data.datasets import DATASETS, LabelledData, load_dataset
+from .domain import Domain
+from .errors import UsageError
+from .job import Job
+from .presets import get_preset
+from .runs.progress import Progress
+from .runs.report import Report, write_report
+from .runs.run import Run
+from .teachers import Teacher, load_classifier, load_teacher
+from .teachers.classifier import Classifier
+
+PathLike = str | os.PathLike[str]
+
+
+def distill(
+    teacher: PathLike | Teacher,
+    *,
+    students: Sequence[str] = ("1",),
+    eval_data: PathLike | LabelledData | None = None,
+    data_root: PathLike | None = None,
+    **options: Any,
+) -> Report:
+    """Compresses a classifier and distils it, without its training data.
+
+    Arguments:
+        teacher: A checkpoint, or a teacher in memory.
+        students: The papers' students, `"1"` to `"3"`.
+        eval_data: Labelled real data, by name, folder, npz file or in memory, that is read only
+            after the last weight is fixed.
+        data_root: Where torchvision keeps its data sets.
+        options: What :func:`open_job` takes.
+
+    Returns:
+        The report, which is also in the run's folder together with the students.
+
+    Raises:
+        UsageError: If the options do not fit together.
+        CheckpointError: If the teacher's file is not sound.
+        TrainingError: If a loss stays non-finite.
+
+    References:
+        | Data-free Knowledge Distillation with Bi-directional Normalizing Flow (Kim)
+
+    Example: see `examples/library.py`.
+    """
+    students = [str(s) for s in dict.fromkeys(students)]
+    _expect_source(eval_data)
+    job = open_job(teacher, **options)
+    for name in students:
+        job.compress(name)  # fails before any work if there is no such student
+    data, _ = job.extract()
+    for name in students:
+        job.train(name, data)
+    evaluation = None  # every weight is fixed: real data may be read
+    if eval_data is not None:
+        evaluation = _load(eval_data, job.teacher.domain, "test", data_root)
+    return report_run(job, students, evaluation)
+
+
+def report_run(job: Job, students: Sequence[str], evaluation: LabelledData | None) -> Report:
+    """Measures the teacher and the trained students of a job, and writes the report."""
+    with job.run.stage("measure"):
+        teacher, rows = job.measure(students, evaluation)
+    options = job.run.record["options"]
+    data = {
+        "teacher": {"path": options["teacher"], "arch": job.teacher.arch, **teacher},
+        "students": rows,
+        "synthesizer": {"name": "bdnf", **asdict(job.preset.flow)},
+        "real_data": {
+            "training": "none" if job.samples is None else "samples",
+            "samples": None if job.samples is None else job.samples.name,
+            "count": 0 if job.samples is None else len(job.samples),
+            "evaluation": "none"
+            if evaluation is None
+            else f"{evaluation.name} ({len(evaluation)} test images)",
+        },
+        "seconds": job.run.record["seconds"],
+        "seed": job.seed,
+        "versions": _versions(),
+        "device": str(job.device),
+        "options": options,
+    }
+    return write_report(job.run, data)
+
+
+def open_job(
+    teacher: PathLike | Teacher,
+    *,
+    arch: str | None = None,
+    domain: Domain | None = None,
+    samples: PathLike | LabelledData | None = None,
+    resize: bool = False,
+    flow: str | None = None,
+    preset: str = "standard",
+    seed: int = 0,
+    device: str = "auto",
+    out: PathLike | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Job:
+    """Reads the teacher and the samples, and opens the run's folder.
+
+    Arguments:
+        teacher: A checkpoint, or a teacher in memory.
+        arch: The architecture, by name or `package.module:Class`, if the file does not tell.
+        domain: The input domain, if the file does not tell.
+        samples: A few labelled real inputs to train on as well (paper eq. 9): a folder of images,
+            an npz file, or in memory.
+        resize: Whether to resize samples of another size.
+        flow: The flow, by name, YAML file or `package.module:function`, if not the preset's.
+        preset: `"quick"`, `"standard"` or `"best"`.
+        seed: The seed of all random numbers.
+        device: `"auto"`, `"cpu"` or `"cuda"`.
+        out: The run's folder; by default a new one under `runs/`.
+        resume: Whether to go on with the run in that folder.
+        progress: What to show meanwhile.
+
+    Raises:
+        UsageError: If the options do not fit together.
+        CheckpointError: If the teacher's file is not sound.
+    """
+    sizes = get_preset(preset)
+    if flow is not None:
+        sizes = replace(sizes, flow=replace(sizes.flow, flow=flow))
+    place = _device(device)
+    if resume and out is None:
+        raise UsageError("To resume, pass --out with the folder of the run.")
+    path = "in memory" if isinstance(teacher, Teacher) else os.fspath(teacher)
+    if not isinstance(teacher, Teacher):
+        teacher = load_teacher(teacher, arch, domain)
+    few = None if samples is None else _load(samples, teacher.domain, "train", None, resize)
+    options = {
+        "teacher": path,
+        "teacher_sha256": _fingerprint(teacher.state_dict()),
+        "arch": teacher.arch,
+        "domain": teacher.domain.to_dict(),
+        "samples": None if few is None else few.name,
+        "samples_sha256": None if few is None else _fingerprint({"x": few.inputs, "y": few.labels}),
+        "preset": {"name": preset, **asdict(sizes)},
+        "seed": seed,
+        "device": place.type,
+    }
+    folder = Path(out) if out is not None else _new_folder(Path(path).stem)
+    run = Run(folder, options, resume, progress)
+    return Job(teacher.to(place), run, sizes, seed, few)
+
+
+def load_student(path: PathLike, arch: str | None = None) -> Classifier:
+    """Loads a student: logits for pixels in [0, 1]; neither its teacher nor its run is needed.
+
+    Arguments:
+        path: `student-1.pt`, `student-1.safetensors` or the like.
+        arch: `package.module:Class`, for students of a teacher given by `--arch` that way.
+
+    Raises:
+        CheckpointError: If the file is not sound.
+    """
+    return load_classifier(path, arch=arch)
+
+
+def _load(
+    source: PathLike | LabelledData,
+    domain: Domain,
+    split: str,
+    root: PathLike | None,
+    resize: bool = False,
+) -> LabelledData:
+    if not isinstance(source, LabelledData):
+        return load_dataset(source, domain, split, root=root, resize=resize)  # type: ignore[arg-type]
+    source.check(domain)
+    return source
+
+
+def _expect_source(source: PathLike | LabelledData | None) -> None:
+    """Raises unless there is such data, without reading it."""
+    if source is None or isinstance(source, LabelledData) or Path(source).exists():
+        return
+    if ":" not in os.fspath(source) and os.fspath(source) not in DATASETS:
+        raise UsageError(
+            f"There is no evaluation data {os.fspath(source)!r}: neither a folder or file, nor one "
+            f"of {', '.join(DATASETS)}."
+        )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("There is no CUDA device here; use --device cpu.")
+    return torch.device(name)
+
+
+def _new_folder(stem: str) -> Path:
+    number = 1
+    while (folder := Path("runs") / f"{stem}-{number}").exists():
+        number += 1
+    return folder
+
+
+def _fingerprint(tensors: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "torchvision", "FrEIA", "normflows", "tensorly", "numpy")
+    return {
+        "freia_kd": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }

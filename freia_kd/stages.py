@@ -1,0 +1,247 @@
+"""The stages of the main job one by one, each from files to files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .compression import apply_plan, count_macs, count_parameters, student_plan
+from .data.datasets import LabelledData, load_dataset, measure_domain, resize_images
+from .data.synthetic import quantise
+from .distillation import predict
+from .domain import DOMAINS, Domain
+from .errors import CheckpointError, UsageError
+from .files import atomic
+from .runs.pictures import draw_grid
+from .runs.progress import Progress
+from .runs.run import Run, read_run
+from .synthesizers.bdnf import BDNF, BDNFOptions
+from .teachers import (
+    Classifier,
+    build_net,
+    load_classifier,
+    load_teacher,
+    read_checkpoint,
+    save_classifier,
+    train_classifier,
+)
+
+PathLike = str | os.PathLike[str]
+SIDE = 32  # of images that are resized, as in KegNet and BDNF
+
+
+def train_teacher(
+    data: PathLike,
+    out: PathLike,
+    *,
+    arch: str = "lenet5",
+    data_root: PathLike | None = None,
+    download: bool = False,
+    resize: bool = False,
+    epochs: int = 8,
+    batch_size: int = 128,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Trains a classifier on labelled data, and measures it on the test split afterwards.
+
+    Arguments:
+        data: A named set, a folder of images or an npz file.
+        out: Where the checkpoint goes; it holds the architecture and the domain as well.
+        arch: The architecture, by name or `package.module:Class`.
+        data_root: Where torchvision keeps its data sets.
+        download: Whether torchvision may download them.
+        resize: Whether to resize images of a folder or file to 32 x 32.
+        epochs: Passes over the data.
+        batch_size: Inputs in a step.
+        learning_rate: Adam's, falling to 0 as a cosine.
+        seed: The seed of weights and of the order of the data.
+        progress: What to show meanwhile.
+
+    Returns:
+        `arch`, `parameters`, `accuracy`, `count` and whether there was a test split.
+
+    Raises:
+        UsageError: If there is no such data or architecture, or they do not fit.
+        TrainingError: If the loss is not finite.
+    """
+    source = os.fspath(data)
+
+    def load(split: str, domain: Domain | None) -> LabelledData:
+        fitting = domain is not None
+        return load_dataset(source, domain, split, data_root, download, resize and fitting)  # type: ignore[arg-type]
+
+    train = load("train", DOMAINS.get(source))
+    if resize and train.inputs.ndim == 4:
+        train = LabelledData(resize_images(train.inputs, (SIDE, SIDE)), train.labels, train.name)
+    domain = DOMAINS.get(source) or measure_domain(train, Path(source).stem)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = build_net(arch, domain)
+    generator = torch.Generator().manual_seed(seed)
+    steps = epochs * max(1, len(train) // batch_size)
+    with (progress or Progress()).stage(f"train {arch} on {train.name}", steps) as stage:
+
+        def show(values: dict[str, float]) -> None:
+            stage.update(int(values["step"]), {k: values[k] for k in ("epoch", "loss")})
+
+        train_classifier(net, train, domain, epochs, batch_size, learning_rate, generator, show)
+    classifier = Classifier(net, domain, arch).eval()
+    save_classifier(out, classifier)
+    test = load("test", domain)
+    separate = test.labels.shape != train.labels.shape or not torch.equal(test.inputs, train.inputs)
+    return {
+        "file": os.fspath(out),
+        "arch": arch,
+        "domain": domain.to_dict(),
+        "parameters": count_parameters(net),
+        "accuracy": _accuracy(classifier, test),
+        "count": len(test),
+        "has_test_split": separate,
+    }
+
+
+def compress(
+    teacher: PathLike,
+    out: PathLike,
+    *,
+    student: str = "1",
+    arch: str | None = None,
+    domain: Domain | None = None,
+) -> dict[str, Any]:
+    """Compresses a teacher by Tucker-2 with EVBMF ranks, and writes the student untrained.
+
+    Raises:
+        CheckpointError: If the teacher's file is not sound.
+        ValueError: If there is no such student of this teacher.
+    """
+    loaded = load_teacher(teacher, arch, domain)
+    plan = student_plan(loaded.net, loaded.arch, student)
+    net = apply_plan(loaded.net, plan)
+    save_classifier(out, Classifier(net, loaded.domain, loaded.arch), {"plan": plan.to_dict()})
+    return {
+        "file": os.fspath(out),
+        "plan": plan.to_dict(),
+        "parameters": count_parameters(net),
+        "teacher_parameters": count_parameters(loaded.net),
+        "macs": count_macs(net, loaded.domain.shape),
+        "teacher_macs": count_macs(loaded.net, loaded.domain.shape),
+    }
+
+
+def draw_samples(
+    folder: PathLike,
+    out: PathLike,
+    *,
+    count: int = 10,
+    labels: Sequence[int] = (),
+    seed: int = 0,
+    flow: str | None = None,
+) -> int:
+    """Draws `count` images of each label from the flow of a run, into a .png or .npz file.
+
+    Arguments:
+        folder: The run's folder.
+        out: The file; `.npz` holds `x` (uint8 images, or vectors) and `y`.
+        count: Images of each label.
+        labels: The classes; all of them if empty.
+        seed: The seed of the random numbers.
+        flow: The flow, if it is code of its own (`package.module:function`).
+
+    Returns:
+        The number of images.
+
+    Raises:
+        CheckpointError: If the folder holds no run with a trained flow.
+        UsageError: If a label or the kind of file does not exist.
+    """
+    suffix = Path(out).suffix
+    run = Run.open(folder)
+    domain = Domain.from_dict(run.record["options"]["domain"])
+    if suffix not in (".png", ".npz") or (suffix == ".png" and not domain.is_image):
+        raise UsageError(f"Expected a .npz file, or .png for images; got {out}.")
+    chosen = list(labels) or list(range(domain.classes))
+    if not 0 <= min(chosen) <= max(chosen) < domain.classes:
+        raise UsageError(f"Expected labels from 0 to {domain.classes - 1}; got {chosen}.")
+    options = BDNFOptions(**run.record["options"]["preset"]["flow"])
+    if ":" in options.flow and flow != options.flow:  # importing it would run what a file names
+        raise UsageError(f"This run's flow is code of its own; pass --flow {options.flow}.")
+    synthesizer = BDNF(options)
+    synthesizer.restore(domain, run)
+    wanted = torch.tensor(chosen).repeat_interleave(count)
+    generator = torch.Generator().manual_seed(seed)
+    x, y = synthesizer.sample(len(wanted), wanted, generator)
+    if suffix == ".png":
+        draw_grid(out, x, len(chosen))
+    else:
+        with atomic(out) as temporary:
+            np.savez(temporary, x=quantise(x).numpy(), y=y.numpy())
+    return len(x)
+
+
+def evaluate(
+    path: PathLike,
+    eval_data: PathLike,
+    *,
+    data_root: PathLike | None = None,
+    resize: bool = False,
+    arch: str | None = None,
+    domain: Domain | None = None,
+) -> list[dict[str, Any]]:
+    """The accuracy of a checkpoint, or of every student in a run's folder, on real data.
+
+    Raises:
+        CheckpointError: If a file is not sound, or a folder has no students.
+        UsageError: If there is no such data, or it does not fit.
+    """
+    files = sorted(Path(path).glob("student-*.pt")) if Path(path).is_dir() else [Path(path)]
+    if not files:
+        raise CheckpointError(f"There are no students in {path}.")
+    results = []
+    for file in files:
+        classifier = load_classifier(file, arch, domain)
+        data = load_dataset(eval_data, classifier.domain, "test", root=data_root, resize=resize)
+        results.append(
+            {
+                "file": os.fspath(file),
+                "accuracy": _accuracy(classifier, data),
+                "count": len(data),
+                "data": data.name,
+            }
+        )
+    return results
+
+
+def inspect(path: PathLike) -> dict[str, Any]:
+    """What a checkpoint or a run's folder holds; nothing in it is run.
+
+    Raises:
+        CheckpointError: If it is neither.
+    """
+    path = Path(path)
+    if path.is_dir():
+        record = read_run(path)
+        return {
+            "kind": "run",
+            "files": sorted(p.name for p in path.iterdir() if not p.name.startswith(".")),
+            **record,
+        }
+    checkpoint = read_checkpoint(path)
+    return {
+        "kind": "checkpoint",
+        "arch": checkpoint.own.get("arch", "not recorded"),
+        "domain": checkpoint.own.get("domain", "not recorded"),
+        "plan": checkpoint.own.get("plan", {}).get("layers", {}),
+        "parameters": sum(v.numel() for v in checkpoint.state.values()),
+        "tensors": {name: list(value.shape) for name, value in checkpoint.state.items()},
+    }
+
+
+def _accuracy(classifier: Classifier, data: LabelledData) -> float:
+    return (predict(classifier, data) == data.labels).double().mean().item()
