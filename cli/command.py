@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from ..domain import Domain
-    from ..runs.progress import Progress
+    from freia_kd.domain import Domain
+    from freia_kd.runs.progress import Progress
 
 # Of freia_kd.domain.DOMAINS and freia_kd.presets.PRESETS, which a test compares, so that `--help`
 # needs neither torch nor them.
@@ -25,7 +25,7 @@ class Failure(click.ClickException):
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
-        self.exit_code = exit_code
+        self.exit_code = exit_code  # type: ignore[misc]
 
 
 class Command(click.Command):
@@ -54,7 +54,7 @@ class Command(click.Command):
 
 
 def _failure(error: Exception) -> Failure:
-    from ..errors import UsageError
+    from freia_kd.errors import TrainingError, UsageError
 
     text = str(error).strip()
     if isinstance(error, OSError) and error.strerror:
@@ -117,8 +117,8 @@ def make_domain(
     Raises:
         UsageError: If the options are incomplete or contradict each other.
     """
-    from ..domain import DOMAINS, Domain
-    from ..errors import UsageError
+    from freia_kd.domain import DOMAINS, Domain
+    from freia_kd.errors import UsageError
 
     spelled = {"--input-shape": input_shape, "--mean": mean, "--std": std, "--classes": classes}
     given = [name for name, value in spelled.items() if value is not None]
@@ -183,7 +183,7 @@ json_option = click.option("as_json", "--json", is_flag=True, help="Print JSON, 
 
 def make_progress(quiet: bool) -> Progress:
     """Bars on a terminal, plain lines elsewhere, nothing if quiet."""
-    from ..runs.progress import PlainProgress, Progress, RichProgress
+    from freia_kd.runs.progress import PlainProgress, Progress, RichProgress
 
     if quiet:
         return Progress()
@@ -204,7 +204,7 @@ def open_from_options(
 
     A resumed run takes what is not given on the command line from its folder.
     """
-    from ..errors import UsageError
+    from freia_kd.errors import UsageError
 
     fields["domain"] = make_domain(domain, input_shape, mean, std, classes)
     if teacher is None and fields["resume"] and fields["out"]:
@@ -215,9 +215,9 @@ def open_from_options(
 
 
 def _remembered(fields: dict[str, Any]) -> dict[str, Any]:
-    from ..domain import Domain
-    from ..errors import UsageError
-    from ..runs.run import read_run
+    from freia_kd.domain import Domain
+    from freia_kd.errors import UsageError
+    from freia_kd.runs.run import read_run
 
     old = read_run(fields["out"])["options"]
     flow = old["preset"]["flow"]["flow"]

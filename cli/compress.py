@@ -33,7 +33,7 @@ def command(
     classes: int | None,
 ) -> None:
     """Compress a teacher by Tucker-2 with EVBMF ranks, without any training."""
-    from ..stages import compress
+    from freia_kd.stages import compress
 
     given = make_domain(domain, input_shape, mean, std, classes)
     result = compress(teacher, out, student=student, arch=arch, domain=given)

@@ -51,7 +51,7 @@ def command(
 
     Example: freiakd distill --teacher lenet5.pt --domain mnist
     """
-    from ..pipeline import distill
+    from freia_kd.pipeline import distill
 
     progress = make_progress(as_json)
     report = distill(

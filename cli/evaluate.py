@@ -33,7 +33,7 @@ def command(
     classes: int | None,
 ) -> None:
     """Measure the accuracy of a checkpoint, or of all students of a run."""
-    from ..stages import evaluate
+    from freia_kd.stages import evaluate
 
     given = make_domain(domain, input_shape, mean, std, classes)
     results = evaluate(path, eval_data, data_root=data_root, resize=resize, arch=arch, domain=given)

@@ -17,7 +17,7 @@ def command(as_json: bool, **fields: Any) -> None:
 
     `freiakd distill --out DIR --resume` goes on from there.
     """
-    from ..pipeline import open_job
+    from freia_kd.pipeline import open_job
 
     job = open_job(**open_from_options(make_progress(as_json), **fields))
     data, heldout = job.extract()

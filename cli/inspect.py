@@ -13,7 +13,7 @@ from .command import Command, json_option, options
 @options(click.argument("path", type=click.Path(exists=True)), json_option)
 def command(path: str, as_json: bool) -> None:
     """Say what a checkpoint or a run's folder holds, without running anything in it."""
-    from ..stages import inspect
+    from freia_kd.stages import inspect
 
     result = inspect(path)
     if as_json:

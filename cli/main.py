@@ -6,7 +6,7 @@ import importlib
 
 import click
 
-from .. import __version__
+from freia_kd import __version__
 
 COMMANDS = {
     "distill": "The main job: a smaller classifier and a report, without data.",

@@ -25,7 +25,7 @@ def command(
 
     A .npz file holds `x` (uint8 images) and `y` (labels).
     """
-    from ..stages import draw_samples
+    from freia_kd.stages import draw_samples
 
     total = draw_samples(run, out, count=count, labels=labels, seed=seed, flow=flow)
     click.echo(f"{out}: {total} images")

@@ -41,7 +41,7 @@ def command(
     DATA is digits, mnist, fashion-mnist, svhn, cifar10, a folder of images with one subfolder a
     class, or a file .npz. The weights after the last step are kept; test data choose nothing.
     """
-    from ..stages import train_teacher
+    from freia_kd.stages import train_teacher
 
     result = train_teacher(
         data,

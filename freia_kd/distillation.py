@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .data.datasets import LabelledData
 from .data.synthetic import SyntheticSet
 from .objectives.divergences import DIVERGENCES
-from .runs.loop import TrainingLoop
+from .runs.loop import Stateful, TrainingLoop
 from .runs.run import Run
 from .teachers.classifier import Classifier
 
@@ -65,7 +65,7 @@ def train_student(
     student.eval().requires_grad_(True)
     optimizer = torch.optim.Adam(student.parameters(), options.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
-    parts = {"student": student, "optimizer": optimizer, "schedule": schedule}
+    parts: dict[str, Stateful] = {"student": student, "optimizer": optimizer, "schedule": schedule}
     loop = TrainingLoop(name, options.steps, parts, generator, optimizer, run, f"train {name}")
     for _ in loop:
         rows = torch.randint(len(data), (options.batch_size,), generator=generator)

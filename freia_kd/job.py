@@ -158,7 +158,7 @@ class Job:
         data, heldout = self.sets()
         before, plan = self.compress(name)
         student = self.train(name, data)  # which only loads it: it is trained
-        answers = evaluation and predict(teacher, evaluation)
+        answers = None if evaluation is None else predict(teacher, evaluation)
         parameters = count_parameters(student.net)
         theirs, ours = measure_latencies([teacher.net, student.net], shape)
         return {
@@ -182,13 +182,13 @@ class Job:
 
 
 def _accuracy(classifier: Classifier, data: LabelledData | None) -> float | None:
-    return _share_equal(classifier, data, data and data.labels)
+    return _share_equal(classifier, data, None if data is None else data.labels)
 
 
 def _share_equal(
     classifier: Classifier, data: LabelledData | None, expected: torch.Tensor | None
 ) -> float | None:
     """The share of inputs of `data` on which a classifier says what is expected."""
-    if data is None:
+    if data is None or expected is None:
         return None
-    return (predict(classifier, data) == expected).double().mean().item()
+    return predict(classifier, data).eq(expected).double().mean().item()

@@ -61,6 +61,8 @@ class GaussianBase(Base):
         -1.8378...
     """
 
+    anchor: Tensor
+
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__(shape)
         self.register_buffer("anchor", torch.zeros(()), persistent=False)  # knows device and dtype
@@ -131,6 +133,16 @@ class SpectralBase(Base):
         >>> z.shape, base.log_prob(z).shape
         (torch.Size([4, 1, 8, 8]), torch.Size([4]))
     """
+
+    dct_channels: Tensor
+    dct_rows: Tensor
+    dct_columns: Tensor
+    std: Tensor
+    contrasts: Tensor
+    weights: Tensor
+    means: Tensor
+    reference_std: Tensor
+    reference_mean: Tensor
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ from ..objectives.bidirectional import Bidirectional
 from ..objectives.contract import Batch, Objective
 from ..objectives.distill import Distill
 from ..objectives.image_priors import BasePrior
-from ..runs.loop import TrainingLoop
+from ..runs.loop import Stateful, TrainingLoop
 from ..runs.run import Run
 from ..teachers.classifier import Teacher
 from .contract import Synthesizer, draw_labels
@@ -88,7 +88,11 @@ class BDNF(Synthesizer):
         objective = self._objective(samples)
         optimizer = torch.optim.Adam(self.flow.parameters(), options.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
-        parts = {"flow": self.flow, "optimizer": optimizer, "schedule": schedule}
+        parts: dict[str, Stateful] = {
+            "flow": self.flow,
+            "optimizer": optimizer,
+            "schedule": schedule,
+        }
         loop = TrainingLoop(
             "flow", options.steps, parts, generator, optimizer, run, "train the flow"
         )

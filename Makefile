@@ -1,0 +1,36 @@
+# `make demo` and `make test` need Python 3.10 or newer and nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "freia_kd needs Python 3.10 or newer; this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+lenet5.pt: | $(VENV)/installed
+	$(BIN)/freiakd train-teacher digits --epochs 30 --out $@
+
+# Distils a teacher of scikit-learn's digits; the second time it only shows what there is.
+demo: $(VENV)/installed lenet5.pt
+	$(BIN)/freiakd distill --teacher lenet5.pt --preset quick --student 1 --student 3 \
+		--eval-data digits --out demo $$(test -f demo/run.json && echo --resume)
+
+test: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --durations=10
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy freia_kd cli
+
+clean:
+	rm -rf $(VENV) demo lenet5.pt build *.egg-info
