@@ -20,9 +20,9 @@ from torch.optim.swa_utils import AveragedModel
 LABELS = torch.tensor([0, 1, 2, 1])
 
 
-def latents(flow, spread=0.7, n=len(LABELS), seed=2):
+def latents(flow, spread=0.7, seed=2):
     generator = torch.Generator().manual_seed(seed)
-    z = torch.randn(n, *flow.shape, generator=generator, dtype=torch.float64)
+    z = torch.randn(len(LABELS), *flow.shape, generator=generator, dtype=torch.float64)
     return spread * z
 
 

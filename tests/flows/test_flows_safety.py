@@ -1,0 +1,205 @@
+"""Numerical safety, precision, and PyTorch's tools around whole flows."""
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed import HashStore
+from torch.nn.parallel import DistributedDataParallel
+
+from freia_kd.flows.bases import SpectralBase
+from freia_kd.flows.compose import INN, INNFlow
+from freia_kd.flows.glow import Glow
+from freia_kd.flows.nice import NICE
+from freia_kd.flows.realnvp import RealNVP
+from freia_kd.flows.spline import NSF
+from freia_kd.flows.subnets import ClassSubnet
+
+SMALL = {
+    "nice": lambda **o: NICE((1, 8, 8), 3, transforms=2, hidden_features=16, **o),
+    "glow": lambda **o: Glow((1, 8, 8), 3, levels=2, steps=2, hidden_features=8, **o),
+    "realnvp": lambda **o: RealNVP((1, 8, 8), 3, levels=2, hidden_features=8, **o),
+    "spline": lambda **o: NSF((1, 8, 8), 3, transforms=2, hidden_features=16, **o),
+}
+C = torch.tensor([0, 1, 2, 2])
+
+
+def shaken(flow, spread=0.05):
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(spread * torch.randn_like(parameter))
+    return flow
+
+
+def test_deep_flows_with_large_weights_stay_finite():
+    """32 couplings on 3072 dimensions, all weights three times their initial size."""
+    torch.manual_seed(0)
+    flow = NICE((3, 32, 32), 10, transforms=32, hidden_features=64)
+    with torch.no_grad():
+        for module in flow.modules():
+            if isinstance(module, ClassSubnet):
+                module.last.reset_parameters()  # zero at first, and three times zero is zero
+        for parameter in flow.parameters():
+            parameter.mul_(3)
+        c = torch.arange(4)
+        x, ladj = flow.decode(flow.sample_base(c), c)
+        assert x.isfinite().all()
+        assert ladj.isfinite().all()
+        for pixels in (x, torch.rand_like(x), torch.zeros_like(x), torch.ones_like(x)):
+            z, ladj = flow.encode(pixels, c)
+            assert z.isfinite().all()
+            assert ladj.isfinite().all()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_generated_extremes_give_finite_gradients(name):
+    """Latents of a spectral base reach 40 and more before the squash."""
+    torch.manual_seed(0)
+    flow = shaken(SMALL[name](base=SpectralBase((1, 8, 8))), 0.01)
+    z = 3 * flow.sample_base(C, generator=torch.Generator().manual_seed(0))
+    x, ladj = flow.decode(z, C)
+    assert z.abs().max() > 30
+    assert ((x >= 0) & (x <= 1)).all()
+    (x.sum() + ladj.sum()).backward()
+    assert all(p.grad.isfinite().all() for p in flow.parameters())
+    edges = torch.stack([torch.zeros(1, 8, 8), torch.ones(1, 8, 8)] * 2)
+    assert flow.log_prob(edges, C).isfinite().all()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_autocast_reaches_the_subnets_only(name):
+    torch.manual_seed(0)
+    flow = shaken(SMALL[name]())
+    z = 0.5 * torch.randn(4, 1, 8, 8)
+    exact, ladj_exact = flow.decode_unbounded(z, C)
+    seen = []
+    hooks = [
+        m.last.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+        for m in flow.modules()
+        if isinstance(m, ClassSubnet)
+    ]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        u, ladj = flow.decode_unbounded(z, C)
+        back, ladj_back = flow.encode_unbounded(u, C)
+    for hook in hooks:
+        hook.remove()
+    assert set(seen) == {torch.bfloat16}
+    assert u.dtype == ladj.dtype == back.dtype == torch.float32
+    assert not torch.equal(u, exact)
+    torch.testing.assert_close(u, exact, rtol=0, atol=0.05)
+    torch.testing.assert_close(back, z, rtol=0, atol=0.05)
+    torch.testing.assert_close(ladj, ladj_exact, rtol=0, atol=0.5)
+    torch.testing.assert_close(ladj_back, -ladj, rtol=0, atol=0.5)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_bf16_is_confined_to_the_subnets(name):
+    torch.manual_seed(0)
+    plain = shaken(SMALL[name]())
+    half = SMALL[name](bf16=True)
+    half.load_state_dict(plain.state_dict())
+    z = 0.5 * torch.randn(4, 1, 8, 8)
+    (u, ladj), (exact, ladj_exact) = half.decode_unbounded(z, C), plain.decode_unbounded(z, C)
+    assert u.dtype == ladj.dtype == torch.float32
+    assert not torch.equal(u, exact)
+    torch.testing.assert_close(u, exact, rtol=0, atol=0.05)
+    torch.testing.assert_close(ladj, ladj_exact, rtol=0, atol=0.5)
+    ladj.sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in half.parameters() if p.grad is not None)
+
+
+def test_no_normalisation_in_subnets_and_clamp_is_at_most_one():
+    for make in SMALL.values():
+        for module in make().modules():
+            assert "Norm" not in type(module).__name__
+            assert getattr(module, "clamp", 1.0) <= 1.0
+
+
+class Both(nn.Module):
+    """Both directions as one traceable function."""
+
+    def __init__(self, flow):
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, z, x, c):
+        return self.flow.decode(z, c), self.flow.encode(x, c)
+
+
+@pytest.mark.parametrize("name", ["glow", "spline"])  # which hold all blocks between them
+def test_flows_compile_without_graph_breaks(name):
+    flow = shaken(SMALL[name]())
+    z, x = torch.randn(4, 1, 8, 8), torch.rand(4, 1, 8, 8)
+    compiled = torch.compile(Both(flow), backend="aot_eager", fullgraph=True)
+    expected = Both(flow)(z, x, C)
+    torch.testing.assert_close(compiled(z, x, C), expected, rtol=1e-4, atol=1e-4)
+    compiled(z, x, C)[0][1].sum().backward()
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_flows_export(name):
+    flow = shaken(SMALL[name]()).eval()
+    z, x = torch.randn(4, 1, 8, 8), torch.rand(4, 1, 8, 8)
+    exported = torch.export.export(Both(flow), (z, x, C)).module()
+    torch.testing.assert_close(exported(z, x, C), Both(flow)(z, x, C), rtol=1e-4, atol=1e-4)
+
+
+def test_flows_train_under_ddp():
+    torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        flow = shaken(SMALL["glow"]())
+        parallel = DistributedDataParallel(flow)
+        for direction, value in (("decode", torch.randn), ("encode", torch.rand)):
+            out, ladj = parallel(value(4, 1, 8, 8), C, direction)
+            (out.sum() + ladj.sum()).backward()
+        assert all(p.grad is not None for p in flow.parameters())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_double_backward():
+    flow = shaken(NICE((2,), 3, transforms=2, hidden_features=8)).double()
+    x = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    c = torch.tensor([0, 1, 2])
+    assert torch.autograd.gradgradcheck(lambda v: flow.log_prob(v, c).sum(), (x,))
+
+
+@pytest.mark.parametrize(
+    ("value", "c", "message"),
+    [
+        (torch.ones(2, 3), torch.tensor([0, 1]), r"shape \(B, 2\); got \(2, 3\)"),
+        (torch.ones(2, 2).long(), torch.tensor([0, 1]), "floating-point values; got torch.int64"),
+        (torch.ones(2, 2).double(), torch.tensor([0, 1]), "torch.float32, as the flow's"),
+        (torch.ones(2, 2), torch.tensor([0]), r"class indices with shape \(2,\)"),
+        (torch.ones(2, 2), torch.ones(2, 4), r"soft labels with shape \(2, 3\)"),
+    ],
+)
+def test_wrong_inputs_raise_before_any_work(value, c, message):
+    flow = NICE((2,), 3, transforms=2, hidden_features=8)
+    for method in (flow.encode, flow.decode, flow.log_prob):
+        with pytest.raises(ValueError, match=message):
+            method(value, c)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: NICE((1,), 3), "at least 2 dimensions to couple; got 1"),
+        (lambda: Glow((1, 28, 28), 3, levels=3), "can be halved 3 times; got .28, 28."),
+        (lambda: RealNVP((1, 7, 8), 3), "Use levels between 1 and 0"),
+        (lambda: NICE((4,), 3, SpectralBase((1, 2, 2))), r"a base over \(4,\); got one over"),
+        (
+            lambda: INNFlow(INN([(3,)], classes=3).affine(), (4,), 3),
+            "one input and one output of 4 values each; got sizes",
+        ),
+    ],
+)
+def test_impossible_flows_say_what_was_expected(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_levels_adapt_to_the_size_by_default():
+    flow = Glow((1, 28, 28), 3, steps=1)
+    assert flow.sample(C).shape == (4, 1, 28, 28)
