@@ -38,7 +38,7 @@ def as_conditional_flow(
     """A host library's flow as a :class:`~freia_kd.flows.contract.ConditionalFlow`.
 
     Parameters are shared: training the adapter trains the host's flow. An unconditional flow
-    ignores the class. One row is sent through a copy of the flow to see that all fits.
+    ignores the class. Two rows are sent through a copy of the flow to see that all fits.
 
     Arguments:
         flow: A FrEIA `SequenceINN`, `GraphINN` or block, one of normflows' four models, a

@@ -60,9 +60,13 @@ def as_log_det(ladj: Tensor | float, like: Tensor) -> Tensor:
 
 
 def anchor(module: nn.Module) -> Tensor:
-    """A tensor that knows the device and the dtype of a module."""
-    tensors = (*module.parameters(), *module.buffers())
-    return next((t for t in tensors if t.is_floating_point()), torch.zeros(()))
+    """A tensor that knows the device and the dtype of a module.
+
+    The least precise parameter, since some bases keep theirs in float64 in any case.
+    """
+    tensors: list[Tensor] = [*module.parameters()] or [*module.buffers()]
+    floating = [t for t in tensors if t.is_floating_point()]
+    return min(floating, key=Tensor.element_size, default=torch.zeros(()))
 
 
 def split(value: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
@@ -112,15 +116,19 @@ class Condition(nn.Module):
     Arguments:
         spec: What the host sees, see :func:`freia_kd.flows.adapters.as_conditional_flow`.
         classes: The number of classes.
+        used: Whether the host has a condition at all.
+
+    Raises:
+        ValueError: If `spec` is none of the choices.
     """
 
-    def __init__(self, spec: ConditionSpec, classes: int) -> None:
+    def __init__(self, spec: ConditionSpec, classes: int, used: bool = True) -> None:
         super().__init__()
         if not (spec is None or callable(spec) or spec in ("one-hot", "index")):
             raise ValueError(
                 f"Expected condition 'one-hot', 'index', a callable or None; got {spec!r}."
             )
-        self.spec = spec
+        self.spec = spec if used else None
         self.classes = classes
 
     def forward(self, c: Tensor, dtype: torch.dtype) -> Any:
@@ -209,7 +217,7 @@ class GuestBase(Base):
             classes = self.condition.classes
             c = torch.randint(classes, (n,), generator=generator, device=like.device)
         z = self.draw(n, self._context(c, like.dtype), temperature, generator)
-        return z.reshape(n, *self.shape)
+        return z.reshape(n, *self.shape).to(like.dtype)
 
     def _context(self, c: Tensor | None, dtype: torch.dtype) -> Any:
         return None if c is None else self.condition(c, dtype)
@@ -296,7 +304,7 @@ class GuestFlow(ConditionalFlow):
         return super().sample_base(c, temperature, generator)
 
     def probe(self) -> None:
-        """Sends one row through a copy of the host's flow, so that misfits show at once.
+        """Sends two rows through a copy of the host's flow, so that misfits show at once.
 
         A copy, since layers with data-dependent initialisation remember what they saw.
 
@@ -304,8 +312,9 @@ class GuestFlow(ConditionalFlow):
             ValueError: If the host refuses it.
         """
         guest = copy.deepcopy(self).eval()
-        value = anchor(guest).new_full((1, *self.shape), 0.5)
-        c = torch.zeros(1, dtype=torch.long, device=value.device)
+        value = anchor(guest).new_full((2, *self.shape), 0.25)
+        value[1] = 0.75
+        c = torch.arange(2, device=value.device)
         call = guest.encode_unbounded if self.native == "encode" else guest.decode_unbounded
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):

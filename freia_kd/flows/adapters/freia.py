@@ -22,7 +22,9 @@ class FreiaFlow(GuestFlow):
 
     The parameters are registered as `blocks`, in an order that follows from the graph alone:
     FrEIA orders the branches of a `GraphINN` by memory address, so that its own state dict may
-    load with branches swapped in another process (FrEIA issue 168).
+    load with branches swapped in another process (FrEIA issue 168). Integer parameters, such as
+    FrEIA's permutations, become buffers of the same name: averages of weights would corrupt them,
+    and unfreezing crash.
 
     Arguments:
         flow: The network.
@@ -53,12 +55,13 @@ class FreiaFlow(GuestFlow):
             classes,
             GaussianBase(shape) if base is None else base,
             squash,
-            Condition(condition if conditions else None, classes),
+            Condition(condition, classes, used=bool(conditions)),
             inputs,
             latents,
         )
         self.condition_shapes = conditions
         self.blocks = nn.ModuleList(_blocks(flow))
+        _integers_to_buffers(flow)
         self._flow = (flow,)  # in a tuple: its parameters are registered as blocks
         if base is None:
             self.base.to(anchor(self.blocks))
@@ -115,7 +118,8 @@ def fit_condition(c: Tensor, shape: tuple[int, ...]) -> Tensor:
             return pack_labels(c, shape)
         c = c.reshape(*c.shape, *(1,) * (len(shape) - 1)).expand(*c.shape, *shape[1:])
     if tuple(c.shape[1:]) != shape:
-        raise ValueError(f"Expected a condition with shape (B, *{shape}); got {tuple(c.shape)}.")
+        expected = ", ".join(map(str, shape))
+        raise ValueError(f"Expected a condition with shape (B, {expected}); got {tuple(c.shape)}.")
     return c
 
 
@@ -139,6 +143,14 @@ def _condition_shapes(flow: InvertibleModule) -> list[tuple[int, ...]]:
         return []
     unused = next(iter(found.values()))
     return [found.get(i, unused) for i in range(max(found) + 1)]
+
+
+def _integers_to_buffers(flow: nn.Module) -> None:
+    for module in flow.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None and not parameter.is_floating_point():
+                delattr(module, name)
+                module.register_buffer(name, parameter.detach())
 
 
 def _blocks(flow: InvertibleModule) -> list[nn.Module]:

@@ -80,13 +80,13 @@ class NflowsBase(GuestBase):
     def density(self, z: Tensor, context: Any) -> Tensor:
         host = self.host._distribution
         z = z.reshape(len(z), *getattr(host, "_shape", self.shape))
-        return host.log_prob(z, context=self.host._embedding_net(context))
+        return host.log_prob(z, context=self._embed(context))
 
     def draw(
         self, n: int, context: Any, temperature: float, generator: torch.Generator | None
     ) -> Tensor:
         host = self.host._distribution
-        embedded = self.host._embedding_net(context)
+        embedded = self._embed(context)
         moments = self._moments(embedded)
         if moments is not None:
             return gaussian(n, *moments, temperature, generator)
@@ -95,6 +95,9 @@ class NflowsBase(GuestBase):
             if embedded is None:
                 return host.sample(n)
             return host.sample(1, context=embedded).squeeze(1)
+
+    def _embed(self, context: Any) -> Tensor | None:
+        return None if context is None else self.host._embedding_net(context)
 
     def _moments(self, embedded: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """The mean and standard deviation of a diagonal Gaussian (nflows draws in float32)."""

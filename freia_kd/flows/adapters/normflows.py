@@ -77,7 +77,7 @@ class NormflowsFlow(GuestFlow):
         if not isinstance(flow, MODELS):
             names = ", ".join(model.__name__ for model in MODELS)
             raise TypeError(f"Expected one of normflows' {names}; got {type(flow).__name__}.")
-        made = Condition(condition if _is_conditional(flow) else None, classes)
+        made = Condition(condition, classes, used=_is_conditional(flow))
         latents = [tuple(getattr(q, "shape", shape)) for q in _bases(flow)]
         host_base = NormflowsBase(flow, shape, made, latents) if base is None else base
         super().__init__(shape, classes, host_base, squash, made, [shape], latents)
@@ -159,7 +159,7 @@ _CONSTANT = (normflows.distributions.DiagGaussian, normflows.distributions.Unifo
 def _is_conditional(flow: nn.Module) -> bool:
     if isinstance(flow, normflows.MultiscaleFlow):
         return flow.class_cond
-    return not isinstance(flow, normflows.NormalizingFlow)
+    return isinstance(flow, normflows.ConditionalNormalizingFlow | normflows.ClassCondFlow)
 
 
 def _bases(flow: nn.Module) -> list[Any]:
