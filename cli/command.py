@@ -59,10 +59,7 @@ def _failure(error: Exception) -> Failure:
     text = str(error).strip()
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    expected = (
-        isinstance(error, (ValueError, TypeError, OSError))
-        or "TrainingError" in type(error).__name__
-    )
+    expected = isinstance(error, (ValueError, TypeError, OSError, TrainingError))
     if not expected or not text:
         lines = text.splitlines() or [""]
         text = f"{type(error).__name__}: {lines[0]} (--debug shows where)"

@@ -1,0 +1,40 @@
+import pytest
+import torch
+
+from freia_kd.domain import DOMAINS, Domain
+
+
+def test_normalise_follows_the_formula_and_denormalise_inverts_it():
+    domain = Domain((3, 4, 4), 10, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    x = torch.rand(2, 3, 4, 4, dtype=torch.float64)
+    expected = torch.stack(
+        [(x[:, i] - m) / s for i, (m, s) in enumerate(((0.1, 0.5), (0.2, 0.6), (0.3, 0.7)))], 1
+    )
+    assert torch.allclose(domain.normalize(x), expected)
+    assert torch.allclose(domain.denormalize(domain.normalize(x)), x)
+
+
+def test_json_round_trip():
+    for domain in DOMAINS.values():
+        assert Domain.from_dict(domain.to_dict()) == domain
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"shape": (1, 2), "classes": 3}, "input shape"),
+        ({"shape": (1, 0, 2), "classes": 3}, "positive sizes"),
+        ({"shape": (4,), "classes": 1}, "at least 2 classes"),
+        ({"shape": (3, 8, 8), "classes": 2, "mean": (0.1, 0.2)}, "mean with 1 or 3"),
+        ({"shape": (3, 8, 8), "classes": 2, "std": (0.0,)}, "positive std"),
+        ({"shape": (4,), "classes": 2, "colour": 1}, "Not a domain"),
+    ],
+)
+def test_faults_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Domain.from_dict(fields)
+
+
+def test_a_wrong_input_shape_is_refused():
+    with pytest.raises(ValueError, match=r"Expected inputs with shape \(B, 1, 32, 32\)"):
+        DOMAINS["mnist"].normalize(torch.zeros(2, 1, 28, 28))
