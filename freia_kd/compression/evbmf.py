@@ -165,10 +165,10 @@ def _checked(matrix: Tensor, noise_variance: float | None) -> Tensor:
 
 def _singular_values(matrix: Tensor) -> Tensor:
     """All singular values in descending order, by the Gram matrix where a matrix is large."""
-    if min(matrix.shape) <= GRAM_FROM:
-        return torch.linalg.svdvals(matrix)
-    matrix = matrix if len(matrix) <= matrix.shape[1] else matrix.T
-    return torch.linalg.eigvalsh(matrix @ matrix.T).clamp(min=0).sqrt().flip(0)
+    tall = matrix if len(matrix) >= matrix.shape[1] else matrix.T  # several times faster
+    if tall.shape[1] <= GRAM_FROM:
+        return torch.linalg.svdvals(tall)
+    return torch.linalg.eigvalsh(tall.T @ tall).clamp(min=0).sqrt().flip(0)
 
 
 def _rank_and_noise(

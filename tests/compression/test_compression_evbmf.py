@@ -132,6 +132,15 @@ def test_a_large_layer_takes_less_than_a_second():
     assert time.process_time() - start < 1.0
 
 
+def test_the_gram_matrix_of_large_layers_gives_the_same_rank(monkeypatch):
+    for noise in (0.01, 0.5):
+        matrix = noisy((40, 200), 5, noise).float()
+        exact = evbmf(matrix)
+        monkeypatch.setattr("freia_kd.compression.evbmf.GRAM_FROM", 0)
+        assert evbmf_rank(matrix) == evbmf_rank(matrix.T) == exact.rank == 5
+        monkeypatch.undo()
+
+
 @pytest.mark.parametrize(
     ("matrix", "noise", "message"),
     [
