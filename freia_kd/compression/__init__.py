@@ -3,7 +3,7 @@
 from .budget import Budget, search_plan
 from .comparison import Comparison, compare_costs
 from .cost import Latency, count_macs, count_parameters, measure_latencies, measure_latency
-from .evbmf import EVBMF, evbmf, evbmf_rank
+from .evbmf import EVBMF, evbmf_rank
 from .plans import LayerPlan, Plan, Skipped, make_plan, read_rules, student_plan
 from .sensitivity import Sensitivity, measure_sensitivity, plot_sensitivity
 from .surgery import apply_plan, restructure
@@ -22,7 +22,6 @@ __all__ = [
     "compare_costs",
     "count_macs",
     "count_parameters",
-    "evbmf",
     "evbmf_rank",
     "evbmf_ranks",
     "make_plan",
