@@ -59,9 +59,10 @@ class Job:
         flow, noise = BDNF(self.preset.flow), Noise("spectral")
         with self.run.stage("flow"):
             flow.fit(self.teacher, self.samples, self.run, self.generator("flow", self.device))
-        noise.fit(self.teacher)
         is_image = self.teacher.domain.is_image
         share = self.preset.prior_share if is_image else 0.0
+        if share:
+            noise.fit(self.teacher)
         for name, size in (("train", self.preset.set_size), ("heldout", self.preset.heldout_size)):
             with self.run.stage(f"{name} set"):
                 self._make_set(name, size, [(flow, 1 - share), (noise, share)])

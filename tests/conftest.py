@@ -1,12 +1,15 @@
 """Shared fixtures: one thread, a small teacher, and where real data may lie."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from freia_kd.data.datasets import LabelledData
 from freia_kd.domain import Domain
+from freia_kd.pipeline import distill
 from freia_kd.teachers import Classifier, Teacher, build_net, save_classifier
 
 torch.set_num_threads(1)
@@ -28,7 +31,9 @@ def teacher():
     """An untrained LeNet5 with sensible logits."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return Teacher(build_net("lenet5", SMALL), SMALL, "lenet5")
+        net = build_net("lenet5", SMALL)
+        net.fc2.weight.data *= 20
+        return Teacher(net, SMALL, "lenet5")
 
 
 @pytest.fixture
@@ -39,10 +44,10 @@ def teacher_file(teacher, tmp_path):
     return path
 
 
-@pytest.fixture
-def tiny(monkeypatch):
+@pytest.fixture(scope="session")
+def tiny():
     """Makes the preset `quick` a matter of a second."""
-    from freia_kd import presets
+    from freia_kd import compression, presets
     from freia_kd.distillation import DistillationOptions
     from freia_kd.synthesizers.bdnf import BDNFOptions
 
@@ -52,5 +57,25 @@ def tiny(monkeypatch):
         heldout_size=32,
         student=DistillationOptions(steps=6, batch_size=16),
     )
-    monkeypatch.setitem(presets.PRESETS, "quick", preset)
-    return preset
+    measure = partial(compression.measure_latencies, seconds=0.01)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(presets.PRESETS, "quick", preset)
+        patch.setattr("freia_kd.job.measure_latencies", measure)
+        yield preset
+
+
+@pytest.fixture(scope="session")
+def evaluation():
+    """Fifty random images as evaluation data."""
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(256, (50, 1, 32, 32), generator=generator, dtype=torch.uint8)
+    return LabelledData(images, torch.arange(50) % 10, "real")
+
+
+@pytest.fixture(scope="session")
+def finished(teacher, evaluation, tiny, tmp_path_factory):
+    """The report of a whole run of the main job, in a folder that tests only read."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    return distill(
+        teacher, students=("1", "3"), preset="quick", device="cpu", out=out, eval_data=evaluation
+    )

@@ -14,6 +14,11 @@ import torch
 from ..errors import TrainingError
 from .run import Run
 
+SAVE_EVERY = 15.0  # seconds between checkpoints
+LOG_EVERY = 20  # steps between lines of metrics
+SNAPSHOT_EVERY = 100  # steps between the states to roll back to
+RETRIES = 3  # rollbacks before giving up
+
 
 class Stateful(Protocol):
     """What modules, optimizers and schedules have in common."""
@@ -37,7 +42,7 @@ class TrainingLoop:
 
     A non-finite loss puts everything back to the last good state, halves the learning rate of
     `optimizer` (schedules that multiply it, like the cosine, keep that), and goes on with fresh
-    random numbers; after `retries` of them in all it gives up. States that are not finite are
+    random numbers; after `RETRIES` of them in all it gives up. States that are not finite are
     never kept.
 
     Arguments:
@@ -48,9 +53,6 @@ class TrainingLoop:
         optimizer: The optimizer whose learning rate a rollback halves.
         run: Where to keep states and metrics, if anywhere.
         title: What a person reads beside the bar.
-        save_every: Seconds between checkpoints.
-        log_every: Steps between lines of metrics.
-        retries: Rollbacks before giving up.
 
     Raises:
         TrainingError: When the loss stays non-finite.
@@ -65,18 +67,10 @@ class TrainingLoop:
         optimizer: torch.optim.Optimizer,
         run: Run | None = None,
         title: str | None = None,
-        save_every: float = 15.0,
-        log_every: int = 20,
-        retries: int = 3,
     ) -> None:
         self.name, self.steps, self.title = name, steps, title or name
         self.parts, self.generator, self.optimizer = parts, generator, optimizer
-        self.run, self.save_every, self.log_every, self.retries = (
-            run,
-            save_every,
-            log_every,
-            retries,
-        )
+        self.run = run
         self.step = self.rollbacks = 0
         self.last_values: dict[str, float] = {}
         saved = run.load(name) if run else None
@@ -126,11 +120,11 @@ class TrainingLoop:
                 self.step += 1
                 if stage:
                     stage.update(self.step, self.last_values)
-                if self.run and (self.step % self.log_every == 0 or self.step == self.steps):
+                if self.run and (self.step % LOG_EVERY == 0 or self.step == self.steps):
                     self.run.log(self.name, self.step, self.last_values)
-                if self.step % 100 == 0 and self._finite():
+                if self.step % SNAPSHOT_EVERY == 0 and self._finite():
                     self.good = self._snapshot()
-                if time.monotonic() - saved_at > self.save_every:
+                if time.monotonic() - saved_at > SAVE_EVERY:
                     self._save()
                     saved_at = time.monotonic()
             self._save()
@@ -148,10 +142,10 @@ class TrainingLoop:
             return True
         self.rollbacks += 1
         names = [k for k, v in terms if not math.isfinite(float(v.detach()))] or ["loss"]
-        if self.rollbacks > self.retries:
+        if self.rollbacks > RETRIES:
             raise TrainingError(
                 f"The loss of stage {self.name!r} is not finite at step {self.step} "
-                f"({', '.join(names)}), after {self.retries} rollbacks with ever smaller steps; "
+                f"({', '.join(names)}), after {RETRIES} rollbacks with ever smaller steps; "
                 "lower the learning rate, or check the teacher's inputs and weights."
             )
         self._restore(self.good)

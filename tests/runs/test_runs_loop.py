@@ -7,13 +7,13 @@ from freia_kd.runs import Run, TrainingLoop
 from freia_kd.runs.state import load_state, save_state
 
 
-def make(run=None, steps=30, **options):
+def make(run=None, steps=30):
     torch.manual_seed(0)
     net, generator = nn.Linear(3, 1), torch.Generator().manual_seed(1)
     optimizer = torch.optim.Adam(net.parameters(), 0.1)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     parts = {"net": net, "optimizer": optimizer, "schedule": schedule}
-    return net, optimizer, TrainingLoop("fit", steps, parts, generator, optimizer, run, **options)
+    return net, optimizer, TrainingLoop("fit", steps, parts, generator, optimizer, run)
 
 
 def train(net, optimizer, loop, stop_at=None, bad=()):
@@ -32,10 +32,11 @@ def train(net, optimizer, loop, stop_at=None, bad=()):
     return net.weight.detach().clone()
 
 
-def test_stopped_and_resumed_is_the_same_bit_for_bit(tmp_path):
+def test_stopped_and_resumed_is_the_same_bit_for_bit(tmp_path, monkeypatch):
+    monkeypatch.setattr("freia_kd.runs.loop.SAVE_EVERY", 0.0)
     whole = train(*make(Run(tmp_path / "a", {})))
     with pytest.raises(KeyboardInterrupt):
-        train(*make(Run(tmp_path / "b", {}), save_every=0.0), stop_at=17)
+        train(*make(Run(tmp_path / "b", {})), stop_at=17)
     resumed_run = Run(tmp_path / "b", {}, resume=True)
     net, optimizer, loop = make(resumed_run)
     assert loop.step == 17
@@ -61,9 +62,10 @@ def test_a_nan_is_rolled_back_with_half_the_learning_rate():
     assert not torch.equal(train(plain, optimizer, loop), weight)
 
 
-def test_weights_that_became_nan_are_never_kept(tmp_path):
+def test_weights_that_became_nan_are_never_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("freia_kd.runs.loop.SAVE_EVERY", 0.0)
     run = Run(tmp_path, {})
-    net, _, loop = make(run, save_every=0.0)
+    net, _, loop = make(run)
     for step in loop:
         if step == 5:
             kept = load_state(run.state_path("fit"))

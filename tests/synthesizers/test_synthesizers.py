@@ -1,0 +1,142 @@
+import pytest
+import torch
+
+from freia_kd.data.datasets import LabelledData
+from freia_kd.errors import CheckpointError
+from freia_kd.flows.bases import SpectralBase
+from freia_kd.runs.run import Run
+from freia_kd.synthesizers import SYNTHESIZERS
+from freia_kd.synthesizers.bdnf import BDNF, BDNFOptions
+from freia_kd.synthesizers.noise import Noise
+
+OPTIONS = BDNFOptions(steps=3, batch_size=8)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+CASES = {
+    "bdnf": lambda: BDNF(OPTIONS),
+    "bdnf, the paper's": lambda: BDNF(
+        BDNFOptions(steps=3, batch_size=8, base="gaussian", prior=False)
+    ),
+    "uniform": lambda: Noise("uniform"),
+    "normal": lambda: Noise("normal"),
+    "spectral": lambda: Noise("spectral"),
+}
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_contract(name, teacher):
+    synthesizer = CASES[name]()
+    synthesizer.fit(teacher, generator=generator())
+    x, y = synthesizer.sample(12, generator=generator(1))
+    assert x.shape == (12, 1, 32, 32)
+    assert y.shape == (12,)
+    assert 0 <= x.min() < x.max() <= 1
+    again, labels = synthesizer.sample(12, generator=generator(1))
+    assert torch.equal(x, again)
+    assert torch.equal(y, labels)
+    assert not torch.equal(x, synthesizer.sample(12, generator=generator(2))[0])
+    wanted = torch.arange(10)
+    assert torch.equal(synthesizer.sample(10, wanted, generator(1))[1], wanted)
+    assert not x.requires_grad
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_fitting_twice_gives_the_same(name, teacher):
+    first, second = CASES[name](), CASES[name]()
+    torch.manual_seed(0)
+    first.fit(teacher, generator=generator())
+    torch.manual_seed(1)  # the global generator plays no part
+    second.fit(teacher, generator=generator())
+    assert torch.equal(
+        first.sample(4, generator=generator(3))[0], second.sample(4, generator=generator(3))[0]
+    )
+
+
+def test_fit_leaves_the_global_generator_alone(teacher):
+    torch.manual_seed(5)
+    BDNF(OPTIONS).fit(teacher, generator=generator())
+    after = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(after, torch.rand(3))
+
+
+def test_noise_is_the_papers_in_the_teachers_units(teacher):
+    noise = Noise("uniform")
+    noise.fit(teacher)
+    x, _ = noise.sample(200, generator=generator())
+    raw = teacher.domain.normalize(x)  # mean 0.3, std 0.3: U(-1, 1) is U(0, 0.6) in pixels
+    assert raw.min() == pytest.approx(-1, abs=0.01)
+    assert raw.max() == pytest.approx(1, abs=0.01)
+    assert raw.var().item() == pytest.approx(1 / 3, rel=0.02)
+
+
+def test_noise_of_a_label_is_what_the_teacher_says(teacher):
+    noise = Noise("spectral")
+    noise.fit(teacher)
+    _, frequent = noise.sample(500, generator=generator())
+    label = frequent.mode().values
+    x, _ = noise.sample(20, label.repeat(20), generator())
+    with torch.no_grad():
+        assert (teacher(x).argmax(1) == label).all()
+
+
+def test_training_makes_the_teacher_recognise_the_labels(teacher):
+    torch.manual_seed(0)
+    synthesizer = BDNF(BDNFOptions(steps=60, batch_size=32, alpha=1e-3))
+    synthesizer.fit(teacher, generator=generator())
+    untrained = BDNF(BDNFOptions(steps=1, batch_size=1, learning_rate=1e-9))
+    untrained.fit(teacher, generator=generator())
+    labels = torch.arange(10).repeat(20)
+
+    def cross_entropy(method):
+        x, _ = method.sample(200, labels, generator(4))
+        with torch.no_grad():
+            return torch.nn.functional.cross_entropy(teacher(x), labels).item()
+
+    assert cross_entropy(synthesizer) < cross_entropy(untrained) - 0.01
+
+
+def test_an_untrained_flow_samples_its_base(teacher):
+    synthesizer = BDNF(BDNFOptions(steps=1, batch_size=1, learning_rate=1e-12))
+    synthesizer.fit(teacher, generator=generator())
+    base = SpectralBase.for_domain(teacher.domain)
+    x, _ = synthesizer.sample(4, torch.arange(4), generator(7))
+    assert torch.allclose(x, torch.sigmoid(base.sample(4, generator=generator(7))), atol=1e-4)
+
+
+def test_a_trained_flow_is_restored_from_its_run(teacher, tmp_path):
+    run, synthesizer = Run(tmp_path, {}), BDNF(OPTIONS)
+    with pytest.raises(CheckpointError, match="no trained flow"):
+        BDNF(OPTIONS).restore(teacher.domain, run)
+    with run.stage("flow"):
+        synthesizer.fit(teacher, run=run, generator=generator())
+    restored = BDNF(OPTIONS)
+    restored.restore(teacher.domain, run)
+    assert torch.equal(
+        synthesizer.sample(5, generator=generator(2))[0],
+        restored.sample(5, generator=generator(2))[0],
+    )
+    with pytest.raises(CheckpointError, match="another flow"):
+        BDNF(BDNFOptions(flow="realnvp")).restore(teacher.domain, run)
+
+
+def test_samples_of_another_shape_are_refused(teacher):
+    data = LabelledData(torch.zeros(2, 1, 28, 28), torch.arange(2), "few")
+    with pytest.raises(ValueError, match="expected inputs of shape"):
+        BDNF(OPTIONS).fit(teacher, data)
+
+
+def test_labels_of_another_length_are_refused(teacher):
+    synthesizer = BDNF(OPTIONS)
+    synthesizer.fit(teacher, generator=generator())
+    with pytest.raises(ValueError, match="Expected 3 labels; got 2"):
+        synthesizer.sample(3, torch.arange(2))
+
+
+def test_registry():
+    assert SYNTHESIZERS["bdnf"] is BDNF
+    assert "noise" in SYNTHESIZERS

@@ -1,0 +1,295 @@
+"""The main job: data-free, resumable bit for bit, with honest reports."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+import freia_kd
+from freia_kd.data.datasets import LabelledData
+from freia_kd.data.synthetic import SyntheticSet, SyntheticWriter
+from freia_kd.errors import UsageError
+from freia_kd.job import Job
+from freia_kd.pipeline import distill, open_job
+from freia_kd.runs.loop import TrainingLoop
+from freia_kd.runs.run import Run
+
+FINAL = ("student-1.safetensors", "student-1.pt", "student-3.safetensors")
+
+
+def run(teacher, out, **options):
+    return distill(teacher, students=("1", "3"), preset="quick", device="cpu", out=out, **options)
+
+
+def finals(folder):
+    return [(folder / name).read_bytes() for name in FINAL]
+
+
+def test_report_and_files(finished):
+    data = json.loads((finished.folder / "report.json").read_text())
+    assert data == json.loads(json.dumps(finished.data))
+    assert {"path", "arch", "parameters", "macs", "accuracy"} <= set(data["teacher"])
+    for student in data["students"]:
+        assert {
+            "name",
+            "parameters",
+            "macs",
+            "compression",
+            "latency_ms",
+            "teacher_latency_ms",
+            "ranks",
+            "accuracy_before",
+            "accuracy",
+            "agreement_before",
+            "agreement",
+        } <= set(student)
+        assert 0 <= student["agreement"] <= 1
+        assert student["parameters"] < data["teacher"]["parameters"]
+    assert data["real_data"]["training"] == "none"
+    assert data["real_data"]["evaluation"] == "real (50 test images)"
+    assert set(data["seconds"]) == {
+        "flow",
+        "train set",
+        "heldout set",
+        "student-1",
+        "student-3",
+        "measure",
+    }
+    assert data["seed"] == 0
+    assert data["versions"]["torch"]
+    assert data["options"]["preset"]["flow"]["steps"] == 4
+    names = {p.name for p in finished.folder.iterdir()}
+    assert {
+        "run.json",
+        "metrics.jsonl",
+        "report.md",
+        "report.html",
+        "synthetic.png",
+        "curves.png",
+        *FINAL,
+    } <= names
+    assert not [n for n in names if n.startswith(".")]
+    html = (finished.folder / "report.html").read_text()
+    assert "data:image/png;base64," in html
+    assert 'src="http' not in html
+
+
+def test_accuracy_and_agreement_are_what_they_say(teacher, finished, evaluation):
+    student = freia_kd.load_student(finished.folder / "student-1.pt")
+    x = evaluation.inputs.float() / 255
+    with torch.no_grad():
+        said, taught = student(x).argmax(1), teacher(x).argmax(1)
+        heldout = SyntheticSet(finished.folder / "synthetic/heldout")
+        x, logits, _ = heldout.batch(torch.arange(len(heldout)))
+        same = (student(x).argmax(1) == teacher(x).argmax(1)).double().mean().item()
+        assert torch.allclose(teacher(x), logits, atol=1e-5)
+    row = finished.students[0]
+    assert row["accuracy"] == pytest.approx((said == evaluation.labels).double().mean().item())
+    assert row["real_agreement"] == pytest.approx((said == taught).double().mean().item())
+    assert row["agreement"] == pytest.approx(same)
+
+
+def test_without_evaluation_data_accuracies_are_null(teacher, tmp_path, tiny):
+    report = run(teacher, tmp_path / "run")
+    assert report.data["teacher"]["accuracy"] is None
+    assert report.students[0]["accuracy"] is None
+    assert report.students[0]["agreement"] is not None
+    assert any("all the evidence" in remark for remark in report.remarks())
+
+
+class Bomb(LabelledData):
+    """Evaluation data that must not be touched before the last weight is fixed."""
+
+    armed = True
+
+    def __init__(self, data):
+        self.__dict__.update(inputs=data.inputs, labels=data.labels, name="bomb")
+
+    def __getattribute__(self, name):
+        if name in ("inputs", "labels", "batches", "take", "__getitem__") and Bomb.armed:
+            raise AssertionError(f"evaluation data was touched ({name}) while training")
+        return super().__getattribute__(name)
+
+
+@pytest.fixture
+def bomb(evaluation, monkeypatch):
+    """Armed until the last student is written."""
+    monkeypatch.setattr(Bomb, "armed", False)
+    bomb = Bomb(evaluation)
+    monkeypatch.setattr(Bomb, "armed", True)
+    save = Job.save_student
+
+    def save_and_disarm(self, stem, *arguments):
+        save(self, stem, *arguments)
+        Bomb.armed = stem != "student-3"
+
+    monkeypatch.setattr(Job, "save_student", save_and_disarm)
+    return bomb
+
+
+def test_no_training_reads_evaluation_data(teacher, tmp_path, tiny, bomb):
+    report = run(teacher, tmp_path / "run", eval_data=bomb)
+    assert report.students[1]["accuracy"] is not None
+
+
+def test_the_bomb_goes_off(teacher, tmp_path, tiny, bomb, monkeypatch):
+    extract = Job.extract
+
+    def peek(self):
+        bomb.labels  # noqa: B018
+        return extract(self)
+
+    monkeypatch.setattr(Job, "extract", peek)
+    with pytest.raises(AssertionError, match="touched"):
+        run(teacher, tmp_path / "run", eval_data=bomb)
+
+
+def test_evaluation_by_name_is_loaded_after_the_last_weight(
+    teacher, tmp_path, tiny, evaluation, monkeypatch
+):
+    def load(*arguments, **options):
+        assert (tmp_path / "run/student-3.safetensors").exists()
+        return evaluation
+
+    monkeypatch.setattr("freia_kd.pipeline.load_dataset", load)
+    assert run(teacher, tmp_path / "run", eval_data="digits").students[0]["accuracy"] is not None
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_same_seed_gives_the_same_students(teacher, tmp_path, finished, seed):
+    run(teacher, tmp_path / "run", seed=seed)
+    assert (finals(tmp_path / "run") == finals(finished.folder)) is (seed == 0)
+
+
+def kill_self():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killing_accept(name, step):
+    accept = TrainingLoop.accept
+
+    def patched(self, *arguments):
+        if self.name == name and self.step == step:
+            kill_self()
+        return accept(self, *arguments)
+
+    return TrainingLoop, "accept", patched
+
+
+def killing_append(shard):
+    append = SyntheticWriter.append
+
+    def patched(self, inputs, logits, conditions):
+        if self.shards == shard:
+            # The first of a shard's files is there, the others are not.
+            np.save(self.folder / f"shard-000-{shard:05d}.inputs.npy", inputs[:3].numpy())
+            kill_self()
+        append(self, inputs, logits, conditions)
+
+    return SyntheticWriter, "append", patched
+
+
+def killing_save(stem):
+    save = Job.save_student
+
+    def patched(self, name, *arguments):
+        save(self, name, *arguments)
+        if name == stem:
+            kill_self()
+
+    return Job, "save_student", patched
+
+
+KILLS = {
+    "in the flow": lambda: killing_accept("flow", 2),
+    "in the set": lambda: killing_append(1),
+    "before a student counts as done": lambda: killing_save("student-1"),
+    "in a student": lambda: killing_accept("student-3", 3),
+}
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_killed_at_any_moment_and_resumed_is_the_same(teacher, tmp_path, tiny, monkeypatch):
+    monkeypatch.setattr("freia_kd.job.SHARD", 16)
+    monkeypatch.setattr("freia_kd.runs.loop.SAVE_EVERY", 0.0)
+    run(teacher, tmp_path / "whole")
+
+    def child(kill):
+        target, name, patched = kill()
+        setattr(target, name, patched)
+        run(teacher, tmp_path / "killed", resume=True)
+
+    context = multiprocessing.get_context("fork")
+    for kill in KILLS.values():  # one after the other, on the same run
+        process = context.Process(target=child, args=(kill,))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    run(teacher, tmp_path / "killed", resume=True)
+    assert finals(tmp_path / "killed") == finals(tmp_path / "whole")
+
+
+def test_a_finished_run_trains_no_more(teacher, tmp_path, finished, monkeypatch):
+    shutil.copytree(finished.folder, tmp_path / "run")
+    monkeypatch.setattr(TrainingLoop, "accept", None)
+    run(teacher, tmp_path / "run", resume=True)
+    with pytest.raises(TypeError):
+        run(teacher, tmp_path / "other")  # the guard can fail
+
+
+def test_students_can_be_added_later(teacher, tmp_path, finished):
+    distill(teacher, preset="quick", device="cpu", out=tmp_path / "run")
+    run(teacher, tmp_path / "run", resume=True)
+    assert finals(tmp_path / "run") == finals(finished.folder)
+
+
+def test_another_teacher_does_not_resume(teacher, finished):
+    from freia_kd.teachers import Teacher, build_net
+
+    torch.manual_seed(9)
+    other = Teacher(build_net("lenet5", teacher.domain), teacher.domain, "lenet5")
+    with pytest.raises(UsageError, match="teacher_sha256 was"):
+        run(other, finished.folder, resume=True)
+
+
+def test_samples_train_the_flow_in_reverse(teacher, tmp_path, finished, evaluation):
+    ten = LabelledData(evaluation.inputs[:10], evaluation.labels[:10], "ten")
+    report = run(teacher, tmp_path / "run", samples=ten)
+    assert report.data["real_data"]["training"] == "samples"
+    assert report.data["real_data"]["count"] == 10
+    flow = [m for m in Run.open(tmp_path / "run").metrics() if m["stage"] == "flow"]
+    assert "reverse" in flow[-1]
+    assert finals(tmp_path / "run") != finals(finished.folder)
+
+
+def test_wrong_options_fail_before_any_work(teacher, tmp_path, tiny):
+    with pytest.raises(UsageError, match="no evaluation data 'nonsense'"):
+        run(teacher, tmp_path / "run", eval_data="nonsense")
+    with pytest.raises(UsageError, match="Unknown preset"):
+        open_job(teacher, preset="slow", out=tmp_path / "run")
+    with pytest.raises(UsageError, match="--out"):
+        open_job(teacher, resume=True)
+    with pytest.raises(ValueError, match="student"):
+        distill(teacher, students=("7",), preset="quick", device="cpu", out=tmp_path / "r")
+    assert not (tmp_path / "run").exists()
+
+
+def test_teacher_in_memory_is_not_touched(teacher, tmp_path, tiny):
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    run(teacher, tmp_path / "run")
+    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+
+
+def test_vector_teachers_work_too(tmp_path, tiny):
+    from freia_kd.teachers import Teacher, build_net
+
+    domain = freia_kd.Domain((16,), 3, name="table")
+    teacher = Teacher(build_net("mlp", domain), domain, "mlp")
+    report = distill(teacher, preset="quick", device="cpu", out=tmp_path / "run")
+    assert report.students[0]["agreement"] is not None
+    assert not (tmp_path / "run/synthetic.png").exists()
