@@ -1,6 +1,7 @@
 """Plans and surgery: the papers' students, patterns, any net, and the teacher left as it was."""
 
 import copy
+import json
 import threading
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from freia_kd.compression.plans import LayerPlan, Plan, make_plan, student_plan
+from freia_kd.compression.plans import LayerPlan, Plan, make_plan, read_rules, student_plan
 from freia_kd.compression.surgery import apply_plan, candidates, restructure
 from freia_kd.teachers.lenet5 import LeNet5
 from freia_kd.teachers.mlp import MLP
@@ -276,3 +277,75 @@ def lazy():
 def test_bad_input(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+RULES = """
+all: 0.25
+layers1.*: keep
+layers3.*.conv1: [8, 12]
+linear: 3
+layers2.0.conv1: evbmf
+"""
+
+
+def test_rules_from_yaml_where_the_last_match_counts(tmp_path):
+    (tmp_path / "plan.yaml").write_text(RULES)
+    plan = make_plan(low_rank(ResNet14()), read_rules(tmp_path / "plan.yaml"))
+    assert not any(name.startswith("layers1") for name in plan.layers)
+    assert plan.layers["layers3.1.conv1"] == LayerPlan("tucker2", (8, 12))
+    assert plan.layers["layers3.1.conv2"] == LayerPlan("tucker2", (16, 16))
+    assert plan.layers["layers2.0.conv1"] == LayerPlan("tucker2", (3, 3))
+    assert plan.layers["linear"] == LayerPlan("svd", (3,))
+    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a\n- b", "Expected layer patterns and their ranks"),
+        ("", "Expected layer patterns"),
+        ("a: [1, 2", "Not a YAML file"),
+        (
+            "a: 1.5\nb: evbmf\nc: [0, 3]\nd: fast\ne: true",
+            "got a: 1.5; c: .0, 3.; d: 'fast'; e: True",
+        ),
+    ],
+)
+def test_malformed_rules_are_reported_together(tmp_path, text, message):
+    (tmp_path / "plan.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_rules(tmp_path / "plan.yaml")
+
+
+class Tricky(nn.Module):
+    """Uses one weight directly, never uses another, and widens pixels by a stride."""
+
+    def __init__(self):
+        super().__init__()
+        self.direct, self.unused, self.fine = (nn.Linear(16, 16) for _ in range(3))
+        self.strided = nn.Conv2d(16, 16, 3, stride=4)
+
+    def forward(self, x):
+        x = self.fine(self.strided(x).flatten(1))
+        return F.linear(x, self.direct.weight)
+
+
+def test_a_shape_tells_which_layers_are_called_and_gain_in_macs():
+    net = Tricky()
+    assert set(make_plan(net, ranks=0.25).layers) == {"direct", "unused", "fine", "strided"}
+    plan = make_plan(net, {"all": 0.25, "strided": (16, 2)}, shape=(16, 4, 4))
+    assert set(plan.layers) == {"fine"}
+    reasons = {s.name: s.reason for s in plan.skipped}
+    assert "never calls it" in reasons["direct"]
+    assert "never calls it" in reasons["unused"]
+    # 16 pixels go through the first layer, one comes out.
+    after = 16 * 16 * 16 + 16 * 2 * 9 + 2 * 16
+    assert f"need {after} multiply-accumulates, not {16 * 16 * 9}" in reasons["strided"]
+    assert apply_plan(net, plan)(torch.randn(2, 16, 4, 4)).isfinite().all()
+
+
+@pytest.mark.parametrize("student", ["1", "2", "3"])
+def test_students_of_nets_with_weights_used_directly(student):
+    net = low_rank(Tricky())
+    small = apply_plan(net, student_plan(net, "tricky", student, shape=(16, 4, 4)))
+    assert small(torch.randn(2, 16, 4, 4)).isfinite().all()
