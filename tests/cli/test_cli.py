@@ -1,0 +1,456 @@
+"""The commands: what they print, how they fail, and what they import."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import click
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from freia_kd.cli import command as shared
+from freia_kd.cli.main import COMMANDS, main
+
+from freia_kd.domain import DOMAINS
+from freia_kd.presets import PRESETS
+from freia_kd.teachers import Classifier, save_classifier
+
+
+def call(*arguments, code=0):
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
+
+
+def fails(*arguments, code):
+    """The one line that a failing command prints."""
+    result = call(*arguments, code=code)
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    lines = [
+        line
+        for line in result.stderr.splitlines()
+        if line and not line.startswith(("Usage:", "Try '"))
+    ]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.fixture
+def distill(teacher_file, tmp_path, tiny):
+    """Arguments of a whole run on the small teacher."""
+    return [
+        "distill",
+        "--teacher",
+        teacher_file,
+        "--preset",
+        "quick",
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "run",
+    ]
+
+
+def test_every_command_has_help():
+    assert list(COMMANDS) == main.list_commands(None)
+    listing = call("--help").output
+    for name, summary in COMMANDS.items():
+        command = main.get_command(None, name)
+        assert command.name == name
+        assert name in listing
+        assert summary.split()[0] in listing
+        text = call(name, "--help").output
+        assert "--debug" in text
+        options = [p for p in command.params if isinstance(p, click.Option)]
+        assert all(o.help for o in options if o.name not in UNDOCUMENTED), name
+
+
+UNDOCUMENTED = {  # whose names say it all
+    "teacher",
+    "arch",
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "seed",
+    "student",
+    "count",
+    "eval_data",
+}
+
+
+def test_names_in_help_are_the_librarys():
+    assert tuple(DOMAINS) == shared.DOMAIN_NAMES
+    assert tuple(PRESETS) == shared.PRESET_NAMES
+
+
+HEAVY = ("torch", "FrEIA", "normflows", "numpy", "matplotlib", "rich", "sklearn", "torchvision")
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version", "distill --help"])
+def test_help_and_version_load_nothing_heavy(argument):
+    code = (
+        "import sys; from freia_kd.cli.main import main; "
+        f"main({argument.split()!r}, standalone_mode=False); "
+        f"print('loaded', [m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    assert output.endswith("loaded []\n")
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = f"import sys, freia_kd; print([m for m in (*{HEAVY!r}, 'click') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "[]\n"
+
+
+def test_the_main_job(distill, tmp_path, finished, evaluation):
+    np.savez(tmp_path / "real.npz", x=evaluation.inputs.numpy(), y=evaluation.labels.numpy())
+    result = call(*distill, "--student", 1, "--student", 3, "--eval-data", tmp_path / "real.npz")
+    for expected in ("teacher", "Tucker only, 1", "student 3", "report.html", "no real image"):
+        assert expected in result.stdout
+    ours, theirs = (
+        (folder / "student-3.safetensors").read_bytes()
+        for folder in (tmp_path / "run", finished.folder)
+    )
+    assert ours == theirs  # freia_kd.distill does the same
+
+
+def test_json_is_all_there_is_on_both_streams(distill):
+    result = call(*distill, "--json")
+    assert json.loads(result.stdout)["students"][0]["name"] == "1"
+    assert result.stderr == ""
+
+
+def test_plain_lines_when_piped(distill):
+    lines = call(*distill).stderr.splitlines()
+    assert "train the flow: 4 steps" in lines
+    assert not [line for line in lines if "\x1b" in line or "\r" in line]
+
+
+def test_resume_needs_nothing_but_the_folder(distill, tmp_path):
+    call(*distill)
+    report = call("distill", "--out", tmp_path / "run", "--resume", "--student", 3)
+    assert "student 3" in report.stdout
+    assert (tmp_path / "run/student-1.pt").exists()
+
+
+def test_stages_one_by_one_on_the_same_folder(distill, teacher_file, tmp_path, finished):
+    run = tmp_path / "run"
+    assert "64 synthetic inputs" in call("extract", *distill[1:]).stdout
+    assert "not in it" not in call("inspect", run).stdout
+    call("distill", "--out", run, "--resume", "--student", 1, "--student", 3)
+    whole = finished.folder / "student-1.safetensors"
+    assert (run / "student-1.safetensors").read_bytes() == whole.read_bytes()
+    call("sample", run, "--out", tmp_path / "s.npz", "-n", 2, "-l", 3, "-l", 4)
+    with np.load(tmp_path / "s.npz") as file:
+        assert file["x"].shape == (4, 1, 32, 32)
+        assert file["x"].dtype == np.uint8
+        assert file["y"].tolist() == [3, 3, 4, 4]
+    call("sample", run, "--out", tmp_path / "s.png")
+    assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+    out = tmp_path / "c.safetensors"
+    assert "conv3" in call("compress", "--teacher", teacher_file, "--out", out).stdout
+    assert "lenet5" in call("inspect", out).stdout
+    assert json.loads(call("inspect", run, "--json").stdout)["kind"] == "run"
+
+
+def test_train_teacher_and_evaluate(tmp_path):
+    out = tmp_path / "t.pt"
+    trained = json.loads(
+        call("train-teacher", "digits", "--epochs", 1, "--out", out, "--json").stdout
+    )
+    assert trained["count"] == 360
+    assert trained["has_test_split"]
+    rows = json.loads(call("evaluate", out, "--eval-data", "digits", "--json").stdout)
+    assert rows[0]["accuracy"] == trained["accuracy"]
+    again = tmp_path / "again.pt"
+    call("train-teacher", "digits", "--epochs", 1, "--out", again)
+    assert again.read_bytes() == out.read_bytes()
+
+
+# --- What can go wrong: one line, the right exit code, nothing half-written ---
+
+
+def bare(teacher, path):
+    torch.save({"model_state": teacher.net.state_dict()}, path)
+    return path
+
+
+def poisoned(teacher, path):
+    state = {k: v.clone() for k, v in teacher.net.state_dict().items()}
+    state["conv2.weight"][0] = float("nan")
+    torch.save({"state_dict": state}, path)
+    return path
+
+
+class Payload:
+    def __reduce__(self):
+        return os.system, ("touch /tmp/freiakd-was-here",)
+
+
+def hostile(teacher, path):
+    torch.save({"model_state": teacher.net.state_dict(), "epoch": Payload()}, path)
+    return path
+
+
+def truncated(teacher, path):
+    bare(teacher, path)
+    path.write_bytes(path.read_bytes()[:5000])
+    return path
+
+
+def empty(teacher, path):
+    path.touch()
+    return path
+
+
+def a_text(teacher, path):
+    path.write_text("These are not the weights you are looking for.")
+    return path
+
+
+def another_net(teacher, path):
+    torch.save(torch.nn.Linear(3, 3).state_dict(), path)
+    return path
+
+
+BAD_TEACHERS = {
+    "missing": (lambda teacher, path: path, [], 1, "There is no file"),
+    "empty": (empty, [], 1, "is empty"),
+    "truncated": (truncated, [], 1, "truncated"),
+    "not a checkpoint": (a_text, [], 1, "not a checkpoint"),
+    "hostile": (hostile, [], 1, "wants to run code"),
+    "unknown net": (another_net, ["--domain", "mnist"], 2, "lenet5, resnet14, mlp"),
+    "state of another net": (
+        another_net,
+        ["--domain", "mnist", "--arch", "lenet5"],
+        1,
+        "another net",
+    ),
+    "NaN weights": (poisoned, ["--domain", "mnist"], 1, "conv2.weight"),
+    "unknown domain": (bare, [], 2, "--domain mnist"),
+    "wrong channels": (bare, ["--domain", "svhn"], 2, "channels"),
+    "wrong classes": (
+        bare,
+        ["--input-shape", "1,32,32", "--mean", ".1", "--std", ".3", "--classes", "7"],
+        2,
+        "classes",
+    ),
+    "rejected shape": (
+        bare,
+        ["--input-shape", "1,28,28", "--mean", ".1", "--std", ".3", "--classes", "10"],
+        2,
+        "Expected inputs of shape (C, 32, 32)",
+    ),
+    "half a domain": (bare, ["--mean", ".1"], 2, "--input-shape, --std, --classes"),
+    "no numbers": (bare, ["--mean", "a,b"], 2, "expected numbers"),
+    "unknown architecture": (bare, ["--domain", "mnist", "--arch", "vgg"], 2, "Unknown arch"),
+}
+
+
+@pytest.mark.parametrize("name", list(BAD_TEACHERS))
+def test_bad_teachers(name, teacher, tmp_path, tiny):
+    make, options, code, message = BAD_TEACHERS[name]
+    file, out = make(teacher, tmp_path / "t.pt"), tmp_path / "run"
+    line = fails(
+        "distill", "--teacher", file, "--out", out, "--preset", "quick", *options, code=code
+    )
+    assert message in line
+    assert not out.exists()
+    assert not os.path.exists("/tmp/freiakd-was-here")
+
+
+def test_logits_of_another_number_of_classes(tmp_path, monkeypatch):
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 7))
+    torch.save(net.state_dict(), tmp_path / "t.pt")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "sevennet.py").write_text(
+        "from torch import nn\ndef make(): return nn.Sequential(nn.Flatten(), nn.Linear(1024, 7))\n"
+    )
+    line = fails(
+        "distill",
+        "--teacher",
+        tmp_path / "t.pt",
+        "--arch",
+        "sevennet:make",
+        "--domain",
+        "mnist",
+        "--out",
+        tmp_path / "run",
+        code=1,
+    )
+    assert "(2, 10)" in line
+    assert "(2, 7)" in line
+
+
+def test_an_own_architecture_by_path(teacher, tmp_path, tiny, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mynet.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Sequential):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(nn.Conv2d(1, 16, 5, 2), nn.ReLU(), nn.Conv2d(16, 32, 5, 2),\n"
+        "                         nn.ReLU(), nn.Flatten(), nn.Linear(800, 10))\n"
+    )
+    import mynet
+
+    torch.manual_seed(0)
+    torch.save(mynet.Net().state_dict(), tmp_path / "t.pt")
+    out = tmp_path / "run"
+    options = ["--arch", "mynet:Net", "--preset", "quick", "--device", "cpu", "--student", 3]
+    call("distill", "--teacher", tmp_path / "t.pt", "--domain", "mnist", "--out", out, *options)
+    # What a file names is not imported unless the user names it too.
+    assert "if you trust that code" in fails("distill", "--out", out, "--resume", code=2)
+    call("distill", "--out", out, "--resume", "--arch", "mynet:Net", "--student", 3)
+
+
+def test_an_output_folder_of_another_run(distill, tmp_path):
+    call(*distill)
+    before = (tmp_path / "run/student-1.pt").read_bytes()
+    assert "pass --resume" in fails(*distill, code=2)
+    assert "seed was 0, is 1" in fails(*distill, "--resume", "--seed", 1, code=2)
+    assert (tmp_path / "run/student-1.pt").read_bytes() == before
+
+
+def test_an_output_folder_of_something_else(distill, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/thesis.tex").touch()
+    assert "holds no run" in fails(*distill, code=2)
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_that_cannot_be_written(distill):
+    line = fails(*distill[:-1], "/proc/freiakd/run", code=1)
+    assert "/proc/freiakd" in line
+
+
+@pytest.mark.parametrize("name", ["checkpoints/flow.safetensors", "student-1.pt", "report.json"])
+def test_a_full_disk_leaves_whole_files_and_a_run_to_resume(
+    name, distill, tmp_path, finished, monkeypatch
+):
+    import freia_kd.files
+
+    run, fsync = tmp_path / "run", os.fsync
+
+    def full(descriptor):
+        if name.split("/")[-1].split(".")[0] in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(28, "No space left on device", name)
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(freia_kd.files.os, "fsync", full)
+        assert f"No space left on device: {name}" in fails_after_progress(*distill, code=1)
+    assert not (run / name).exists()
+    assert not list(run.rglob(".*"))
+    call(*distill, "--resume")
+    whole = finished.folder / "student-1.safetensors"
+    assert (run / "student-1.safetensors").read_bytes() == whole.read_bytes()
+
+
+def fails_after_progress(*arguments, code):
+    result = call(*arguments, code=code)
+    assert "Traceback" not in result.output
+    return result.stderr.splitlines()[-1]
+
+
+def test_a_loss_that_stays_nan(distill, monkeypatch):
+    from freia_kd.objectives import divergences
+
+    def broken(student, teacher, temperature=1.0):
+        return student.sum() * float("nan")
+
+    monkeypatch.setattr(divergences, "l1", broken)
+    result = call(*distill, code=1)
+    assert "student-1" in result.stderr.splitlines()[-1]
+    assert "after 3 rollbacks" in result.stderr.splitlines()[-1]
+    assert result.stderr.count("half the learning rate") == 3
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    result = CliRunner().invoke(main, ["distill", "--teacher", str(tmp_path / "no.pt"), "--debug"])
+    assert type(result.exception).__name__ == "CheckpointError"
+
+
+def test_control_c_keeps_what_was_done(teacher_file, tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from freia_kd.cli.main import main; main()", "distill",
+         "--teacher", str(teacher_file), "--preset", "quick", "--out", str(out)],
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (out / "run.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert stdout == ""
+    assert "Traceback" not in stderr
+    assert "--resume" in stderr.splitlines()[-1]
+    assert json.loads((out / "run.json").read_text())["done"] == []
+
+
+def test_samples_that_are_faulty_are_listed_together(distill, tmp_path):
+    from PIL import Image
+
+    folder = tmp_path / "few"
+    folder.mkdir()
+    Image.new("L", (28, 28)).save(folder / "3_small.png")
+    (folder / "4_broken.png").write_bytes(b"\x89PNG nothing")
+    result = call(*distill, "--samples", folder, code=2)
+    assert "3_small.png" in result.stderr
+    assert "4_broken.png" in result.stderr
+    (folder / "4_broken.png").unlink()
+    call(*distill, "--samples", folder, "--resize")
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    assert report["real_data"]["count"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sample", "RUN", "--out", "x.txt"], ".npz"),
+        (["sample", "RUN", "--out", "x.png", "-l", "11"], "labels from 0 to 9"),
+        (["distill", "--resume"], "--teacher"),
+        (["distill", "--teacher", "T", "--eval-data", "nonsense"], "nonsense"),
+        (["distill", "--teacher", "T", "--flow", "boat"], "nice, glow, realnvp, spline"),
+        (["train-teacher", "mnist", "--data-root", "EMPTY", "--out", "x.pt"], "--data-root"),
+        (["evaluate", "T", "--eval-data", "nonsense"], "nonsense"),
+    ],
+)
+def test_usage_errors(arguments, message, finished, teacher_file, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    names = {"RUN": finished.folder, "T": teacher_file, "EMPTY": tmp_path / "empty"}
+    assert message in fails(*[names.get(a, a) for a in arguments], code=2)
+
+
+def test_inspect_of_a_folder_without_a_run(tmp_path):
+    assert "no run.json" in fails("inspect", tmp_path, code=1)
+
+
+def test_evaluate_shows_every_student(finished, tmp_path, evaluation):
+    shutil.copytree(finished.folder, tmp_path / "run")
+    np.savez(tmp_path / "real.npz", x=evaluation.inputs.numpy(), y=evaluation.labels.numpy())
+    rows = json.loads(
+        call("evaluate", tmp_path / "run", "--eval-data", tmp_path / "real.npz", "--json").stdout
+    )
+    assert [r["accuracy"] for r in rows] == [s["accuracy"] for s in finished.students]
+
+
+def test_saved_students_need_no_teacher(finished, tmp_path):
+    import freia_kd
+
+    path = shutil.copy(finished.folder / "student-3.pt", tmp_path / "alone.pt")
+    student = freia_kd.load_student(path)
+    assert student(torch.rand(2, 1, 32, 32)).shape == (2, 10)
+    assert isinstance(student, Classifier)
+    save_classifier(tmp_path / "x.pt", student)  # another round trip, without a plan
