@@ -17,6 +17,7 @@ from .cost import (
     peak_bytes,
     trace_layers,
 )
+from .tucker import is_matrix
 
 
 @dataclass(frozen=True)
@@ -135,13 +136,22 @@ def _compare_layers(
         rows.append(
             LayerCosts(
                 name,
-                tuple(m.weight.shape[0] for m in list(new.children())[:-1]),  # type: ignore[union-attr,index,misc]
+                _ranks(old, new),
                 (count_parameters(old), count_parameters(new)),
                 (use.macs, sum(count_macs(new, s) for s in inputs)),
                 (times[0], times[1]),
             )
         )
     return tuple(rows)
+
+
+def _ranks(old: Any, new: Any) -> tuple[int, ...]:
+    """The ranks of the layers that replaced one."""
+    if is_matrix(old):
+        return (new[0].weight.shape[0],)
+    kernel = old.weight.shape[2:]
+    outs, ins = next(m.weight.shape[:2] for m in new if m.weight.shape[2:] == kernel)
+    return ins, outs
 
 
 def _warnings(before: Costs, after: Costs, layers: Sequence[LayerCosts]) -> tuple[str, ...]:

@@ -241,8 +241,9 @@ def planned_macs(
     if plan.method == "svd":
         return positions_out * plan.ranks[0] * (ins + outs)
     in_rank, out_rank = plan.ranks
-    core = in_rank * out_rank * math.prod(layer.weight.shape[2:])
-    return positions_in * ins * in_rank + positions_out * (core + out_rank * outs)
+    first = positions_in * ins * in_rank if in_rank < ins else 0  # merged where the rank is full
+    last = positions_out * out_rank * outs if out_rank < outs else 0
+    return first + positions_out * in_rank * out_rank * math.prod(layer.weight.shape[2:]) + last
 
 
 def why_no_gain(

@@ -22,7 +22,8 @@ def tucker2(conv: Convolution, ranks: tuple[int, int]) -> nn.Sequential:
     where `q` runs over the input rank and `p` over the output rank. The first layer is
     :math:`B^\top`; the core :math:`G` has the stride, padding and dilation of the original; the
     last is `A` with the original's bias. Found by tensorly's higher-order orthogonal iteration.
-    At full ranks the layers compute what the original does.
+    At full ranks the layers compute what the original does. A 1x1 convolution of full rank would
+    only cost time: it is merged into the core.
 
     Arguments:
         conv: A `Conv1d` or `Conv2d` of one group. It is not modified.
@@ -45,9 +46,18 @@ def tucker2(conv: Convolution, ranks: tuple[int, int]) -> nn.Sequential:
     in_rank, out_rank = usable_ranks(conv, ranks)
     core, (out_factor, in_factor) = _partial_tucker(_finite(conv.weight), (out_rank, in_rank))
     point = (..., *(None,) * (conv.weight.ndim - 2))
-    _set(layers[0], in_factor.T[point])
-    _set(layers[1], core)
-    _set(layers[2], out_factor[point], conv.bias)
+    weights = []
+    if in_rank < conv.in_channels:
+        weights.append(in_factor.T[point])
+    else:
+        core = torch.einsum("pq...,iq->pi...", core, in_factor)
+    if out_rank < conv.out_channels:
+        weights += [core, out_factor[point]]
+    else:
+        weights.append(torch.einsum("pi...,op->oi...", core, out_factor))
+    for layer, weight in zip(layers, weights, strict=True):
+        _set(layer, weight)
+    _set(layers[-1], weights[-1], conv.bias)
     return layers
 
 
@@ -66,19 +76,22 @@ def tucker2_layers(conv: Convolution, ranks: tuple[int, int]) -> nn.Sequential:
     _check_rank("input rank", ranks[0], conv.in_channels)
     _check_rank("output rank", ranks[1], conv.out_channels)
     in_rank, out_rank = usable_ranks(conv, ranks)
-    kind_, place = type(conv), _place(conv)
+    make, place, bias = type(conv), _place(conv), conv.bias is not None
+    first, last = in_rank < conv.in_channels, out_rank < conv.out_channels
     core: dict[str, Any] = {
+        "kernel_size": conv.kernel_size,
         "stride": conv.stride,
         "padding": conv.padding,
         "dilation": conv.dilation,
         "padding_mode": conv.padding_mode,
     }
-    return _like(
-        conv,
-        kind_(conv.in_channels, in_rank, 1, bias=False, **place),
-        kind_(in_rank, out_rank, conv.kernel_size, bias=False, **core, **place),  # type: ignore[arg-type]
-        kind_(out_rank, conv.out_channels, 1, bias=conv.bias is not None, **place),
-    )
+    layers: list[nn.Module] = []
+    if first:
+        layers.append(make(conv.in_channels, in_rank, 1, bias=False, **place))
+    layers.append(make(in_rank, out_rank, bias=bias and not last, **core, **place))
+    if last:
+        layers.append(make(out_rank, conv.out_channels, 1, bias=bias, **place))
+    return _like(conv, *layers)
 
 
 def usable_ranks(conv: Convolution, ranks: tuple[int, int]) -> tuple[int, int]:

@@ -42,8 +42,26 @@ def test_tucker2_is_exact_at_full_rank(name):
 
 
 def recomposed(layers):
-    first, core, last = (layer.weight.detach().flatten(2) for layer in layers)
-    return torch.einsum("op,pqk,qi->oik", last[..., 0], core, first[..., 0])
+    total = layers[0].weight.detach().flatten(2)
+    for layer in layers[1:]:
+        weight = layer.weight.detach().flatten(2)
+        if weight.shape[2] == 1:
+            total = torch.einsum("po,oik->pik", weight[..., 0], total)
+        else:
+            total = torch.einsum("pqk,qi->pik", weight, total[..., 0])
+    return total
+
+
+def test_a_factor_of_full_rank_is_merged_into_the_core():
+    conv = nn.Conv2d(6, 10, 3)
+    shapes = {
+        (3, 4): [(3, 6, 1, 1), (4, 3, 3, 3), (10, 4, 1, 1)],
+        (6, 4): [(4, 6, 3, 3), (10, 4, 1, 1)],
+        (3, 10): [(3, 6, 1, 1), (10, 3, 3, 3)],
+        (6, 10): [(10, 6, 3, 3)],
+    }
+    for ranks, expected in shapes.items():
+        assert [tuple(layer.weight.shape) for layer in tucker2(conv, ranks)] == expected
 
 
 @pytest.mark.parametrize("ranks", [(2, 3), (6, 2), (2, 9)])
