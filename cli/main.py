@@ -15,6 +15,7 @@ COMMANDS = {
     "sample": "Draw images from the flow of a run.",
     "compress": "Compress a teacher by Tucker decomposition, without training.",
     "evaluate": "Measure a checkpoint or the students of a run on real data.",
+    "toy": "Draw the paper's figure 2: flows on two-dimensional data.",
     "inspect": "Say what a checkpoint or a run's folder holds.",
 }
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+
 from freia_kd.cli import command as shared
 from freia_kd.cli.main import COMMANDS, main
-
 from freia_kd.domain import DOMAINS
 from freia_kd.presets import PRESETS
 from freia_kd.teachers import Classifier, save_classifier
