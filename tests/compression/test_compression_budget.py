@@ -134,8 +134,8 @@ def latency_as_macs(monkeypatch, overhead):
 
 def test_latency_target_compresses_only_what_becomes_faster(net, inputs, monkeypatch):
     latency_as_macs(monkeypatch, overhead=3.0)
-    found = search_plan(net, inputs, "latency", 0.6)
-    assert found.reached <= 0.6
+    found = search_plan(net, inputs, "latency", 0.7)
+    assert found.reached <= 0.7
     assert set(found.plan.layers) == {"body.2"}  # the others' new layers cost them more
     assert {s.name for s in found.plan.skipped} == {"body.0", "head", "out"}
 
