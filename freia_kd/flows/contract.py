@@ -110,7 +110,7 @@ class ConditionalFlow(nn.Module, ABC):
         return self.base.sample(len(c), temperature=temperature, generator=generator)
 
     def log_prob(self, x: Tensor, c: Tensor) -> Tensor:
-        r""":math:`\log p_X(x|c) = \log p_Z(z) + \log|\det \partial z/\partial x|`, `(B,)`, in nats."""
+        r""":math:`\log p_Z(z) + \log|\det \partial z/\partial x|` in nats, with shape `(B,)`."""
         z, ladj = self.encode(x, c)
         return self.base_log_prob(z, c) + ladj
 
@@ -130,7 +130,9 @@ class ConditionalFlow(nn.Module, ABC):
         """Raises `ValueError` unless `value` and `c` fit this flow (called before any work)."""
         if tuple(value.shape[1:]) != self.shape or value.ndim != len(self.shape) + 1:
             expected = ", ".join(map(str, self.shape))
-            raise ValueError(f"Expected values with shape (B, {expected}); got {tuple(value.shape)}.")
+            raise ValueError(
+                f"Expected values with shape (B, {expected}); got {tuple(value.shape)}."
+            )
         if not value.is_floating_point():
             raise ValueError(f"Expected floating-point values; got {value.dtype}.")
         as_indices = c.ndim == 1 and not c.is_floating_point()
