@@ -1,4 +1,4 @@
-"""Labelled two-dimensional data, the paper's figure 2 and more; centred, about four units wide."""
+"""Labelled two-dimensional data, centred, within about two thirds of a unit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ TOYS = Registry(
         "mixture": "freia_kd.data.toy:mixture",
         "pinwheel": "freia_kd.data.toy:pinwheel",
         "pizza": "freia_kd.data.toy:pizza",
-        "spirals": "freia_kd.data.toy:spirals",
     },
     "toy data set",
 )
@@ -54,7 +53,7 @@ def moons(n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Ten
     from sklearn.datasets import make_moons
 
     x, y = make_moons(n, noise=0.08, random_state=_seed(generator))
-    return 1.4 * (torch.from_numpy(x) - torch.tensor([0.5, 0.25])), torch.from_numpy(y)
+    return 0.5 * (torch.from_numpy(x) - torch.tensor([0.5, 0.25])), torch.from_numpy(y)
 
 
 def circles(n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -62,7 +61,7 @@ def circles(n: int, generator: torch.Generator | None = None) -> tuple[Tensor, T
     from sklearn.datasets import make_circles
 
     x, y = make_circles(n, noise=0.06, factor=0.45, random_state=_seed(generator))
-    return 1.8 * torch.from_numpy(x), torch.from_numpy(y)
+    return 0.65 * torch.from_numpy(x), torch.from_numpy(y)
 
 
 def mixture(n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -70,9 +69,9 @@ def mixture(n: int, generator: torch.Generator | None = None) -> tuple[Tensor, T
     from sklearn.datasets import make_blobs
 
     angles = torch.arange(6) * (2 * math.pi / 6)
-    centers = 1.7 * torch.stack([angles.cos(), angles.sin()], 1)
+    centers = 0.6 * torch.stack([angles.cos(), angles.sin()], 1)
     x, blob = make_blobs(
-        n, centers=centers.numpy(), cluster_std=0.22, random_state=_seed(generator)
+        n, centers=centers.numpy(), cluster_std=0.08, random_state=_seed(generator)
     )
     return torch.from_numpy(x), torch.from_numpy(blob) % 2
 
@@ -89,7 +88,7 @@ def pinwheel(n: int, generator: torch.Generator | None = None) -> tuple[Tensor, 
     angle = labels * (2 * math.pi / 3) + 0.7 * radius
     x = radius * angle.cos() - side * angle.sin()
     y = radius * angle.sin() + side * angle.cos()
-    return 1.2 * torch.stack([x, y], 1), labels
+    return 0.45 * torch.stack([x, y], 1), labels
 
 
 def pizza(n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -97,17 +96,8 @@ def pizza(n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Ten
     piece = torch.arange(n) % 6
     uniform = torch.rand(n, 2, generator=generator)
     angle = (piece + 0.1 + 0.8 * uniform[:, 0]) * (2 * math.pi / 6)
-    radius = 2 * (0.02 + 0.98 * uniform[:, 1]).sqrt()
+    radius = 0.7 * (0.02 + 0.98 * uniform[:, 1]).sqrt()
     return torch.stack([radius * angle.cos(), radius * angle.sin()], 1), piece % 2
-
-
-def spirals(n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Two arms that wind around each other; two classes."""
-    labels = torch.arange(n) % 2
-    turn = (0.06 + 0.94 * torch.rand(n, generator=generator)).sqrt()
-    angle = 1.2 * 2 * math.pi * turn + math.pi * labels
-    noise = 0.06 * torch.randn(n, 2, generator=generator)
-    return 2.1 * turn[:, None] * torch.stack([angle.cos(), angle.sin()], 1) + noise, labels
 
 
 def _seed(generator: torch.Generator | None) -> int:
