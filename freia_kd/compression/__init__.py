@@ -1,5 +1,6 @@
 """Compression: ranks by EVBMF, low-rank layers, plans of which layers, and what they cost."""
 
+from .batchnorm import prepare_batchnorm, reestimate_batchnorm, train_mode
 from .budget import Budget, search_plan
 from .comparison import Comparison, compare_costs
 from .cost import Latency, count_macs, count_parameters, measure_latencies, measure_latency
@@ -29,10 +30,13 @@ __all__ = [
     "measure_latency",
     "measure_sensitivity",
     "plot_sensitivity",
+    "prepare_batchnorm",
     "read_rules",
+    "reestimate_batchnorm",
     "restructure",
     "search_plan",
     "student_plan",
     "svd_linear",
+    "train_mode",
     "tucker2",
 ]

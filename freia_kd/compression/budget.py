@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .cost import count_macs, count_parameters, measure_latencies
 from .plans import LayerPlan, Plan, Skipped
-from .sensitivity import SHARES, Judge, Sensitivity, _measure, saved
+from .sensitivity import SHARES, Judge, Sensitivity, saved, try_layers
 from .surgery import apply_plan, candidates, require_sound, restructure
 
 Target = Literal["params", "macs", "latency", "drop"]
@@ -79,7 +79,7 @@ def search_plan(
     _check_goal(target, goal)
     require_sound(net)
     judge = Judge(net, inputs)
-    rows = _measure(judge, None, shares, latency=target == "latency")
+    rows = try_layers(judge, None, shares, latency=target == "latency")
     search = _Search(net, judge, target, goal, rows)
     chosen = search.run()
     plan = Plan(chosen, _left_alone(net, chosen, rows))

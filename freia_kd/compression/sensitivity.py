@@ -188,12 +188,13 @@ def measure_sensitivity(
         ([(8,), (1,)], True)
     """
     require_sound(net)
-    return _measure(Judge(net, inputs), layers, shares, latency)
+    return try_layers(Judge(net, inputs), layers, shares, latency)
 
 
-def _measure(
+def try_layers(
     judge: Judge, layers: Sequence[str] | None, shares: Sequence[float], latency: bool
 ) -> list[Sensitivity]:
+    """The rows of :func:`measure_sensitivity`, by a judge that is at hand."""
     rows = []
     for name in judge.layers if layers is None else layers:
         layer, use = judge.layers[name], judge.uses[name]

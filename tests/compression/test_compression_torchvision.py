@@ -24,13 +24,13 @@ def vgg11_bn():
 
 
 NETS = {
-    "resnet18": (lambda: models.resnet18(num_classes=10), ["layer3.0.*", "fc"], (3, 32, 32)),
+    "resnet18": (lambda: models.resnet18(num_classes=10), ["layer2.0.*", "fc"], (3, 32, 32)),
     "mobilenet_v2": (
         lambda: models.mobilenet_v2(num_classes=10, width_mult=0.5, dropout=0.0),
         ["all"],
         (3, 32, 32),
     ),
-    "vgg11_bn": (vgg11_bn, ["features.4", "features.8", "classifier.6"], (3, 32, 32)),
+    "vgg11_bn": (vgg11_bn, ["features.4", "classifier.6"], (3, 32, 32)),
 }
 
 
