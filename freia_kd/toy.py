@@ -246,7 +246,7 @@ def draw(result: Figure2) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    figure = Figure(figsize=(13, 4.9), layout="constrained")
     numbers = result.numbers
     shown = {f"{numbers['data']}: true data": (result.data.inputs, result.data.labels)}
     few = f"{numbers['samples_per_class']} samples a class"
