@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 
 import click
 
@@ -41,3 +42,6 @@ class LazyGroup(click.Group):
 @click.version_option(__version__, prog_name="freiakd")
 def main() -> None:
     """Compress a classifier without its training data."""
+    # Waiting threads that spin make small nets many times slower on a busy machine; this must be
+    # set before torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
