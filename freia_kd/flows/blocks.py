@@ -50,12 +50,13 @@ def pack_labels(soft: Tensor, dims: Sequence[int]) -> Tensor:
         True
     """
     packed = label_dims(soft.shape[1], dims)
-    return F.pad(soft, (0, math.prod(packed) - soft.shape[1])).reshape(-1, *packed)
+    padded = F.pad(soft, (0, math.prod(packed) - soft.shape[1]))
+    return padded.reshape(-1, *packed[1:], packed[0]).movedim(-1, 1)
 
 
 def unpack_labels(packed: Tensor, classes: int) -> Tensor:
     """The inverse of :func:`pack_labels`: labels with shape `(B, classes)`."""
-    return packed.flatten(1)[:, :classes]
+    return packed.movedim(1, -1).flatten(1)[:, :classes]
 
 
 class Block(InvertibleModule):

@@ -218,6 +218,8 @@ class INNFlow(ConditionalFlow):
         base: The base density; a standard Gaussian by default.
         whiten: Whether the net works in the whitened coordinates of the base. It then is
             :math:`u = W^{-1} g(W z)`, and the log-determinants of `W` cancel.
+        channels_last: Whether images are laid out with the channels last.
+        compile: Whether the net is compiled by `torch.compile` when it is first used.
 
     Raises:
         ValueError: If the net or the base does not fit the shape.
@@ -236,6 +238,8 @@ class INNFlow(ConditionalFlow):
         base: Base | None = None,
         *,
         whiten: bool = False,
+        channels_last: bool = False,
+        compile: bool = False,
     ) -> None:
         shape = tuple(shape)
         base = GaussianBase(shape) if base is None else base
@@ -250,6 +254,11 @@ class INNFlow(ConditionalFlow):
             )
         self.inn = inn
         self.whiten = whiten
+        self.channels_last = channels_last
+        if channels_last:
+            self.inn.to(memory_format=torch.channels_last)
+        if compile:
+            self.inn.compile()
 
     def check(self, value: Tensor, c: Tensor) -> None:
         super().check(value, c)
@@ -267,7 +276,10 @@ class INNFlow(ConditionalFlow):
         if self.whiten:
             with torch.autocast(value.device.type, enabled=False):
                 value = self.base.whiten(value)
-        (y,), ladj = self.inn([value.reshape(-1, *dims)], c=conditions, rev=rev)
+        value = value.reshape(-1, *dims)
+        if self.channels_last and value.ndim == 4:
+            value = value.contiguous(memory_format=torch.channels_last)
+        (y,), ladj = self.inn([value], c=conditions, rev=rev)
         y = y.reshape(-1, *self.shape)
         ladj = torch.as_tensor(ladj, dtype=y.dtype, device=y.device).expand(len(y))
         if self.whiten:

@@ -35,6 +35,10 @@ class RealNVP(INNFlow):
         clamp: The bound of the log-scales.
         bf16: Whether the subnets compute in bfloat16.
         whiten: Whether to work in the whitened coordinates of the base.
+        channels_last: Whether images are laid out with the channels last in memory, which helps
+            together with `bf16`.
+        compile: Whether the net is compiled by `torch.compile` when it is first used: a training
+            step is then about a quarter faster, after minutes of compiling.
 
     References:
         | Density estimation using Real NVP (Dinh et al., 2017), sections 3.4 to 3.6
@@ -64,6 +68,8 @@ class RealNVP(INNFlow):
         clamp: float = 1.0,
         bf16: bool = False,
         whiten: bool = False,
+        channels_last: bool = False,
+        compile: bool = False,
     ) -> None:
         def pairs(inn: INN, number: int) -> None:
             for _ in range(number):
@@ -83,7 +89,8 @@ class RealNVP(INNFlow):
             pairs(inn, channelwise)
 
         inn = multiscale(tuple(shape), classes, levels, fill)
-        super().__init__(inn, shape, classes, base, whiten=whiten)
+        layout = {"channels_last": channels_last, "compile": compile}
+        super().__init__(inn, shape, classes, base, whiten=whiten, **layout)
 
 
 def checkered(dims: Sequence[int]) -> Tensor:

@@ -82,7 +82,10 @@ class ClassSubnet(nn.Module):
     def run(self, h: Tensor, biases: tuple[Tensor, ...] | None) -> Tensor:
         for index, layer in enumerate(self.layers):
             h = layer(h)
-            h = F.relu(h if biases is None else h + biases[index].to(h.dtype))
+            # In place, since fresh memory costs more than these operations do.
+            if biases is not None:
+                h = h.add_(biases[index].to(h.dtype))
+            h = F.relu_(h)
         return self.last(h)
 
 

@@ -1,5 +1,9 @@
 """Numerical safety, precision, and PyTorch's tools around whole flows."""
 
+import copy
+import pickle
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -134,6 +138,19 @@ def test_flows_compile_without_graph_breaks(name):
     expected = Both(flow)(z, x, C)
     torch.testing.assert_close(compiled(z, x, C), expected, rtol=1e-4, atol=1e-4)
     compiled(z, x, C)[0][1].sum().backward()
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("name", ["glow", "realnvp"])
+@pytest.mark.parametrize("option", ["channels_last", "compile"])
+def test_layout_and_compilation_change_no_value(name, option, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    plain, other = shaken(SMALL[name]()), SMALL[name](**{option: True})
+    other.load_state_dict(plain.state_dict())
+    for flow in (other, copy.deepcopy(other), pickle.loads(pickle.dumps(other))):
+        z, x = torch.randn(4, 1, 8, 8), torch.rand(4, 1, 8, 8)
+        expected = Both(plain)(z, x, C)
+        torch.testing.assert_close(Both(flow)(z, x, C), expected, rtol=1e-4, atol=1e-4)
     torch.compiler.reset()
 
 
