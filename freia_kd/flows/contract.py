@@ -143,6 +143,13 @@ class ConditionalFlow(nn.Module, ABC):
                 f"labels with shape ({len(value)}, {self.classes}) and a floating-point dtype; "
                 f"got shape {tuple(c.shape)} of {c.dtype}."
             )
+        # On an accelerator the values are not looked at, since that would wait for it.
+        if as_indices and c.device.type == "cpu" and not torch.compiler.is_compiling():
+            wrong = c[(c < 0) | (c >= self.classes)]
+            if len(wrong):
+                raise ValueError(
+                    f"Expected class indices from 0 to {self.classes - 1}; got {wrong[0].item()}."
+                )
 
     def soft(self, c: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """The condition as soft labels with shape `(B, classes)` (one-hot from indices)."""

@@ -189,6 +189,8 @@ def test_double_backward():
         (torch.ones(2, 2).long(), torch.tensor([0, 1]), "floating-point values; got torch.int64"),
         (torch.ones(2, 2).double(), torch.tensor([0, 1]), "torch.float32, as the flow's"),
         (torch.ones(2, 2), torch.tensor([0]), r"class indices with shape \(2,\)"),
+        (torch.ones(2, 2), torch.tensor([0, 3]), "class indices from 0 to 2; got 3"),
+        (torch.ones(2, 2), torch.tensor([-1, 0]), "class indices from 0 to 2; got -1"),
         (torch.ones(2, 2), torch.ones(2, 4), r"soft labels with shape \(2, 3\)"),
     ],
 )
