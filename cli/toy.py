@@ -21,7 +21,13 @@ TOY_NAMES = ("moons", "circles", "mixture", "pinwheel", "pizza")
         metavar="NAME|MODULE:FUNCTION",
         help=f"One of {', '.join(TOY_NAMES)}; may be repeated. By default all of them.",
     ),
-    click.option("--out", type=click.Path(file_okay=False), default="toy", show_default=True),
+    click.option(
+        "--out",
+        type=click.Path(file_okay=False),
+        default="toy",
+        show_default=True,
+        help="The folder of the pictures.",
+    ),
     click.option(
         "--samples-per-class",
         type=click.IntRange(1),

@@ -59,6 +59,8 @@ class Job:
         flow, noise = BDNF(self.preset.flow), Noise("spectral")
         with self.run.stage("flow"):
             flow.fit(self.teacher, self.samples, self.run, self.generator("flow", self.device))
+            if not self.run.done("flow"):
+                self._examine(flow)
         is_image = self.teacher.domain.is_image
         share = self.preset.prior_share if is_image else 0.0
         if share:
@@ -72,8 +74,19 @@ class Job:
             draw_grid(self.run / "synthetic.png", images, self.teacher.domain.classes)
         return self.sets()
 
+    def _examine(self, flow: BDNF) -> None:
+        """Records the health of the flow's samples, and says what looks wrong."""
+        health = flow.examine(self.teacher, self.generator("health", self.device))
+        self.run.record["health"] = {**health.to_dict(), "warnings": health.warnings()}
+        for warning in health.warnings():
+            self.run.progress.note(f"warning: {warning}")
+
     def sets(self) -> tuple[SyntheticSet, SyntheticSet]:
-        """The synthetic sets that :meth:`extract` made."""
+        """The synthetic sets that :meth:`extract` made.
+
+        Of the second, inputs of even index choose the students' weights, those of odd index
+        measure them.
+        """
         return SyntheticSet(self.run / "synthetic/train"), SyntheticSet(
             self.run / "synthetic/heldout"
         )
@@ -118,8 +131,9 @@ class Job:
         if self.run.done(stage) and path.exists():
             return load_classifier(path, arch=self.teacher.arch).to(self.device)
         with self.run.stage(stage):
+            heldout = self.sets()[1]
             train_student(
-                student, data, self.preset.student, self.generator(stage), self.run, stage
+                student, data, self.preset.student, self.generator(stage), self.run, stage, heldout
             )
             self.save_student(stage, student, plan)
         return student.eval()
@@ -175,8 +189,8 @@ class Job:
             "ranks": {layer: fields["ranks"] for layer, fields in plan["layers"].items()},
             "accuracy_before": _accuracy(before, evaluation),
             "accuracy": _accuracy(student, evaluation),
-            "agreement_before": agreement(before, heldout),
-            "agreement": agreement(student, heldout),
+            "agreement_before": agreement(before, heldout, half="odd"),
+            "agreement": agreement(student, heldout, half="odd"),
             "real_agreement_before": _share_equal(before, evaluation, answers),
             "real_agreement": _share_equal(student, evaluation, answers),
         }

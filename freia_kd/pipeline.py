@@ -81,7 +81,11 @@ def report_run(job: Job, students: Sequence[str], evaluation: LabelledData | Non
     data = {
         "teacher": {"path": options["teacher"], "arch": job.teacher.arch, **teacher},
         "students": rows,
-        "synthesizer": {"name": "bdnf", **asdict(job.preset.flow)},
+        "synthesizer": {
+            "name": "bdnf",
+            **asdict(job.preset.flow),
+            "health": job.run.record.get("health"),
+        },
         "real_data": {
             "training": "none" if job.samples is None else "samples",
             "samples": None if job.samples is None else job.samples.name,

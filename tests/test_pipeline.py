@@ -85,7 +85,7 @@ def test_accuracy_and_agreement_are_what_they_say(teacher, finished, evaluation)
     with torch.no_grad():
         said, taught = student(x).argmax(1), teacher(x).argmax(1)
         heldout = SyntheticSet(finished.folder / "synthetic/heldout")
-        x, logits, _ = heldout.batch(torch.arange(len(heldout)))
+        x, logits, _ = heldout.batch(torch.arange(1, len(heldout), 2))
         same = (student(x).argmax(1) == teacher(x).argmax(1)).double().mean().item()
         assert torch.allclose(teacher(x), logits, atol=1e-5)
     row = finished.students[0]

@@ -82,6 +82,7 @@ class Report:
                 f"Student {', '.join(latency)}: fewer MACs did not make it faster on this machine "
                 "at batch 1; its layers are too small for that."
             )
+        remarks += (self.data["synthesizer"]["health"] or {}).get("warnings", [])
         if any(s["agreement"] < 0.8 for s in self.students):
             remarks.append(
                 "A student agrees with its teacher on fewer than 80 % of the synthetic images: "

@@ -171,7 +171,9 @@ def read_run(folder: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(folder) / "run.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return {"options": record["options"], "seconds": record["seconds"], "done": record["done"]}
+        if not {"options", "seconds", "done"} <= set(record):
+            raise KeyError("options, seconds and done are expected")
+        return record
     except FileNotFoundError:
         raise CheckpointError(f"Expected a run folder; {folder} has no run.json.") from None
     except (ValueError, KeyError, TypeError) as error:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..data.datasets import LabelledData
 from ..domain import Domain
@@ -18,6 +19,7 @@ from ..objectives.bidirectional import Bidirectional
 from ..objectives.contract import Batch, Objective
 from ..objectives.distill import Distill
 from ..objectives.image_priors import BasePrior
+from ..objectives.monitors import Health, examine_flow
 from ..runs.loop import Stateful, TrainingLoop
 from ..runs.run import Run
 from ..teachers.classifier import Teacher
@@ -41,6 +43,9 @@ class BDNFOptions:
         batch_size: Latents in a step.
         learning_rate: Adam's (the paper's 1e-4 with far more steps), falling to 0 as a cosine.
         clip: The bound of the gradient's norm.
+        ema: The decay of the exponential moving average of the weights, which is what samples.
+        contrast: The range of a random factor a by which the teacher sees 1/2 + a (x - 1/2), as in
+            the paper's code, which has (1, 2); `None` shows the images as they are.
     """
 
     flow: str = "nice"
@@ -53,6 +58,8 @@ class BDNFOptions:
     batch_size: int = 128
     learning_rate: float = 1e-3
     clip: float = 1.0
+    ema: float = 0.99
+    contrast: tuple[float, float] | None = None
 
 
 class BDNF(Synthesizer):
@@ -68,6 +75,7 @@ class BDNF(Synthesizer):
     """
 
     name = "bdnf"
+    flow: ConditionalFlow
 
     def __init__(self, options: BDNFOptions | None = None) -> None:
         self.options = options or BDNFOptions()
@@ -84,12 +92,14 @@ class BDNF(Synthesizer):
         options = self.options
         if samples is not None:
             samples.check(teacher.domain)
-        self.flow = self._build(teacher.domain, generator).to(device)
+        flow = self._build(teacher.domain, generator).to(device)
+        averaged = AveragedModel(flow, multi_avg_fn=get_ema_multi_avg_fn(options.ema))
         objective = self._objective(samples)
-        optimizer = torch.optim.Adam(self.flow.parameters(), options.learning_rate)
+        optimizer = torch.optim.Adam(flow.parameters(), options.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
         parts: dict[str, Stateful] = {
-            "flow": self.flow,
+            "flow": flow,
+            "averaged": averaged,
             "optimizer": optimizer,
             "schedule": schedule,
         }
@@ -97,14 +107,15 @@ class BDNF(Synthesizer):
             "flow", options.steps, parts, generator, optimizer, run, "train the flow"
         )
         for _ in loop:
-            terms = objective(self.flow, teacher, self._batch(samples, generator))
+            terms = objective(flow, teacher, self._batch(flow, samples, generator))
             if loop.accept(terms.total, terms.items()):
                 optimizer.zero_grad()
                 terms.total.backward()
-                torch.nn.utils.clip_grad_norm_(self.flow.parameters(), options.clip)
+                torch.nn.utils.clip_grad_norm_(flow.parameters(), options.clip)
                 optimizer.step()
                 schedule.step()
-        self.flow.eval()
+                averaged.update_parameters(flow)
+        self.flow = cast(ConditionalFlow, averaged.module).eval()
 
     def restore(self, domain: Domain, run: Run) -> None:
         """Takes the trained flow from a run's folder.
@@ -115,12 +126,12 @@ class BDNF(Synthesizer):
         state = run.load("flow")
         if state is None or not run.done("flow"):
             raise CheckpointError(f"The run in {run.folder} has no trained flow yet.")
-        self.flow = self._build(domain, torch.Generator().manual_seed(0))
+        averaged = AveragedModel(self._build(domain, torch.Generator().manual_seed(0)))
         try:
-            self.flow.load_state_dict(state["parts"]["flow"])
+            averaged.load_state_dict(state["parts"]["averaged"])
         except RuntimeError as error:
             raise CheckpointError(f"The run in {run.folder} has another flow: {error}") from error
-        self.flow.eval()
+        self.flow = cast(ConditionalFlow, averaged.module).eval()
 
     def _build(self, domain: Domain, generator: torch.Generator) -> ConditionalFlow:
         base: Base = GaussianBase(domain.shape)
@@ -141,11 +152,14 @@ class BDNF(Synthesizer):
             beta=options.beta,
             prior=BasePrior() if options.prior else None,
             prior_weight=options.alpha,
+            contrast=options.contrast,
         )
         return distill if samples is None else Bidirectional(distill, options.gamma)
 
-    def _batch(self, samples: LabelledData | None, generator: torch.Generator) -> Batch:
-        n, flow = self.options.batch_size, self.flow
+    def _batch(
+        self, flow: ConditionalFlow, samples: LabelledData | None, generator: torch.Generator
+    ) -> Batch:
+        n = self.options.batch_size
         c = draw_labels(n, flow.classes, None, generator)
         z = flow.sample_base(c, generator=generator)
         if samples is None:
@@ -153,6 +167,10 @@ class BDNF(Synthesizer):
         rows = torch.randint(len(samples), (n,), generator=generator, device=generator.device).cpu()
         x, y = samples.take(rows)
         return Batch(z, c, x.to(z.device), y.to(z.device), generator)
+
+    def examine(self, teacher: Teacher, generator: torch.Generator | None = None) -> Health:
+        """How the flow's samples look to the teacher and to each other, from 512 of them."""
+        return examine_flow(self.flow, teacher, 512, generator)
 
     @torch.no_grad()
     def sample(

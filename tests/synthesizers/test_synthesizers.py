@@ -140,3 +140,52 @@ def test_labels_of_another_length_are_refused(teacher):
 def test_registry():
     assert SYNTHESIZERS["bdnf"] is BDNF
     assert "noise" in SYNTHESIZERS
+
+
+def test_the_average_of_the_weights_is_what_samples(teacher, tmp_path):
+    run, synthesizer = Run(tmp_path, {}), BDNF(BDNFOptions(steps=2, batch_size=8, ema=0.5))
+    synthesizer.fit(teacher, run=run, generator=generator())
+    parts = run.load("flow")["parts"]
+    name, value = next((k, v) for k, v in synthesizer.flow.named_parameters() if v.abs().max() > 0)
+    assert torch.equal(parts["averaged"][f"module.{name}"], value)
+    assert any(
+        not torch.equal(parts["averaged"][f"module.{k}"], v) for k, v in parts["flow"].items()
+    )
+
+
+def test_contrast_changes_what_the_teacher_sees(teacher):
+    seen = []
+
+    def record(module, inputs):
+        seen.append((inputs[0].detach().min().item(), inputs[0].detach().max().item()))
+
+    handle = teacher.register_forward_pre_hook(record)
+    BDNF(OPTIONS).fit(teacher, generator=generator())
+    assert all(low >= 0 and high <= 1 for low, high in seen)
+    seen.clear()
+    BDNF(BDNFOptions(steps=3, batch_size=8, contrast=(2.0, 2.0))).fit(
+        teacher, generator=generator()
+    )
+    handle.remove()
+    assert min(low for low, _ in seen) < -0.4
+    assert max(high for _, high in seen) > 1.4
+
+
+def test_health_sees_a_collapse(teacher):
+    synthesizer = BDNF(OPTIONS)
+    synthesizer.fit(teacher, generator=generator())
+    healthy = synthesizer.examine(teacher, generator())
+    assert not [w for w in healthy.warnings() if "collapsed" in w]
+    with torch.no_grad():
+        synthesizer.flow.base.contrasts.fill_(1e-4)
+        synthesizer.flow.base.means.zero_()
+    # All samples of a class are the same, while the reference stays what it was.
+    from freia_kd.objectives.monitors import examine
+
+    labels = torch.arange(10).repeat(4)
+    x, _ = synthesizer.sample(40, labels, generator())
+    base = SpectralBase.for_domain(teacher.domain)
+    reference = torch.sigmoid(base.sample(40, generator=generator()))
+    with torch.no_grad():
+        health = examine(teacher(x), x, labels, reference)
+    assert [w for w in health.warnings() if "collapsed" in w]
