@@ -255,8 +255,6 @@ class INNFlow(ConditionalFlow):
         self.inn = inn
         self.whiten = whiten
         self.channels_last = channels_last
-        if channels_last:
-            self.inn.to(memory_format=torch.channels_last)
         if compile:
             self.inn.compile()
 

@@ -33,10 +33,10 @@ class Glow(INNFlow):
         bf16: Whether the subnets compute in bfloat16.
         whiten: Whether to work in the whitened coordinates of the base. Off by default, since
             convolutions expect neighbouring pixels.
-        channels_last: Whether images are laid out with the channels last in memory, which helps
-            together with `bf16`.
+        channels_last: Whether images are laid out with the channels last in memory, which makes
+            training faster, the more so with `bf16`.
         compile: Whether the net is compiled by `torch.compile` when it is first used: a training
-            step is then about a quarter faster, after minutes of compiling.
+            step is then about a fifth faster, after minutes of compiling.
 
     References:
         | Glow: Generative Flow with Invertible 1x1 Convolutions (Kingma and Dhariwal, 2018)
@@ -65,7 +65,7 @@ class Glow(INNFlow):
         clamp: float = 1.0,
         bf16: bool = False,
         whiten: bool = False,
-        channels_last: bool = False,
+        channels_last: bool = True,
         compile: bool = False,
     ) -> None:
         def fill(inn: INN) -> None:

@@ -35,10 +35,10 @@ class RealNVP(INNFlow):
         clamp: The bound of the log-scales.
         bf16: Whether the subnets compute in bfloat16.
         whiten: Whether to work in the whitened coordinates of the base.
-        channels_last: Whether images are laid out with the channels last in memory, which helps
-            together with `bf16`.
+        channels_last: Whether images are laid out with the channels last in memory, which makes
+            training faster, the more so with `bf16`.
         compile: Whether the net is compiled by `torch.compile` when it is first used: a training
-            step is then about a quarter faster, after minutes of compiling.
+            step is then about a fifth faster, after minutes of compiling.
 
     References:
         | Density estimation using Real NVP (Dinh et al., 2017), sections 3.4 to 3.6
@@ -68,7 +68,7 @@ class RealNVP(INNFlow):
         clamp: float = 1.0,
         bf16: bool = False,
         whiten: bool = False,
-        channels_last: bool = False,
+        channels_last: bool = True,
         compile: bool = False,
     ) -> None:
         def pairs(inn: INN, number: int) -> None:
