@@ -31,8 +31,8 @@ class NICE(INNFlow):
         hidden_features: The width of the subnets.
         layers: The number of hidden layers of the subnets.
         clamp: The bound of the log-scales.
-        bf16: Whether the subnets compute in bfloat16: about twice as fast on CPUs that have it;
-            a round trip is then exact to some 5e-3 only.
+        bf16: Whether the subnets compute in bfloat16: on CPUs that have it about twice as fast for
+            batches of 64, slower for single inputs. A round trip is then exact to some 5e-3 only.
         whiten: Whether to work in the whitened coordinates of the base: for a spectral base, the
             frequencies of the image, each in units of its standard deviation.
 
