@@ -293,3 +293,19 @@ def test_vector_teachers_work_too(tmp_path, tiny):
     report = distill(teacher, preset="quick", device="cpu", out=tmp_path / "run")
     assert report.students[0]["agreement"] is not None
     assert not (tmp_path / "run/synthetic.png").exists()
+
+
+def test_teachers_with_batch_normalisation_give_their_statistics_to_the_flow(tmp_path, tiny):
+    from freia_kd.teachers import Teacher, build_net
+
+    domain = freia_kd.Domain((3, 16, 16), 4, (0.4,), (0.2,), "colour")
+    torch.manual_seed(0)
+    teacher = Teacher(build_net("resnet14", domain), domain, "resnet14")
+    report = run(teacher, tmp_path / "run")
+    flow = [m for m in Run.open(tmp_path / "run").metrics() if m["stage"] == "flow"]
+    assert flow[-1]["batchnorm"] > 0
+    assert set(report.students[1]["ranks"]) == {
+        f"layers3.{block}.conv{conv}" for block in (0, 1) for conv in (1, 2)
+    }
+    student = freia_kd.load_student(tmp_path / "run/student-3.safetensors")
+    assert student(torch.rand(2, 3, 16, 16)).shape == (2, 4)
