@@ -240,13 +240,15 @@ class SpectralBase(Base):
 
     def dct(self, z: Tensor) -> Tensor:
         """The orthonormal DCT over channels, rows and columns, `(B, C, H, W)` to the same shape."""
-        y = self.dct_rows @ z @ self.dct_columns.T
-        return torch.einsum("kc,bchw->bkhw", self.dct_channels, y)
+        with torch.autocast(z.device.type, enabled=False):  # densities keep their precision
+            y = self.dct_rows @ z @ self.dct_columns.T
+            return torch.einsum("kc,bchw->bkhw", self.dct_channels, y)
 
     def inverse_dct(self, y: Tensor) -> Tensor:
         """The inverse of :meth:`dct`, which is its transpose."""
-        z = torch.einsum("kc,bkhw->bchw", self.dct_channels, y)
-        return self.dct_rows.T @ z @ self.dct_columns
+        with torch.autocast(y.device.type, enabled=False):
+            z = torch.einsum("kc,bkhw->bchw", self.dct_channels, y)
+            return self.dct_rows.T @ z @ self.dct_columns
 
     def whiten(self, z: Tensor) -> Tensor:
         return self.dct(z - self.reference_mean[:, None, None]) / self.reference_std
@@ -259,7 +261,8 @@ class SpectralBase(Base):
         dims = y[0].numel()
         # Only the constant components, (B, C), differ between the means.
         size = math.sqrt(self.shape[1] * self.shape[2])
-        means = size * self.means @ self.dct_channels.T  # (K, C)
+        with torch.autocast(z.device.type, enabled=False):
+            means = size * self.means @ self.dct_channels.T  # (K, C)
         constant, constant_std = y[:, :, 0, 0], self.std[:, :, 0, 0]
         distance = (y.flatten(1).unsqueeze(1) / self.std.flatten(1)).square().sum(-1)  # (B, J)
         distance = distance - (constant.unsqueeze(1) / constant_std).square().sum(-1)

@@ -144,3 +144,13 @@ def test_faults():
         SpectralBase((1, 4, 4), weights=[1.0])
     with pytest.raises(ValueError, match="positive"):
         SpectralBase((1, 4, 4), contrasts=(1.0, -1.0))
+
+
+@pytest.mark.parametrize("name", list(bases_to_test()))
+def test_autocast_does_not_cost_precision(name):
+    base = bases_to_test()[name]
+    z = base.sample(4, generator=generator())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = base.log_prob(z), base.sample(4, generator=generator()), base.whiten(z)
+    outside = base.log_prob(z), base.sample(4, generator=generator()), base.whiten(z)
+    assert all(torch.equal(a, b) for a, b in zip(inside, outside, strict=True))
