@@ -43,8 +43,9 @@ class Command(click.Command):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt:
-            message = "Interrupted; what was done is kept."
-            if ctx.params.get("out") or "resume" in ctx.params:
+            resumable = "resume" in ctx.params
+            message = "Interrupted; what was done is kept." if resumable else "Interrupted."
+            if resumable:
                 message += " Pass --out with the run's folder and --resume to go on."
             raise Failure(message, INTERRUPTED) from None
         except Exception as error:
@@ -134,6 +135,19 @@ def make_domain(
         raise UsageError(str(error)) from error
 
 
+data_options = options(
+    click.option("--data-root", type=click.Path(), help="Where torchvision keeps its data sets."),
+    click.option("--download", is_flag=True, help="Let torchvision download the data."),
+)
+
+device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to compute.",
+)
+
 run_options = options(
     click.option(
         "--teacher",
@@ -160,13 +174,7 @@ run_options = options(
         help="How much work to do.",
     ),
     click.option("--seed", type=int, default=0, show_default=True, help="Of all random numbers."),
-    click.option(
-        "--device",
-        type=click.Choice(["auto", "cpu", "cuda"]),
-        default="auto",
-        show_default=True,
-        help="Where to compute.",
-    ),
+    device_option,
     click.option(
         "--out",
         type=click.Path(file_okay=False),

@@ -9,6 +9,7 @@ import click
 
 from .command import (
     Command,
+    data_options,
     json_option,
     make_progress,
     open_from_options,
@@ -35,7 +36,7 @@ from .command import (
         metavar="NAME|FOLDER|FILE.npz",
         help="Real test data, read only after the last weight is fixed.",
     ),
-    click.option("--data-root", type=click.Path(), help="Where torchvision keeps its data sets."),
+    data_options,
     json_option,
     click.option("-v", "--verbose", is_flag=True, help="Also print the resolved options."),
 )
@@ -43,6 +44,7 @@ def command(
     students: tuple[str, ...],
     eval_data: str | None,
     data_root: str | None,
+    download: bool,
     as_json: bool,
     verbose: bool,
     **fields: Any,
@@ -58,6 +60,7 @@ def command(
         students=students,
         eval_data=eval_data,
         data_root=data_root,
+        download=download,
         **open_from_options(progress, **fields),
     )
     if as_json:

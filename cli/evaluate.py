@@ -6,14 +6,22 @@ import json
 
 import click
 
-from .command import Command, domain_options, json_option, make_domain, options, show_table
+from .command import (
+    Command,
+    data_options,
+    domain_options,
+    json_option,
+    make_domain,
+    options,
+    show_table,
+)
 
 
 @click.command("evaluate", cls=Command)
 @options(
     click.argument("path", metavar="FILE|RUN", type=click.Path(exists=True)),
     click.option("--eval-data", metavar="NAME|FOLDER|FILE.npz", required=True),
-    click.option("--data-root", type=click.Path(), help="Where torchvision keeps its data sets."),
+    data_options,
     click.option("--resize", is_flag=True, help="Resize images of another size."),
     click.option("--arch", metavar="NAME|MODULE:CLASS", help="If the file does not tell."),
     domain_options,
@@ -23,6 +31,7 @@ def command(
     path: str,
     eval_data: str,
     data_root: str | None,
+    download: bool,
     resize: bool,
     arch: str | None,
     as_json: bool,
@@ -36,7 +45,15 @@ def command(
     from freia_kd.stages import evaluate
 
     given = make_domain(domain, input_shape, mean, std, classes)
-    results = evaluate(path, eval_data, data_root=data_root, resize=resize, arch=arch, domain=given)
+    results = evaluate(
+        path,
+        eval_data,
+        data_root=data_root,
+        download=download,
+        resize=resize,
+        arch=arch,
+        domain=given,
+    )
     if as_json:
         click.echo(json.dumps(results))
         return

@@ -6,20 +6,20 @@ import json
 
 import click
 
-from .command import Command, json_option, make_progress, options
+from .command import Command, data_options, device_option, json_option, make_progress, options
 
 
 @click.command("train-teacher", cls=Command)
 @options(
     click.argument("data", metavar="DATA"),
     click.option("--arch", default="lenet5", show_default=True, metavar="NAME|MODULE:CLASS"),
-    click.option("--data-root", type=click.Path(), help="Where torchvision keeps its data sets."),
-    click.option("--download", is_flag=True, help="Let torchvision download the data."),
+    data_options,
     click.option("--resize", is_flag=True, help="Resize images of a folder to 32 x 32."),
     click.option("--epochs", type=click.IntRange(1), default=8, show_default=True),
     click.option("--batch-size", type=click.IntRange(2), default=128, show_default=True),
     click.option("--learning-rate", type=float, default=1e-3, show_default=True),
     click.option("--seed", type=int, default=0, show_default=True),
+    device_option,
     click.option("--out", type=click.Path(dir_okay=False), required=True, help="The checkpoint."),
     json_option,
 )
@@ -33,6 +33,7 @@ def command(
     batch_size: int,
     learning_rate: float,
     seed: int,
+    device: str,
     out: str,
     as_json: bool,
 ) -> None:
@@ -54,6 +55,7 @@ def command(
         batch_size=batch_size,
         learning_rate=learning_rate,
         seed=seed,
+        device=device,
         progress=make_progress(as_json),
     )
     if as_json:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from . import __version__
-from .data.datasets import DATASETS, LabelledData, load_dataset
+from .data.datasets import DATASETS, LabelledData, Split, load_dataset
 from .domain import Domain
 from .errors import UsageError
 from .job import Job
@@ -26,6 +26,7 @@ from .teachers import Teacher, load_classifier, load_teacher
 from .teachers.classifier import Classifier
 
 PathLike = str | os.PathLike[str]
+TORCHVISION = ("mnist", "fashion-mnist", "svhn", "cifar10")
 
 
 def distill(
@@ -34,6 +35,7 @@ def distill(
     students: Sequence[str] = ("1",),
     eval_data: PathLike | LabelledData | None = None,
     data_root: PathLike | None = None,
+    download: bool = False,
     **options: Any,
 ) -> Report:
     """Compresses a classifier and distils it, without its training data.
@@ -44,6 +46,7 @@ def distill(
         eval_data: Labelled real data, by name, folder, npz file or in memory, that is read only
             after the last weight is fixed.
         data_root: Where torchvision keeps its data sets.
+        download: Whether torchvision may download them.
         options: What :func:`open_job` takes.
 
     Returns:
@@ -60,7 +63,7 @@ def distill(
     Example: see `examples/library.py`.
     """
     students = [str(s) for s in dict.fromkeys(students)]
-    _expect_source(eval_data)
+    _expect_source(eval_data, data_root, download)
     job = open_job(teacher, **options)
     for name in students:
         job.compress(name)  # fails before any work if there is no such student
@@ -69,7 +72,7 @@ def distill(
         job.train(name, data)
     evaluation = None  # every weight is fixed: real data may be read
     if eval_data is not None:
-        evaluation = _load(eval_data, job.teacher.domain, "test", data_root)
+        evaluation = _load(eval_data, job.teacher.domain, "test", data_root, download)
     return report_run(job, students, evaluation)
 
 
@@ -142,13 +145,13 @@ def open_job(
     sizes = get_preset(preset)
     if flow is not None:
         sizes = replace(sizes, flow=replace(sizes.flow, flow=flow))
-    place = _device(device)
+    place = choose_device(device)
     if resume and out is None:
         raise UsageError("To resume, pass --out with the folder of the run.")
     path = "in memory" if isinstance(teacher, Teacher) else os.fspath(teacher)
     if not isinstance(teacher, Teacher):
         teacher = load_teacher(teacher, arch, domain)
-    few = None if samples is None else _load(samples, teacher.domain, "train", None, resize)
+    few = None if samples is None else _load(samples, teacher.domain, "train", resize=resize)
     options = {
         "teacher": path,
         "teacher_sha256": _fingerprint(teacher.state_dict()),
@@ -181,28 +184,42 @@ def load_student(path: PathLike, arch: str | None = None) -> Classifier:
 def _load(
     source: PathLike | LabelledData,
     domain: Domain,
-    split: str,
-    root: PathLike | None,
+    split: Split,
+    root: PathLike | None = None,
+    download: bool = False,
     resize: bool = False,
 ) -> LabelledData:
     if not isinstance(source, LabelledData):
-        return load_dataset(source, domain, split, root=root, resize=resize)  # type: ignore[arg-type]
+        return load_dataset(source, domain, split, root, download, resize)
     source.check(domain)
     return source
 
 
-def _expect_source(source: PathLike | LabelledData | None) -> None:
-    """Raises unless there is such data, without reading it."""
+def _expect_source(
+    source: PathLike | LabelledData | None, root: PathLike | None, download: bool
+) -> None:
+    """Raises unless there seems to be such data, without reading it."""
     if source is None or isinstance(source, LabelledData) or Path(source).exists():
         return
-    if ":" not in os.fspath(source) and os.fspath(source) not in DATASETS:
+    name = os.fspath(source)
+    if ":" not in name and name not in DATASETS:
         raise UsageError(
-            f"There is no evaluation data {os.fspath(source)!r}: neither a folder or file, nor one "
+            f"There is no evaluation data {name!r}: neither a folder or file, nor one "
             f"of {', '.join(DATASETS)}."
+        )
+    if name in TORCHVISION and not download and not Path(root or "data").is_dir():
+        raise UsageError(
+            f"There is no folder {root or 'data'} with {name}; pass --data-root FOLDER where "
+            "torchvision has put it, or --download."
         )
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """The device that `"auto"`, `"cpu"` or `"cuda"` names.
+
+    Raises:
+        UsageError: If there is no such device here.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():

@@ -17,6 +17,7 @@ from .distillation import predict
 from .domain import DOMAINS, Domain
 from .errors import CheckpointError, UsageError
 from .files import atomic
+from .pipeline import choose_device
 from .runs.pictures import draw_grid
 from .runs.progress import Progress
 from .runs.run import Run, read_run
@@ -47,6 +48,7 @@ def train_teacher(
     batch_size: int = 128,
     learning_rate: float = 1e-3,
     seed: int = 0,
+    device: str = "auto",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Trains a classifier on labelled data, and measures it on the test split afterwards.
@@ -62,6 +64,7 @@ def train_teacher(
         batch_size: Inputs in a step.
         learning_rate: Adam's, falling to 0 as a cosine.
         seed: The seed of weights and of the order of the data.
+        device: `"auto"`, `"cpu"` or `"cuda"`.
         progress: What to show meanwhile.
 
     Returns:
@@ -71,7 +74,7 @@ def train_teacher(
         UsageError: If there is no such data or architecture, or they do not fit.
         TrainingError: If the loss is not finite.
     """
-    source = os.fspath(data)
+    source, place = os.fspath(data), choose_device(device)
 
     def load(split: str, domain: Domain | None) -> LabelledData:
         fitting = domain is not None
@@ -91,7 +94,9 @@ def train_teacher(
         def show(values: dict[str, float]) -> None:
             stage.update(int(values["step"]), {k: values[k] for k in ("epoch", "loss")})
 
-        train_classifier(net, train, domain, epochs, batch_size, learning_rate, generator, show)
+        train_classifier(
+            net, train, domain, epochs, batch_size, learning_rate, generator, show, place
+        )
     classifier = Classifier(net, domain, arch).eval()
     save_classifier(out, classifier)
     test = load("test", domain)
@@ -190,6 +195,7 @@ def evaluate(
     eval_data: PathLike,
     *,
     data_root: PathLike | None = None,
+    download: bool = False,
     resize: bool = False,
     arch: str | None = None,
     domain: Domain | None = None,
@@ -206,7 +212,7 @@ def evaluate(
     results = []
     for file in files:
         classifier = load_classifier(file, arch, domain)
-        data = load_dataset(eval_data, classifier.domain, "test", root=data_root, resize=resize)
+        data = load_dataset(eval_data, classifier.domain, "test", data_root, download, resize)
         results.append(
             {
                 "file": os.fspath(file),

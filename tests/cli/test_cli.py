@@ -421,6 +421,7 @@ def test_samples_that_are_faulty_are_listed_together(distill, tmp_path):
         (["sample", "RUN", "--out", "x.png", "-l", "11"], "labels from 0 to 9"),
         (["distill", "--resume"], "--teacher"),
         (["distill", "--teacher", "T", "--eval-data", "nonsense"], "nonsense"),
+        (["distill", "--teacher", "T", "--eval-data", "mnist"], "no folder data with mnist"),
         (["distill", "--teacher", "T", "--flow", "boat"], "nice, glow, realnvp, spline"),
         (["train-teacher", "mnist", "--data-root", "EMPTY", "--out", "x.pt"], "--data-root"),
         (["evaluate", "T", "--eval-data", "nonsense"], "nonsense"),
