@@ -28,6 +28,8 @@ class DistillationOptions:
         batch_size: Inputs in a step.
         learning_rate: Adam's, falling to 0 as a cosine.
         check_every: Steps between checks of the agreement on held-out synthetic inputs.
+        patience: Checks without a better agreement after which training stops early; `None` for
+            never. The learning rate then has not fallen to 0, so patience should be long.
     """
 
     divergence: str = "l1"
@@ -36,6 +38,7 @@ class DistillationOptions:
     batch_size: int = 256
     learning_rate: float = 2e-3
     check_every: int = 200
+    patience: int | None = None
 
 
 class Best:
@@ -48,19 +51,26 @@ class Best:
     def __init__(self, student: nn.Module) -> None:
         self.student = student
         self.agreement, self.weights = -1.0, copy.deepcopy(student.state_dict())
+        self.stale = 0  # checks since the agreement was last better
 
     def offer(self, value: float) -> None:
         """Takes the student's present weights if they agree at least as well."""
+        self.stale = 0 if value > self.agreement else self.stale + 1
         if value >= self.agreement:
             self.agreement, self.weights = value, copy.deepcopy(self.student.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs."""
-        return {"agreement": self.agreement, "weights": dict(self.weights)}
+        return {
+            "agreement": self.agreement,
+            "weights": dict(self.weights),
+            "stale": self.stale,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`."""
         self.agreement, self.weights = state_dict["agreement"], state_dict["weights"]
+        self.stale = state_dict["stale"]
 
 
 def train_student(
@@ -118,6 +128,8 @@ def train_student(
         is_last = step + 1 == options.steps
         if heldout is not None and ((step + 1) % options.check_every == 0 or is_last):
             best.offer(agreement(student, heldout, half="even"))
+            if options.patience is not None and best.stale >= options.patience:
+                loop.stop()
     if heldout is not None:
         student.load_state_dict(best.weights)
 

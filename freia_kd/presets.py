@@ -40,7 +40,7 @@ PRESETS = {
     "best": Preset(
         flow=BDNFOptions(steps=2_000),
         set_size=262_144,
-        student=DistillationOptions(steps=8_000),
+        student=DistillationOptions(steps=8_000, patience=10),
     ),
 }
 

@@ -1,6 +1,7 @@
 """How a student is trained, and how its agreement is measured."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -102,6 +103,21 @@ def test_the_best_weights_survive_a_resume(teacher, data, tmp_path, monkeypatch)
             train(Run(tmp_path / "b", {}))
     resumed = train(Run(tmp_path / "b", {}, resume=True))
     assert all(torch.equal(resumed[k], v) for k, v in whole.items())
+
+
+def test_training_stops_early_when_agreement_gets_no_better(teacher, data, tmp_path):
+    options = DistillationOptions(steps=50, batch_size=8, learning_rate=0.0, check_every=2)
+    for patience, steps in ((None, 50), (3, 8)):  # the first check is better than none
+        run = Run(tmp_path / str(patience), {})
+        train_student(
+            worse(teacher), data, replace(options, patience=patience), run=run, heldout=data
+        )
+        assert run.load("student")["step"] == steps
+        again = Run(tmp_path / str(patience), {}, resume=True)
+        train_student(
+            worse(teacher), data, replace(options, patience=patience), run=again, heldout=data
+        )
+        assert again.load("student")["step"] == steps
 
 
 def test_batch_statistics_of_the_student_stay_the_teachers(tmp_path):

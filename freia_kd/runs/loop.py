@@ -78,6 +78,7 @@ class TrainingLoop:
             self._restore(saved)
             self.generator.set_state(saved["generator"])
             self.step, self.rollbacks = saved["step"], saved["rollbacks"]
+            self.steps = min(steps, saved["steps"])
             self.last_values = saved["values"]
         if run:
             run.forget_after(name, self.step)
@@ -100,6 +101,7 @@ class TrainingLoop:
                 **self._snapshot(),
                 "generator": self.generator.get_state(),
                 "step": self.step,
+                "steps": self.steps,
                 "rollbacks": self.rollbacks,
                 "values": self.last_values,
             }
@@ -128,6 +130,10 @@ class TrainingLoop:
                     self._save()
                     saved_at = time.monotonic()
             self._save()
+
+    def stop(self) -> None:
+        """Makes the present step the last one."""
+        self.steps = self.step + 1
 
     def accept(self, loss: torch.Tensor, terms: Any = ()) -> bool:
         """Whether the loss is finite; if not, everything is put back to the last good state.
