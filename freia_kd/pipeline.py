@@ -160,6 +160,7 @@ def open_job(
         "samples": None if few is None else few.name,
         "samples_sha256": None if few is None else _fingerprint({"x": few.inputs, "y": few.labels}),
         "preset": {"name": preset, **asdict(sizes)},
+        "flow_sha256": _file_hash(sizes.flow.flow),
         "seed": seed,
         "device": place.type,
     }
@@ -232,6 +233,12 @@ def _new_folder(stem: str) -> Path:
     while (folder := Path("runs") / f"{stem}-{number}").exists():
         number += 1
     return folder
+
+
+def _file_hash(flow: str) -> str | None:
+    """The hash of a flow's YAML file, since a run cannot go on with another."""
+    path = Path(flow)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def _fingerprint(tensors: dict[str, torch.Tensor]) -> str:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import click
 import numpy as np
@@ -455,3 +456,12 @@ def test_saved_students_need_no_teacher(finished, tmp_path):
     assert student(torch.rand(2, 1, 32, 32)).shape == (2, 10)
     assert isinstance(student, Classifier)
     save_classifier(tmp_path / "x.pt", student)  # another round trip, without a plan
+
+
+def test_a_flow_from_a_file_is_the_same_when_the_run_goes_on(distill, tmp_path):
+    flow = shutil.copy(Path(__file__).parents[2] / "examples/my_flow.yaml", tmp_path / "f.yaml")
+    call(*distill, "--flow", flow)
+    call("distill", "--out", tmp_path / "run", "--resume")
+    with open(flow, "a") as file:
+        file.write("# changed\n")
+    assert "flow_sha256 was" in fails("distill", "--out", tmp_path / "run", "--resume", code=2)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -42,6 +44,16 @@ def test_contract(name, teacher):
     wanted = torch.arange(10)
     assert torch.equal(synthesizer.sample(10, wanted, generator(1))[1], wanted)
     assert not x.requires_grad
+
+
+@pytest.mark.parametrize("flow", ["glow", "realnvp", "spline", "my_flow.yaml"])
+def test_every_flow_can_be_trained(flow, teacher):
+    path = Path(__file__).parents[2] / "examples" / flow
+    synthesizer = BDNF(BDNFOptions(str(path) if path.exists() else flow, steps=1, batch_size=2))
+    synthesizer.fit(teacher, generator=generator())
+    x, _ = synthesizer.sample(2, generator=generator())
+    assert x.shape == (2, 1, 32, 32)
+    assert 0 <= x.min() < x.max() <= 1
 
 
 @pytest.mark.parametrize("name", list(CASES))
