@@ -4,6 +4,7 @@
     python benchmarks/figures.py 3 --data fashion-mnist --data-root FOLDER
     python benchmarks/figures.py 4 --data mnist --data-root FOLDER
 
+`--as-published` has the paper's white base and no prior: that is what looks like its figure 3.
 `svhn` and `cifar10` are drawn alike (teacher ResNet14), from torchvision's files in FOLDER.
 
 Figure 3: three flows of one teacher at z = 0, as in the paper, and random draws of the first.
@@ -41,6 +42,7 @@ from freia_kd.teachers import load_teacher
 
 LENET5 = ("mnist", "fashion-mnist", "digits")  # the others have ResNet14
 MEASURED = 100  # images a class for the numbers
+LARGEST = 60_000  # bytes of a picture, which has fewer colours if need be
 COPY = 0.01  # mean squared distance of a pixel below which an image copies a sample
 
 
@@ -168,10 +170,12 @@ def paint(path, panels):
                 figure.figimage(pixels.numpy(), margin + column * cell, top)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    colours = 24 if panels[0][1][0][1].shape[1] == 1 else 256  # a small file
     with atomic(path) as temporary:
-        picture = Image.open(buffer).convert("RGB").quantize(colours, dither=Image.Dither.NONE)
-        picture.save(temporary, format="PNG", optimize=True)
+        for colours in (256, 64, 32, 16, 8):
+            picture = Image.open(buffer).convert("RGB").quantize(colours, dither=Image.Dither.NONE)
+            picture.save(temporary, format="PNG", optimize=True)
+            if temporary.stat().st_size < LARGEST:
+                break
 
 
 def main():
