@@ -10,8 +10,8 @@
 Figure 3: three flows of one teacher at z = 0, as in the paper, and random draws of the first.
 Figure 4: bidirectional training (eq. 9) with one real image a class, for several gamma, each from
 the same weights and random numbers, with gamma = 0 (no image) for comparison. The flows are those
-of `freiakd extract`. Of the data, training images train the teacher and ten of them are the samples;
-test images are only used to print the teacher's accuracy.
+of `freiakd extract`. Training images train the teacher, and ten of them are the samples; test
+images only measure the teacher.
 
 The teacher is trained first, as by `freiakd train-teacher`. Pictures go to `--out` as
 `figure3-mnist.png`; figure 4's numbers are printed. With `--work FOLDER` teacher and flows are kept
