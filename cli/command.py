@@ -164,6 +164,11 @@ run_options = options(
     ),
     click.option("--resize", is_flag=True, help="Resize samples of another size."),
     click.option(
+        "--gamma",
+        type=click.FloatRange(0),
+        help="Weight of the samples; by default the paper's 0.01. With 0.1 images follow them.",
+    ),
+    click.option(
         "--flow", metavar="NAME|FILE.yaml|MODULE:FUNCTION", help="By default the preset's, nice."
     ),
     click.option(
@@ -236,6 +241,7 @@ def _remembered(fields: dict[str, Any]) -> dict[str, Any]:
         "teacher": old["teacher"],
         "arch": fields["arch"] or old["arch"],
         "flow": fields["flow"] or flow,
+        "gamma": old["preset"]["flow"]["gamma"],
         "domain": fields["domain"] or Domain.from_dict(old["domain"]),
         "samples": fields["samples"] or old["samples"],
         "resize": True,

@@ -113,6 +113,7 @@ def open_job(
     domain: Domain | None = None,
     samples: PathLike | LabelledData | None = None,
     resize: bool = False,
+    gamma: float | None = None,
     flow: str | None = None,
     preset: str = "standard",
     seed: int = 0,
@@ -130,6 +131,7 @@ def open_job(
         samples: A few labelled real inputs to train on as well (paper eq. 9): a folder of images,
             an npz file, or in memory.
         resize: Whether to resize samples of another size.
+        gamma: The weight of the samples' likelihood (paper eq. 9), if not the preset's.
         flow: The flow, by name, YAML file or `package.module:function`, if not the preset's.
         preset: `"quick"`, `"standard"` or `"best"`.
         seed: The seed of all random numbers.
@@ -143,8 +145,8 @@ def open_job(
         CheckpointError: If the teacher's file is not sound.
     """
     sizes = get_preset(preset)
-    if flow is not None:
-        sizes = replace(sizes, flow=replace(sizes.flow, flow=flow))
+    changes = {k: v for k, v in (("flow", flow), ("gamma", gamma)) if v is not None}
+    sizes = replace(sizes, flow=replace(sizes.flow, **changes))
     place = choose_device(device)
     if resume and out is None:
         raise UsageError("To resume, pass --out with the folder of the run.")

@@ -410,8 +410,10 @@ def test_samples_that_are_faulty_are_listed_together(distill, tmp_path):
     assert "3_small.png" in result.stderr
     assert "4_broken.png" in result.stderr
     (folder / "4_broken.png").unlink()
-    call(*distill, "--samples", folder, "--resize")
+    call(*distill, "--samples", folder, "--resize", "--gamma", 0.1)
+    call("distill", "--out", tmp_path / "run", "--resume")
     report = json.loads((tmp_path / "run/report.json").read_text())
+    assert report["synthesizer"]["gamma"] == 0.1
     assert report["real_data"]["count"] == 1
 
 
