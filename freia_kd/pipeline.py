@@ -145,7 +145,7 @@ def open_job(
         CheckpointError: If the teacher's file is not sound.
     """
     sizes = get_preset(preset)
-    changes = {k: v for k, v in (("flow", flow), ("gamma", gamma)) if v is not None}
+    changes: dict[str, Any] = {k: v for k, v in (("flow", flow), ("gamma", gamma)) if v is not None}
     sizes = replace(sizes, flow=replace(sizes.flow, **changes))
     place = choose_device(device)
     if resume and out is None:

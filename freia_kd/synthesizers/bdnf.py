@@ -164,8 +164,9 @@ class BDNF(Synthesizer):
         z = flow.sample_base(c, generator=generator)
         if samples is None:
             return Batch(z, c, generator=generator)
-        rows = torch.randint(len(samples), (n,), generator=generator, device=generator.device).cpu()
-        x, y = samples.take(rows)
+        few = min(n, len(samples))  # more would only repeat them
+        rows = torch.randint(len(samples), (few,), generator=generator, device=generator.device)
+        x, y = samples.take(rows.cpu())
         return Batch(z, c, x.to(z.device), y.to(z.device), generator)
 
     def examine(self, teacher: Teacher, generator: torch.Generator | None = None) -> Health:
