@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -17,6 +18,7 @@ from . import __version__
 from .data.datasets import DATASETS, LabelledData, Split, load_dataset
 from .domain import Domain
 from .errors import UsageError
+from .files import atomic
 from .job import Job
 from .presets import get_preset
 from .runs.progress import Progress
@@ -77,9 +79,15 @@ def distill(
 
 
 def report_run(job: Job, students: Sequence[str], evaluation: LabelledData | None) -> Report:
-    """Measures the teacher and the trained students of a job, and writes the report."""
+    """Measures the teacher and the trained students of a job, and writes the report.
+
+    The first of the students is also left as `student.pt` and `student.safetensors`.
+    """
     with job.run.stage("measure"):
         teacher, rows = job.measure(students, evaluation)
+    for suffix in (".pt", ".safetensors"):
+        with atomic(job.run / f"student{suffix}") as temporary:
+            shutil.copyfile(job.run / f"student-{students[0]}{suffix}", temporary)
     options = job.run.record["options"]
     data = {
         "teacher": {"path": options["teacher"], "arch": job.teacher.arch, **teacher},
@@ -175,13 +183,15 @@ def load_student(path: PathLike, arch: str | None = None) -> Classifier:
     """Loads a student: logits for pixels in [0, 1]; neither its teacher nor its run is needed.
 
     Arguments:
-        path: `student-1.pt`, `student-1.safetensors` or the like.
+        path: `student.pt`, `student-1.safetensors` or the like, or a run's folder for its
+            `student.safetensors`.
         arch: `package.module:Class`, for students of a teacher given by `--arch` that way.
 
     Raises:
         CheckpointError: If the file is not sound.
     """
-    return load_classifier(path, arch=arch)
+    path = Path(path)
+    return load_classifier(path / "student.safetensors" if path.is_dir() else path, arch=arch)
 
 
 def _load(

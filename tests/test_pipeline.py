@@ -309,3 +309,13 @@ def test_teachers_with_batch_normalisation_give_their_statistics_to_the_flow(tmp
     }
     student = freia_kd.load_student(tmp_path / "run/student-3.safetensors")
     assert student(torch.rand(2, 3, 16, 16)).shape == (2, 4)
+
+
+def test_the_first_student_is_the_student(finished):
+    for suffix in (".pt", ".safetensors"):
+        first = (finished.folder / f"student-1{suffix}").read_bytes()
+        assert (finished.folder / f"student{suffix}").read_bytes() == first
+    x = torch.rand(3, 1, 32, 32)
+    by_folder = freia_kd.load_student(finished.folder)
+    by_file = freia_kd.load_student(finished.folder / "student.pt")
+    assert torch.equal(by_folder(x), by_file(x))
