@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
@@ -26,17 +27,12 @@ def command(
     student: str,
     out: str,
     as_json: bool,
-    domain: str | None,
-    input_shape: tuple[int, ...] | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    classes: int | None,
+    **domain: Any,
 ) -> None:
     """Compress a teacher by Tucker-2 with EVBMF ranks, without any training."""
     from freia_kd.stages import compress
 
-    given = make_domain(domain, input_shape, mean, std, classes)
-    result = compress(teacher, out, student=student, arch=arch, domain=given)
+    result = compress(teacher, out, student=student, arch=arch, domain=make_domain(**domain))
     if as_json:
         click.echo(json.dumps(result))
         return

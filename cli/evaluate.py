@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
@@ -35,16 +36,11 @@ def command(
     resize: bool,
     arch: str | None,
     as_json: bool,
-    domain: str | None,
-    input_shape: tuple[int, ...] | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    classes: int | None,
+    **domain: Any,
 ) -> None:
     """Measure the accuracy of a checkpoint, or of all students of a run."""
     from freia_kd.stages import evaluate
 
-    given = make_domain(domain, input_shape, mean, std, classes)
     results = evaluate(
         path,
         eval_data,
@@ -52,7 +48,7 @@ def command(
         download=download,
         resize=resize,
         arch=arch,
-        domain=given,
+        domain=make_domain(**domain),
     )
     if as_json:
         click.echo(json.dumps(results))
