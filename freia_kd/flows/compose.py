@@ -260,12 +260,13 @@ class INNFlow(ConditionalFlow):
 
     def check(self, value: Tensor, c: Tensor) -> None:
         super().check(value, c)
-        parameter = next(self.inn.parameters(), None)
-        if parameter is not None and value.dtype != parameter.dtype:
-            raise ValueError(
-                f"Expected values of {parameter.dtype}, as the flow's parameters; got "
-                f"{value.dtype}. Convert the values, or the flow by flow.to(dtype)."
-            )
+        for parameter in self.inn.parameters():
+            if value.dtype != parameter.dtype:
+                raise ValueError(
+                    f"Expected values of {parameter.dtype}, as the flow's parameters; got "
+                    f"{value.dtype}. Convert the values, or the flow by flow.to(dtype)."
+                )
+            break
 
     def run(self, value: Tensor, c: Tensor, rev: bool) -> tuple[Tensor, Tensor]:
         conditions = [self.soft(c, value.dtype)] if self.inn.dims_c else []

@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 LABELS = torch.tensor([0, 1, 2, 1])
+CAN_EXPORT = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 5)
 
 
 def latents(flow, spread=0.7, seed=2):

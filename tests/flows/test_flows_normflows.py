@@ -213,5 +213,6 @@ def test_layers_compile_into_one_graph():
     compiled = torch.compile(layer, backend="eager", fullgraph=True)
     for one, two in zip(compiled(z, context), layer(z, context), strict=True):
         close(one, two)
-    exported = torch.export.export(layer, (z, context)).module()
-    close(exported(z, context)[0], layer(z, context)[0])
+    if flow_laws.CAN_EXPORT:
+        exported = torch.export.export(layer, (z, context)).module()
+        close(exported(z, context)[0], layer(z, context)[0])
