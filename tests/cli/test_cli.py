@@ -382,16 +382,25 @@ def test_debug_shows_the_traceback(tmp_path):
 
 def test_control_c_keeps_what_was_done(teacher_file, tmp_path):
     out = tmp_path / "run"
+    code = (
+        # A shell that runs the tests in the background lets them ignore SIGINT.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from freia_kd.cli.main import main; main()"
+    )
     process = subprocess.Popen(
-        [sys.executable, "-c", "from freia_kd.cli.main import main; main()", "distill",
+        [sys.executable, "-c", code, "distill",
          "--teacher", str(teacher_file), "--preset", "quick", "--out", str(out)],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not (out / "run.json").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 120
+        while not (out / "run.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
     assert process.returncode == 130, stderr
     assert stdout == ""
     assert "Traceback" not in stderr
