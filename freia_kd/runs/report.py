@@ -75,8 +75,15 @@ class Report:
             f"Accuracy was measured on {real['evaluation']}, read after the last weight was fixed."
             if real["evaluation"] != "none"
             else "No real data was given to measure accuracy; agreement with the teacher on "
-            "synthetic images is all the evidence there is.",
+            "synthetic images is all the evidence there is, and it can be higher than on real ones.",
         ]
+        worse = [s["name"] for s in self.students if _is_worse(s)]
+        if worse:
+            remarks.append(
+                f"Student {', '.join(worse)}: distillation made it worse than Tucker only on the "
+                "evaluation data; the synthetic images do not suit this teacher. Take the one of "
+                "freiakd compress, or give a few real images with --samples."
+            )
         if latency:
             remarks.append(
                 f"Student {', '.join(latency)}: fewer MACs did not make it faster on this machine "
@@ -89,6 +96,11 @@ class Report:
                 "choose a larger student or a longer preset."
             )
         return remarks
+
+
+def _is_worse(student: dict[str, Any]) -> bool:
+    before, after = student["accuracy_before"], student["accuracy"]
+    return before is not None and after < before
 
 
 def write_report(run: Run, data: dict[str, Any]) -> Report:
