@@ -75,7 +75,7 @@ class Report:
             f"Accuracy was measured on {real['evaluation']}, read after the last weight was fixed."
             if real["evaluation"] != "none"
             else "No real data was given to measure accuracy; agreement with the teacher on "
-            "synthetic images is all the evidence there is, and it can be higher than on real ones.",
+            "synthetic images is all the evidence there is, and often higher than on real ones.",
         ]
         worse = [s["name"] for s in self.students if _is_worse(s)]
         if worse:
