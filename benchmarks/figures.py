@@ -33,11 +33,10 @@ from PIL import Image
 
 from freia_kd.data.datasets import LabelledData, load_dataset
 from freia_kd.files import atomic
-from freia_kd.presets import get_preset
 from freia_kd.runs.progress import PlainProgress
 from freia_kd.runs.run import Run
 from freia_kd.stages import train_teacher
-from freia_kd.synthesizers.bdnf import BDNF
+from freia_kd.synthesizers.bdnf import BDNF, BDNFOptions
 from freia_kd.teachers import load_teacher
 
 LENET5 = ("mnist", "fashion-mnist", "digits")  # the others have ResNet14
@@ -60,7 +59,7 @@ def get_teacher(arguments):
 
 def train_flow(arguments, teacher, seed, samples=None, gamma=0.0):
     """A flow as `freiakd extract` trains it, but with options of its own."""
-    options = replace(get_preset("standard").flow, flow=arguments.flow, gamma=gamma)
+    options = replace(BDNFOptions(), flow=arguments.flow, gamma=gamma)
     if arguments.as_published:
         options = replace(options, base="gaussian", prior=False)
     if arguments.steps:

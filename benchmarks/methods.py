@@ -28,7 +28,7 @@ from freia_kd.domain import DOMAINS
 from freia_kd.files import write_json, write_text
 from freia_kd.stages import train_teacher
 from freia_kd.synthesizers.bdnf import BDNF, BDNFOptions
-from freia_kd.synthesizers.noise import Noise
+from freia_kd.synthesizers.noise import Normal, Spectral, Uniform
 from freia_kd.teachers import Classifier, load_teacher
 
 SPECTRAL = BDNFOptions(steps=200, batch_size=64)
@@ -37,10 +37,10 @@ PUBLISHED = replace(SPECTRAL, base="gaussian", prior=False, contrast=(1.0, 2.0))
 
 def methods():
     """Each method's sources with their shares, and how many real images a class they see."""
-    ours, noise = lambda: BDNF(SPECTRAL), lambda: Noise("spectral")
+    ours, noise = lambda: BDNF(SPECTRAL), lambda: Spectral()
     return {
-        "uniform noise": ([(lambda: Noise("uniform"), 1.0)], 0),
-        "normal noise": ([(lambda: Noise("normal"), 1.0)], 0),
+        "uniform noise": ([(lambda: Uniform(), 1.0)], 0),
+        "normal noise": ([(lambda: Normal(), 1.0)], 0),
         "spectral noise": ([(noise, 1.0)], 0),
         "BDNF as published": ([(lambda: BDNF(PUBLISHED), 1.0)], 0),
         "BDNF, spectral base and prior": ([(ours, 1.0)], 0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -92,6 +93,22 @@ def _numbers(kind: type) -> Callable[[click.Context, click.Parameter, str | None
     return parse
 
 
+def _settings(
+    ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, Any]:
+    """`NAME=VALUE` pairs; a value is JSON if it reads as such, else text."""
+    settings = {}
+    for pair in values:
+        name, equals, text = pair.partition("=")
+        if not name or not equals:
+            raise click.BadParameter(f"expected NAME=VALUE; got {pair!r}.")
+        try:
+            settings[name] = json.loads(text)
+        except ValueError:
+            settings[name] = text
+    return settings
+
+
 domain_options = options(
     click.option("--domain", type=click.Choice(DOMAIN_NAMES), help="The input domain."),
     click.option(
@@ -164,6 +181,19 @@ run_options = options(
     ),
     click.option("--resize", is_flag=True, help="Resize samples of another size."),
     click.option(
+        "--synthesizer",
+        metavar="NAME[+NAME]|MODULE:CLASS",
+        help="What makes the inputs; by default bdnf+spectral, half from each.",
+    ),
+    click.option(
+        "--set",
+        "settings",
+        metavar="NAME=VALUE",
+        multiple=True,
+        callback=_settings,
+        help="An option of the synthesizer that differs, as steps=500; repeatable.",
+    ),
+    click.option(
         "--gamma",
         type=click.FloatRange(0),
         help="Weight of the samples; by default the paper's 0.01. With 0.1 images follow them.",
@@ -230,18 +260,27 @@ def _remembered(fields: dict[str, Any]) -> dict[str, Any]:
     from freia_kd.runs.run import read_run
 
     old = read_run(fields["out"])["options"]
-    flow = old["preset"]["flow"]["flow"]
-    for name, value in (("arch", old["arch"]), ("flow", flow)):
+    flow = old["synthesizers"].get("bdnf", {}).get("flow")
+    for name, value in (
+        ("arch", old["arch"]),
+        ("synthesizer", old["synthesizer"]),
+        ("flow", flow or ""),
+    ):
         if ":" in value and not fields[name]:  # importing what a file names would run it
             raise UsageError(
                 f"The run in {fields['out']} used code of its own, --{name} {value}; "
                 "if you trust that code, pass the option again."
             )
+    settings = {
+        f"{name}.{option}": value
+        for name, options in old["synthesizers"].items()
+        for option, value in options.items()
+    }
     return {
         "teacher": old["teacher"],
         "arch": fields["arch"] or old["arch"],
-        "flow": fields["flow"] or flow,
-        "gamma": old["preset"]["flow"]["gamma"],
+        "synthesizer": fields["synthesizer"] or old["synthesizer"],
+        "settings": settings,
         "domain": fields["domain"] or Domain.from_dict(old["domain"]),
         "samples": fields["samples"] or old["samples"],
         "resize": True,

@@ -12,8 +12,8 @@ from freia_kd import __version__
 COMMANDS = {
     "distill": "The main job: a smaller classifier and a report, without data.",
     "train-teacher": "Train a classifier on real data.",
-    "extract": "Train a flow on a teacher and make a synthetic set.",
-    "sample": "Draw images from the flow of a run.",
+    "extract": "Fit a synthesizer to a teacher and make a synthetic set.",
+    "sample": "Draw images from what a run has learned.",
     "compress": "Compress a teacher by Tucker decomposition, without training.",
     "evaluate": "Measure a checkpoint or the students of a run on real data.",
     "toy": "Draw the paper's figure 2: flows on two-dimensional data.",

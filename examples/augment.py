@@ -32,7 +32,7 @@ from freia_kd.data.datasets import LabelledData, load_dataset
 from freia_kd.distillation import predict
 from freia_kd.domain import DOMAINS
 from freia_kd.synthesizers.bdnf import BDNF, BDNFOptions
-from freia_kd.synthesizers.noise import Noise
+from freia_kd.synthesizers.noise import Spectral
 from freia_kd.teachers import Classifier, Teacher, build_net, train_classifier
 
 DOMAIN = DOMAINS["digits"]
@@ -73,7 +73,7 @@ def run(teacher, train, test, seed, options):
     few = pick(train, options.images, generator)
     flow = BDNF(BDNFOptions(steps=options.steps, batch_size=64))
     flow.fit(teacher, few, generator=generator)
-    noise = Noise("spectral")
+    noise = Spectral()
     noise.fit(teacher)
     sets = {"real images only": None}
     for name, source in (("and the flow's", flow), ("and labelled noise", noise)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,12 +13,11 @@ from .compression import apply_plan, count_macs, count_parameters, measure_laten
 from .data.datasets import LabelledData
 from .data.synthetic import SyntheticSet, SyntheticWriter, dequantise, quantise
 from .distillation import agreement, predict, train_student
+from .errors import UsageError
 from .presets import Preset
 from .runs.pictures import draw_grid
 from .runs.run import Run
-from .synthesizers.bdnf import BDNF
 from .synthesizers.contract import Synthesizer
-from .synthesizers.noise import Noise
 from .teachers import Classifier, Teacher, load_classifier, save_classifier
 
 SHARD = 4096  # synthetic inputs in a shard, the grain in which making a set resumes
@@ -36,6 +35,7 @@ class Job:
         preset: The sizes of everything.
         seed: The seed of all random numbers.
         samples: A few real inputs, if any.
+        synthesizers: What makes the inputs, each an equal share of them.
     """
 
     teacher: Teacher
@@ -43,6 +43,8 @@ class Job:
     preset: Preset
     seed: int
     samples: LabelledData | None = None
+    synthesizers: Sequence[Synthesizer] = ()
+    _fitted: set[str] = field(default_factory=set, init=False, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -54,58 +56,96 @@ class Job:
         digest = hashlib.sha256(f"{self.seed}/{purpose}".encode()).digest()
         return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
 
-    def extract(self) -> tuple[SyntheticSet, SyntheticSet]:
-        """Trains the flow and makes the synthetic sets: to learn from, and to measure by."""
-        flow, noise = BDNF(self.preset.flow), Noise("spectral")
-        with self.run.stage("flow"):
-            flow.fit(self.teacher, self.samples, self.run, self.generator("flow", self.device))
-            if not self.run.done("flow"):
-                self._examine(flow)
-        is_image = self.teacher.domain.is_image
-        share = self.preset.prior_share if is_image else 0.0
-        if share:
-            noise.fit(self.teacher)
+    @property
+    def shares_inputs(self) -> bool:
+        """Whether all students learn from the same inputs: no synthesizer plays with a student."""
+        return not any(s.needs_student for s in self.synthesizers)
+
+    def extract(self, student: str | None = None) -> tuple[SyntheticSet, SyntheticSet]:
+        """Fits the synthesizers and makes the synthetic sets: to learn from, and to measure by.
+
+        Arguments:
+            student: The student they are for, where a synthesizer plays with one.
+
+        Raises:
+            UsageError: If a synthesizer cannot work with this teacher, or needs a student.
+        """
+        if student is None and not self.shares_inputs:
+            names = [s.name for s in self.synthesizers if s.needs_student]
+            raise UsageError(f"{', '.join(names)} plays with a student: say which one.")
+        for synthesizer in self.synthesizers:
+            self._fit(synthesizer, student)
+        place = self._place(student)
         for name, size in (("train", self.preset.set_size), ("heldout", self.preset.heldout_size)):
-            with self.run.stage(f"{name} set"):
-                self._make_set(name, size, [(flow, 1 - share), (noise, share)])
-        if is_image and not (self.run / "synthetic.png").exists():
+            with self.run.stage(f"{name} set" if self.shares_inputs else f"{name} set {student}"):
+                self._make_set(f"{place}/{name}", size)
+        picture = self.run / f"{place}.png"
+        if self.teacher.domain.is_image and not picture.exists():
             labels = torch.arange(self.teacher.domain.classes).repeat_interleave(10)
-            images, _ = flow.sample(len(labels), labels, self.generator("grid", self.device))
-            draw_grid(self.run / "synthetic.png", images, self.teacher.domain.classes)
-        return self.sets()
+            generator = self.generator("grid", self.device)
+            images, _ = self.synthesizers[0].sample(len(labels), labels, generator)
+            draw_grid(picture, images, self.teacher.domain.classes)
+        return self.sets(student)
 
-    def _examine(self, flow: BDNF) -> None:
-        """Records the health of the flow's samples, and says what looks wrong."""
-        health = flow.examine(self.teacher, self.generator("health", self.device))
-        self.run.record["health"] = {**health.to_dict(), "warnings": health.warnings()}
+    def _place(self, student: str | None) -> str:
+        return "synthetic" if self.shares_inputs else f"synthetic-{student}"
+
+    def _fit(self, synthesizer: Synthesizer, student: str | None) -> None:
+        own = synthesizer.needs_student
+        stage = f"{synthesizer.name}-{student}" if own else synthesizer.name
+        if stage in self._fitted:
+            return
+        synthesizer.stage = stage
+        with self.run.stage(stage):
+            synthesizer.fit(
+                self.teacher,
+                self.samples,
+                self.run,
+                self.generator(stage, self.device),
+                self.compress(str(student))[0] if own else None,
+            )
+            if not self.run.done(stage):
+                self._examine(synthesizer)
+        # One that plays with a student holds what it learned with the last one only.
+        self._fitted = {s for s in self._fitted if not s.startswith(f"{synthesizer.name}-")}
+        self._fitted.add(stage)
+
+    def _examine(self, synthesizer: Synthesizer) -> None:
+        """Records the health of what was learned, and says what looks wrong."""
+        health = synthesizer.examine(self.teacher, self.generator("health", self.device))
+        if health is None:
+            return
+        entry = {**health.to_dict(), "warnings": health.warnings()}
+        self.run.record.setdefault("health", {})[synthesizer.stage] = entry
         for warning in health.warnings():
-            self.run.progress.note(f"warning: {warning}")
+            self.run.progress.note(f"warning: {synthesizer.stage}: {warning}")
 
-    def sets(self) -> tuple[SyntheticSet, SyntheticSet]:
+    def sets(self, student: str | None = None) -> tuple[SyntheticSet, SyntheticSet]:
         """The synthetic sets that :meth:`extract` made.
 
         Of the second, inputs of even index choose the students' weights, those of odd index
         measure them.
         """
-        return SyntheticSet(self.run / "synthetic/train"), SyntheticSet(
-            self.run / "synthetic/heldout"
-        )
+        place = self.run / self._place(student)
+        return SyntheticSet(place / "train"), SyntheticSet(place / "heldout")
 
     @torch.no_grad()
-    def _make_set(self, name: str, size: int, sources: list[tuple[Synthesizer, float]]) -> None:
-        writer = SyntheticWriter(self.run / "synthetic" / name, self.teacher.domain)
+    def _make_set(self, path: str, size: int) -> None:
+        writer = SyntheticWriter(self.run / path, self.teacher.domain)
         shards = -(-size // SHARD)
         if writer.shards >= shards:
             return
+        name = path.rpartition("/")[2]
+        sources = [s.part(heldout=name == "heldout") for s in self.synthesizers]
         with self.run.progress.stage(f"make the {name} set", shards) as stage:
             for shard in range(writer.shards, shards):
-                generator = self.generator(f"{name} shard {shard}", self.device)
+                generator = self.generator(f"{path} shard {shard}", self.device)
                 count = min(SHARD, size - shard * SHARD)
-                first = round(count * sources[0][1])
+                ends = [round(count * i / len(sources)) for i in range(len(sources) + 1)]
                 made = [
-                    source.sample(n, generator=generator)
-                    for (source, _), n in zip(sources, (first, count - first), strict=True)
-                    if n
+                    source.sample(end - start, generator=generator)
+                    for source, start, end in zip(sources, ends, ends[1:], strict=False)
+                    if end > start
                 ]
                 inputs = quantise(torch.cat([x for x, _ in made]))
                 logits = [self.teacher(dequantise(part)) for part in inputs.split(1024)]
@@ -131,7 +171,7 @@ class Job:
         if self.run.done(stage) and path.exists():
             return load_classifier(path, arch=self.teacher.arch).to(self.device)
         with self.run.stage(stage):
-            heldout = self.sets()[1]
+            heldout = self.sets(name)[1]
             train_student(
                 student, data, self.preset.student, self.generator(stage), self.run, stage, heldout
             )
@@ -170,7 +210,7 @@ class Job:
 
     def _measure_student(self, name: str, evaluation: LabelledData | None) -> dict[str, Any]:
         teacher, shape = self.teacher, self.teacher.domain.shape
-        data, heldout = self.sets()
+        data, heldout = self.sets(name)
         before, plan = self.compress(name)
         student = self.train(name, data)  # which only loads it: it is trained
         answers = None if evaluation is None else predict(teacher, evaluation)

@@ -6,8 +6,8 @@ import hashlib
 import os
 import platform
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from .presets import get_preset
 from .runs.progress import Progress
 from .runs.report import Report, write_report
 from .runs.run import Run
+from .synthesizers import build_synthesizers, expect_able
 from .teachers import Teacher, load_classifier, load_teacher
 from .teachers.classifier import Classifier
 
@@ -69,8 +70,8 @@ def distill(
     job = open_job(teacher, **options)
     for name in students:
         job.compress(name)  # fails before any work if there is no such student
-    data, _ = job.extract()
     for name in students:
+        data, _ = job.extract(name)
         job.train(name, data)
     evaluation = None  # every weight is fixed: real data may be read
     if eval_data is not None:
@@ -93,9 +94,10 @@ def report_run(job: Job, students: Sequence[str], evaluation: LabelledData | Non
         "teacher": {"path": options["teacher"], "arch": job.teacher.arch, **teacher},
         "students": rows,
         "synthesizer": {
-            "name": "bdnf",
-            **asdict(job.preset.flow),
-            "health": job.run.record.get("health"),
+            "name": options["synthesizer"],
+            "options": options["synthesizers"],
+            "distinct": {s.name: s.distinct for s in job.synthesizers},
+            "health": job.run.record.get("health", {}),
         },
         "real_data": {
             "training": "none" if job.samples is None else "samples",
@@ -121,8 +123,10 @@ def open_job(
     domain: Domain | None = None,
     samples: PathLike | LabelledData | None = None,
     resize: bool = False,
-    gamma: float | None = None,
+    synthesizer: str | None = None,
+    settings: Mapping[str, Any] | None = None,
     flow: str | None = None,
+    gamma: float | None = None,
     preset: str = "standard",
     seed: int = 0,
     device: str = "auto",
@@ -139,8 +143,12 @@ def open_job(
         samples: A few labelled real inputs to train on as well (paper eq. 9): a folder of images,
             an npz file, or in memory.
         resize: Whether to resize samples of another size.
-        gamma: The weight of the samples' likelihood (paper eq. 9), if not the preset's.
-        flow: The flow, by name, YAML file or `package.module:function`, if not the preset's.
+        synthesizer: What makes the inputs, by name or `package.module:Class`; several joined by
+            `+`, each an equal share. By default `"bdnf+spectral"`, or `"bdnf"` for vectors.
+        settings: Options of the synthesizers that differ from the preset's, by name; a name like
+            `"bdnf.steps"` is one synthesizer's alone.
+        flow: The option of that name of BDNF: a name, YAML file or `package.module:function`.
+        gamma: The option of that name of BDNF, the weight of the samples' likelihood (eq. 9).
         preset: `"quick"`, `"standard"` or `"best"`.
         seed: The seed of all random numbers.
         device: `"auto"`, `"cpu"` or `"cuda"`.
@@ -153,8 +161,7 @@ def open_job(
         CheckpointError: If the teacher's file is not sound.
     """
     sizes = get_preset(preset)
-    changes: dict[str, Any] = {k: v for k, v in (("flow", flow), ("gamma", gamma)) if v is not None}
-    sizes = replace(sizes, flow=replace(sizes.flow, **changes))
+    own = {k: v for k, v in (("flow", flow), ("gamma", gamma)) if v is not None}
     place = choose_device(device)
     if resume and out is None:
         raise UsageError("To resume, pass --out with the folder of the run.")
@@ -162,6 +169,9 @@ def open_job(
     if not isinstance(teacher, Teacher):
         teacher = load_teacher(teacher, arch, domain)
     few = None if samples is None else _load(samples, teacher.domain, "train", resize=resize)
+    synthesizer = synthesizer or ("bdnf+spectral" if teacher.domain.is_image else "bdnf")
+    synthesizers = build_synthesizers(synthesizer, preset, {**(settings or {}), **own})
+    expect_able(synthesizers, teacher, few)
     options = {
         "teacher": path,
         "teacher_sha256": _fingerprint(teacher.state_dict()),
@@ -170,13 +180,15 @@ def open_job(
         "samples": None if few is None else few.name,
         "samples_sha256": None if few is None else _fingerprint({"x": few.inputs, "y": few.labels}),
         "preset": {"name": preset, **asdict(sizes)},
-        "flow_sha256": _file_hash(sizes.flow.flow),
+        "synthesizer": synthesizer,
+        "synthesizers": {s.name: s.settings for s in synthesizers},
+        "flow_sha256": [_file_hash(getattr(s.options, "flow", "")) for s in synthesizers],
         "seed": seed,
         "device": place.type,
     }
     folder = Path(out) if out is not None else _new_folder(Path(path).stem)
     run = Run(folder, options, resume, progress)
-    return Job(teacher.to(place), run, sizes, seed, few)
+    return Job(teacher.to(place), run, sizes, seed, few, synthesizers)
 
 
 def load_student(path: PathLike, arch: str | None = None) -> Classifier:

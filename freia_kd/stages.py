@@ -21,7 +21,8 @@ from .pipeline import choose_device
 from .runs.pictures import draw_grid
 from .runs.progress import Progress
 from .runs.run import Run, read_run
-from .synthesizers.bdnf import BDNF, BDNFOptions
+from .synthesizers import get_synthesizer
+from .synthesizers.contract import Synthesizer
 from .teachers import (
     Classifier,
     build_net,
@@ -147,9 +148,10 @@ def draw_samples(
     count: int = 10,
     labels: Sequence[int] = (),
     seed: int = 0,
+    synthesizer: str | None = None,
     flow: str | None = None,
 ) -> int:
-    """Draws `count` images of each label from the flow of a run, into a .png or .npz file.
+    """Draws `count` images of each label from what a run has learned, into a .png or .npz file.
 
     Arguments:
         folder: The run's folder.
@@ -157,13 +159,15 @@ def draw_samples(
         count: Images of each label.
         labels: The classes; all of them if empty.
         seed: The seed of the random numbers.
-        flow: The flow, if it is code of its own (`package.module:function`).
+        synthesizer: Which of the run's synthesizers, by default the first; it must be given if it
+            is code of its own (`package.module:Class`).
+        flow: The flow of BDNF, if it is code of its own (`package.module:function`).
 
     Returns:
         The number of images.
 
     Raises:
-        CheckpointError: If the folder holds no run with a trained flow.
+        CheckpointError: If the folder holds no run with a trained synthesizer.
         UsageError: If a label or the kind of file does not exist.
     """
     suffix = Path(out).suffix
@@ -174,20 +178,36 @@ def draw_samples(
     chosen = list(labels) or list(range(domain.classes))
     if not 0 <= min(chosen) <= max(chosen) < domain.classes:
         raise UsageError(f"Expected labels from 0 to {domain.classes - 1}; got {chosen}.")
-    options = BDNFOptions(**run.record["options"]["preset"]["flow"])
-    if ":" in options.flow and flow != options.flow:  # importing it would run what a file names
-        raise UsageError(f"This run's flow is code of its own; pass --flow {options.flow}.")
-    synthesizer = BDNF(options)
-    synthesizer.restore(domain, run)
+    source = _restore(run, domain, synthesizer, flow)
     wanted = torch.tensor(chosen).repeat_interleave(count)
     generator = torch.Generator().manual_seed(seed)
-    x, y = synthesizer.sample(len(wanted), wanted, generator)
+    x, y = source.sample(len(wanted), wanted, generator)
     if suffix == ".png":
         draw_grid(out, x, len(chosen))
     else:
         with atomic(out) as temporary:
             np.savez(temporary, x=quantise(x).numpy(), y=y.numpy())
     return len(x)
+
+
+def _restore(run: Run, domain: Domain, name: str | None, flow: str | None) -> Synthesizer:
+    """One of a run's synthesizers, as its folder has it; code that only a file names is not run."""
+    options = run.record["options"]
+    names = options["synthesizer"].split("+")
+    if name is not None and name not in names:
+        raise UsageError(f"Expected a synthesizer of this run, {', '.join(names)}; got {name!r}.")
+    if ":" in names[0] and name is None:
+        raise UsageError(
+            f"This run's synthesizer is code of its own; pass --synthesizer {names[0]}."
+        )
+    kind = get_synthesizer(name or names[0])
+    settings = options["synthesizers"][kind.name]
+    recorded = settings.get("flow", "")
+    if ":" in recorded and flow != recorded:
+        raise UsageError(f"This run's flow is code of its own; pass --flow {recorded}.")
+    source = kind(kind.Options(**settings)) if kind.Options else kind()
+    source.restore(domain, run)
+    return source
 
 
 def evaluate(

@@ -49,10 +49,9 @@ def tiny():
     """Makes the preset `quick` a matter of a second."""
     from freia_kd import compression, presets
     from freia_kd.distillation import DistillationOptions
-    from freia_kd.synthesizers.bdnf import BDNFOptions
+    from freia_kd.synthesizers.bdnf import BDNF
 
     preset = presets.Preset(
-        flow=BDNFOptions(steps=4, batch_size=8),
         set_size=64,
         heldout_size=32,
         student=DistillationOptions(steps=6, batch_size=16),
@@ -60,6 +59,7 @@ def tiny():
     measure = partial(compression.measure_latencies, seconds=0.01)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(presets.PRESETS, "quick", preset)
+        patch.setattr(BDNF, "presets", {"quick": {"steps": 4, "batch_size": 8}})
         patch.setattr("freia_kd.job.measure_latencies", measure)
         yield preset
 

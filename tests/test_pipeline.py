@@ -53,7 +53,8 @@ def test_report_and_files(finished):
     assert data["real_data"]["training"] == "none"
     assert data["real_data"]["evaluation"] == "real (50 test images)"
     assert set(data["seconds"]) == {
-        "flow",
+        "bdnf",
+        "spectral",
         "train set",
         "heldout set",
         "student-1",
@@ -62,7 +63,7 @@ def test_report_and_files(finished):
     }
     assert data["seed"] == 0
     assert data["versions"]["torch"]
-    assert data["options"]["preset"]["flow"]["steps"] == 4
+    assert data["options"]["synthesizers"]["bdnf"]["steps"] == 4
     names = {p.name for p in finished.folder.iterdir()}
     assert {
         "run.json",
@@ -140,9 +141,9 @@ def test_no_training_reads_evaluation_data(teacher, tmp_path, tiny, bomb):
 def test_the_bomb_goes_off(teacher, tmp_path, tiny, bomb, monkeypatch):
     extract = Job.extract
 
-    def peek(self):
+    def peek(self, student=None):
         bomb.labels  # noqa: B018
-        return extract(self)
+        return extract(self, student)
 
     monkeypatch.setattr(Job, "extract", peek)
     with pytest.raises(AssertionError, match="touched"):
@@ -206,7 +207,7 @@ def killing_save(stem):
 
 
 KILLS = {
-    "in the flow": lambda: killing_accept("flow", 2),
+    "in the flow": lambda: killing_accept("bdnf", 2),
     "in the set": lambda: killing_append(1),
     "before a student counts as done": lambda: killing_save("student-1"),
     "in a student": lambda: killing_accept("student-3", 3),
@@ -262,7 +263,7 @@ def test_samples_train_the_flow_in_reverse(teacher, tmp_path, finished, evaluati
     report = run(teacher, tmp_path / "run", samples=ten)
     assert report.data["real_data"]["training"] == "samples"
     assert report.data["real_data"]["count"] == 10
-    flow = [m for m in Run.open(tmp_path / "run").metrics() if m["stage"] == "flow"]
+    flow = [m for m in Run.open(tmp_path / "run").metrics() if m["stage"] == "bdnf"]
     assert "reverse" in flow[-1]
     assert finals(tmp_path / "run") != finals(finished.folder)
 
@@ -302,7 +303,7 @@ def test_teachers_with_batch_normalisation_give_their_statistics_to_the_flow(tmp
     torch.manual_seed(0)
     teacher = Teacher(build_net("resnet14", domain), domain, "resnet14")
     report = run(teacher, tmp_path / "run")
-    flow = [m for m in Run.open(tmp_path / "run").metrics() if m["stage"] == "flow"]
+    flow = [m for m in Run.open(tmp_path / "run").metrics() if m["stage"] == "bdnf"]
     assert flow[-1]["batchnorm"] > 0
     assert set(report.students[1]["ranks"]) == {
         f"layers3.{block}.conv{conv}" for block in (0, 1) for conv in (1, 2)

@@ -89,7 +89,11 @@ class Report:
                 f"Student {', '.join(latency)}: fewer MACs did not make it faster on this machine "
                 "at batch 1; its layers are too small for that."
             )
-        remarks += (self.data["synthesizer"]["health"] or {}).get("warnings", [])
+        for stage, health in self.data["synthesizer"]["health"].items():
+            remarks += [f"{stage}: {warning}" for warning in health["warnings"]]
+        for name, count in self.data["synthesizer"]["distinct"].items():
+            if count is not None:
+                remarks.append(f"{name} made {count:,} different inputs, which are repeated.")
         if any(s["agreement"] < 0.8 for s in self.students):
             remarks.append(
                 "A student agrees with its teacher on fewer than 80 % of the synthetic images: "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from ..objectives.image_priors import BasePrior
 from ..objectives.monitors import Health, examine_flow
 from ..runs.loop import Stateful, TrainingLoop
 from ..runs.run import Run
-from ..teachers.classifier import Teacher
+from ..teachers.classifier import Classifier, Teacher
 from .contract import Synthesizer, draw_labels
 
 
@@ -75,10 +75,12 @@ class BDNF(Synthesizer):
     """
 
     name = "bdnf"
+    Options = BDNFOptions
+    presets: ClassVar = {
+        "quick": {"steps": 200, "batch_size": 64},
+        "best": {"steps": 2_000},
+    }
     flow: ConditionalFlow
-
-    def __init__(self, options: BDNFOptions | None = None) -> None:
-        self.options = options or BDNFOptions()
 
     def fit(
         self,
@@ -86,6 +88,7 @@ class BDNF(Synthesizer):
         samples: LabelledData | None = None,
         run: Run | None = None,
         generator: torch.Generator | None = None,
+        student: Classifier | None = None,
     ) -> None:
         device = next(teacher.parameters()).device
         generator = generator or torch.Generator(device).manual_seed(torch.seed())
@@ -104,7 +107,7 @@ class BDNF(Synthesizer):
             "schedule": schedule,
         }
         loop = TrainingLoop(
-            "flow", options.steps, parts, generator, optimizer, run, "train the flow"
+            self.stage, options.steps, parts, generator, optimizer, run, "train the flow"
         )
         for _ in loop:
             terms = objective(flow, teacher, self._batch(flow, samples, generator))
@@ -123,8 +126,8 @@ class BDNF(Synthesizer):
         Raises:
             CheckpointError: If the run has no flow, or one of another architecture.
         """
-        state = run.load("flow")
-        if state is None or not run.done("flow"):
+        state = run.load(self.stage)
+        if state is None or not run.done(self.stage):
             raise CheckpointError(f"The run in {run.folder} has no trained flow yet.")
         averaged = AveragedModel(self._build(domain, torch.Generator().manual_seed(0)))
         try:

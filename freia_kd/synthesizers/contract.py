@@ -3,22 +3,94 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..data.datasets import LabelledData
+from ..domain import Domain
+from ..errors import UsageError
+from ..flows.bases import GaussianBase, SpectralBase
+from ..objectives.batchnorm import normalization_layers
+from ..objectives.monitors import Health, examine
 from ..runs.run import Run
-from ..teachers.classifier import Teacher
+from ..teachers.classifier import Classifier, Teacher
 
 
 class Synthesizer(ABC):
     """Learns from a teacher (and a few real samples, if given) to make inputs for it.
 
     All random numbers come from the generators given, so the same seed gives the same inputs.
+    A subclass states what it needs, so that a teacher it cannot work with is refused before any
+    work (:meth:`check`).
+
+    Arguments:
+        options: The hyper-parameters, a frozen dataclass `Options`; the paper's if `None`.
     """
 
-    name: str
+    name: ClassVar[str]
+    Options: ClassVar[Any] = None  # a frozen dataclass with the paper's values as defaults
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # options that differ, by preset
+    needs_batchnorm: ClassVar[bool] = False  # statistics that the teacher's layers remember
+    needs_samples: ClassVar[bool] = False  # a few real inputs
+    needs_student: ClassVar[bool] = False  # a student to play with, so each student has its inputs
+    needs_images: ClassVar[bool] = False  # it cannot make vectors
+
+    def __init__(self, options: Any = None) -> None:
+        self.options = options if options is not None or self.Options is None else self.Options()
+        self.stage = self.name  # under which `fit` keeps its states; the job adds the student's
+
+    @classmethod
+    def build(cls, preset: str = "best", settings: Mapping[str, Any] | None = None) -> Synthesizer:
+        """Makes the synthesizer with a preset's options, changed by `settings`.
+
+        Raises:
+            UsageError: If it has no such option, or the value makes no sense.
+        """
+        unknown = sorted(set(settings or {}) - set(cls.known_options()))
+        if unknown:
+            raise UsageError(
+                f"The synthesizer {cls.name!r} has no option {', '.join(unknown)}; it has "
+                f"{', '.join(cls.known_options()) or 'none'}."
+            )
+        if cls.Options is None:
+            return cls()
+        usual, changes = cls.Options(), {**cls.presets.get(preset, {}), **(settings or {})}
+        for name in settings or {}:
+            _expect_like(f"{cls.name}.{name}", changes[name], getattr(usual, name))
+        try:
+            return cls(replace(usual, **changes))
+        except ValueError as error:
+            raise UsageError(f"The synthesizer {cls.name!r}: {error}") from error
+
+    @classmethod
+    def known_options(cls) -> list[str]:
+        """The names of its options."""
+        return [field.name for field in fields(cls.Options)] if cls.Options else []
+
+    @classmethod
+    def why_not(
+        cls, teacher: Teacher, samples: LabelledData | None = None, student: bool = True
+    ) -> str | None:
+        """Why the method cannot work with a teacher, or `None` if it can.
+
+        Arguments:
+            teacher: The teacher.
+            samples: The real samples that there are.
+            student: Whether there will be a student.
+        """
+        if cls.needs_images and not teacher.domain.is_image:
+            return "makes images, and the teacher takes vectors"
+        if cls.needs_batchnorm and not normalization_layers(teacher.net):
+            return "needs the statistics of batch normalisation, and the teacher has no such layer"
+        if cls.needs_samples and samples is None:
+            return "needs real samples, and none are given"
+        if cls.needs_student and not student:
+            return "plays with a student, and there is none"
+        return None
 
     @abstractmethod
     def fit(
@@ -27,14 +99,18 @@ class Synthesizer(ABC):
         samples: LabelledData | None = None,
         run: Run | None = None,
         generator: torch.Generator | None = None,
+        student: Classifier | None = None,
     ) -> None:
         """Trains, if there is anything to train.
 
         Arguments:
             teacher: The frozen classifier.
             samples: A few real samples, for the methods that can use them.
-            run: Where states and metrics are kept; training resumes from what it holds.
-            generator: The source of all random numbers.
+            run: Where states and metrics are kept, under `self.stage`; training resumes from
+                what it holds.
+            generator: The source of all random numbers, on the teacher's device.
+            student: The student before its training, for methods that play with one; they train
+                a copy.
 
         Raises:
             TrainingError: If the loss stays non-finite.
@@ -56,6 +132,44 @@ class Synthesizer(ABC):
             Inputs with shape `(n, *shape)` (pixels in [0, 1] for images) and their labels.
         """
 
+    def examine(self, teacher: Teacher, generator: torch.Generator | None = None) -> Health | None:
+        """How 512 inputs look to the teacher and to each other; `None` where nothing was learned.
+
+        Variety is relative to spectral noise, or normal noise for vectors.
+        """
+        domain = teacher.domain
+        c = torch.arange(512) % domain.classes
+        x, _ = self.sample(len(c), c, generator)
+        base = SpectralBase.for_domain(domain) if domain.is_image else GaussianBase(domain.shape)
+        reference = base.sample(len(c), generator=torch.Generator().manual_seed(0))
+        reference = reference.sigmoid() if domain.is_image else domain.denormalize(reference)
+        with torch.no_grad():
+            logits = teacher(x.to(next(teacher.parameters()).device))
+        return examine(logits.cpu(), x.cpu(), c, reference)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its options as a dictionary."""
+        return {} if self.options is None else asdict(self.options)
+
+    @property
+    def distinct(self) -> int | None:
+        """How many different inputs there are, for methods that keep a bank; else `None`."""
+        return None
+
+    def part(self, heldout: bool) -> Synthesizer:
+        """What to draw training inputs from, or held-out ones; they differ for a bank only."""
+        return self
+
+    def restore(self, domain: Domain, run: Run) -> None:
+        """Takes what :meth:`fit` learned from a run's folder, without the teacher.
+
+        Raises:
+            CheckpointError: If the run holds nothing of the kind.
+            UsageError: If the method cannot sample without its teacher.
+        """
+        raise UsageError(f"The synthesizer {self.name!r} cannot sample without its teacher.")
+
 
 def draw_labels(
     n: int, classes: int, labels: Tensor | None, generator: torch.Generator | None
@@ -71,3 +185,14 @@ def draw_labels(
     if len(labels) != n:
         raise ValueError(f"Expected {n} labels; got {len(labels)}.")
     return labels
+
+
+def _expect_like(name: str, value: Any, usual: Any) -> None:
+    """Raises `UsageError` unless a value is of the kind of the usual one (if that tells)."""
+    kinds: dict[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float)}
+    kinds[str] = (str,)
+    expected = kinds.get(type(usual))
+    if expected and (
+        not isinstance(value, expected) or isinstance(value, bool) != (expected == (bool,))
+    ):
+        raise UsageError(f"Expected a value like {usual!r} for {name}; got {value!r}.")

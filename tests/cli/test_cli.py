@@ -333,7 +333,7 @@ def test_a_folder_that_cannot_be_written(distill):
     assert "/proc/freiakd" in line
 
 
-@pytest.mark.parametrize("name", ["checkpoints/flow.safetensors", "student-1.pt", "report.json"])
+@pytest.mark.parametrize("name", ["checkpoints/bdnf.safetensors", "student-1.pt", "report.json"])
 def test_a_full_disk_leaves_whole_files_and_a_run_to_resume(
     name, distill, tmp_path, finished, monkeypatch
 ):
@@ -422,7 +422,7 @@ def test_samples_that_are_faulty_are_listed_together(distill, tmp_path):
     call(*distill, "--samples", folder, "--resize", "--gamma", 0.1)
     call("distill", "--out", tmp_path / "run", "--resume")
     report = json.loads((tmp_path / "run/report.json").read_text())
-    assert report["synthesizer"]["gamma"] == 0.1
+    assert report["synthesizer"]["options"]["bdnf"]["gamma"] == 0.1
     assert report["real_data"]["count"] == 1
 
 

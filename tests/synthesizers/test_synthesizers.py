@@ -10,7 +10,7 @@ from freia_kd.objectives.monitors import examine
 from freia_kd.runs.run import Run
 from freia_kd.synthesizers import SYNTHESIZERS
 from freia_kd.synthesizers.bdnf import BDNF, BDNFOptions
-from freia_kd.synthesizers.noise import Noise
+from freia_kd.synthesizers.noise import Normal, Spectral, Uniform
 
 OPTIONS = BDNFOptions(steps=3, batch_size=8)
 
@@ -24,9 +24,9 @@ CASES = {
     "bdnf, the paper's": lambda: BDNF(
         BDNFOptions(steps=3, batch_size=8, base="gaussian", prior=False)
     ),
-    "uniform": lambda: Noise("uniform"),
-    "normal": lambda: Noise("normal"),
-    "spectral": lambda: Noise("spectral"),
+    "uniform": lambda: Uniform(),
+    "normal": lambda: Normal(),
+    "spectral": lambda: Spectral(),
 }
 
 
@@ -78,7 +78,7 @@ def test_fit_leaves_the_global_generator_alone(teacher):
 
 
 def test_noise_is_the_papers_in_the_teachers_units(teacher):
-    noise = Noise("uniform")
+    noise = Uniform()
     noise.fit(teacher)
     x, _ = noise.sample(200, generator=generator())
     raw = teacher.domain.normalize(x)  # mean 0.3, std 0.3: U(-1, 1) is U(0, 0.6) in pixels
@@ -88,7 +88,7 @@ def test_noise_is_the_papers_in_the_teachers_units(teacher):
 
 
 def test_noise_of_a_label_is_what_the_teacher_says(teacher):
-    noise = Noise("spectral")
+    noise = Spectral()
     noise.fit(teacher)
     _, frequent = noise.sample(500, generator=generator())
     label = frequent.mode().values
@@ -125,7 +125,7 @@ def test_a_trained_flow_is_restored_from_its_run(teacher, tmp_path):
     run, synthesizer = Run(tmp_path, {}), BDNF(OPTIONS)
     with pytest.raises(CheckpointError, match="no trained flow"):
         BDNF(OPTIONS).restore(teacher.domain, run)
-    with run.stage("flow"):
+    with run.stage("bdnf"):
         synthesizer.fit(teacher, run=run, generator=generator())
     restored = BDNF(OPTIONS)
     restored.restore(teacher.domain, run)
@@ -152,13 +152,13 @@ def test_labels_of_another_length_are_refused(teacher):
 
 def test_registry():
     assert SYNTHESIZERS["bdnf"] is BDNF
-    assert "noise" in SYNTHESIZERS
+    assert SYNTHESIZERS["spectral"] is Spectral
 
 
 def test_the_average_of_the_weights_is_what_samples(teacher, tmp_path):
     run, synthesizer = Run(tmp_path, {}), BDNF(BDNFOptions(steps=2, batch_size=8, ema=0.5))
     synthesizer.fit(teacher, run=run, generator=generator())
-    parts = run.load("flow")["parts"]
+    parts = run.load("bdnf")["parts"]
     name, value = next((k, v) for k, v in synthesizer.flow.named_parameters() if v.abs().max() > 0)
     assert torch.equal(parts["averaged"][f"module.{name}"], value)
     assert any(

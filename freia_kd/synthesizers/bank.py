@@ -1,0 +1,88 @@
+"""Synthesizers that keep a bank: inputs made once, each by its own optimisation, or given."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..domain import Domain
+from ..errors import CheckpointError
+from ..runs.run import Run
+from .contract import Synthesizer
+
+HELDOUT = 5  # one input of so many is held out
+
+
+class Bank(Synthesizer):
+    """A synthesizer with only so many inputs, from which `sample` draws.
+
+    No input comes a second time before every one of its part (and label) has come once. A
+    subclass fills `inputs` `(N, *shape)` and `labels` `(N,)` in `fit`, and may keep them in the
+    run by :meth:`keep`.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+
+    @property
+    def distinct(self) -> int | None:
+        return len(self.inputs)
+
+    def part(self, heldout: bool) -> Bank:
+        """Every fifth input is held out; a bank of fewer than ten serves as both."""
+        part = copy.copy(self)
+        if len(self.inputs) >= 2 * HELDOUT:
+            rows = torch.arange(len(self.inputs), device=self.inputs.device)
+            chosen = (rows % HELDOUT == HELDOUT - 1) == heldout
+            part.inputs, part.labels = self.inputs[chosen], self.labels[chosen]
+        return part
+
+    def keep(self, run: Run | None) -> None:
+        """Writes the bank into a run's folder."""
+        if run is not None:
+            parts = {"bank": {"inputs": self.inputs.cpu(), "labels": self.labels.cpu()}}
+            run.save(f"{self.stage}-bank", {"parts": parts})
+
+    def restore(self, domain: Domain, run: Run) -> None:
+        state: dict[str, Any] | None = run.load(f"{self.stage}-bank")
+        if state is None:
+            raise CheckpointError(f"The run in {run.folder} has no bank of {self.name!r} yet.")
+        bank = state["parts"]["bank"]
+        self.inputs, self.labels = bank["inputs"], bank["labels"]
+
+    @torch.no_grad()
+    def sample(
+        self, n: int, labels: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draws from the bank; labels that it does not have come from all of it.
+
+        Soft labels count as their largest entry.
+        """
+        if labels is not None and len(labels) != n:
+            raise ValueError(f"Expected {n} labels; got {len(labels)}.")
+        if labels is None:
+            rows = _shuffle(torch.arange(len(self.inputs)), n, generator)
+            return self.inputs[rows.to(self.inputs.device)], self.labels[
+                rows.to(self.labels.device)
+            ]
+        wanted = (labels if labels.ndim == 1 else labels.argmax(1)).cpu()
+        rows = torch.empty(n, dtype=torch.long)
+        for label in wanted.unique():
+            have = torch.nonzero(self.labels.cpu() == label).flatten()
+            have = have if len(have) else torch.arange(len(self.inputs))
+            at = wanted == label
+            rows[at] = _shuffle(have, int(at.sum()), generator)
+        return self.inputs[rows.to(self.inputs.device)], labels
+
+
+def _shuffle(rows: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
+    """`n` of the rows in a random order, all of them before any comes again."""
+    device = generator.device if generator else None
+    rounds = [
+        torch.randperm(len(rows), generator=generator, device=device).cpu()
+        for _ in range(-(-n // len(rows)))
+    ]
+    return rows[torch.cat(rounds)[:n]]
