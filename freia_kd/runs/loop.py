@@ -131,6 +131,10 @@ class TrainingLoop:
                     saved_at = time.monotonic()
             self._save()
 
+    def mark(self) -> None:
+        """Makes the present state the one that a rollback goes back to."""
+        self.good = self._snapshot()
+
     def stop(self) -> None:
         """Makes the present step the last one."""
         self.steps = self.step + 1
