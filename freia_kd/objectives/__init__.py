@@ -1,6 +1,6 @@
 """What flows and students are trained by; every part works on any :class:`ConditionalFlow`."""
 
-from .activation_boundaries import ActivationBoundaries
+from .activation_boundaries import ActivationBoundaries, boundary_layers
 from .batchnorm import BatchStatistics, LayerStatistics, moments, normalization_layers
 from .bidirectional import Bidirectional
 from .contract import Batch, Objective, Terms
@@ -28,6 +28,7 @@ __all__ = [
     "SpectralPrior",
     "Terms",
     "TotalVariation",
+    "boundary_layers",
     "cross_entropy",
     "dequantize",
     "examine",

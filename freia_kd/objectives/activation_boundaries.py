@@ -6,10 +6,14 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# As ATen calls them; ReLU6 is a hardtanh there.
+RELUS = ("relu", "leaky_relu", "_prelu_kernel", "hardtanh", "elu", "gelu", "silu")
 
 
 class Features(NamedTuple):
@@ -27,9 +31,9 @@ class ActivationBoundaries(nn.Module):
 
     from the teacher's values t, the student's s, a margin :math:`\mu` and a learned 1x1 connector r
     (a linear one for vectors). It is summed over layers and averaged over the batch and a layer's
-    neurons; the paper sums over neurons, so that its weight depends on their number. The paper's
-    connectors also normalise by batch; these do not. Connectors are trained with the student and
-    thrown away after.
+    neurons; the paper sums over neurons, so that its weight depends on their number. Layers of one
+    size have no connector. The paper's connectors also normalise by batch; these do not. They are
+    trained with the student and thrown away after.
 
     Arguments:
         student: The student net.
@@ -117,6 +121,63 @@ class ActivationBoundaries(nn.Module):
             ) from error
 
 
+def boundary_layers(net: nn.Module, example: Tensor) -> dict[str, tuple[int, ...]]:
+    """The layers whose output goes straight into a ReLU or one of its kin, with its shape.
+
+    They are found by running the net, so that `torch.relu` and the like count as much as modules.
+
+    Arguments:
+        net: The net, which is left as it was.
+        example: A batch of inputs.
+
+    Returns:
+        The outputs' shapes without the batch, by the names of the layers (as in `named_modules`),
+        in the order in which they run.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> boundary_layers(net, torch.zeros(1, 3))
+        {'0': (4,)}
+    """
+    outputs: list[tuple[str, Tensor]] = []
+
+    def remember(name: str, layer: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            outputs.append((name, output))
+
+    handles = [
+        layer.register_forward_hook(partial(remember, name))
+        for name, layer in net.named_modules()
+        if name
+    ]
+    try:
+        with torch.no_grad(), _ReLUInputs() as watch:
+            net(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found: dict[str, tuple[int, ...]] = {}
+    taken: set[int] = set()
+    for name, output in outputs:  # the innermost of nested layers comes first
+        if id(output) in watch.seen and id(output) not in taken:
+            taken.add(id(output))
+            found[name] = tuple(output.shape[1:])
+    return found
+
+
+class _ReLUInputs(TorchDispatchMode):
+    """Remembers what goes into ReLUs, by identity: the tensors are kept, so that no id recurs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[int, Tensor] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__.rstrip("_") in RELUS:
+            self.seen[id(args[0])] = args[0]
+        return func(*args, **(kwargs or {}))
+
+
 def _find(net: nn.Module, name: str, kind: str) -> nn.Module:
     modules = dict(net.named_modules())
     if name not in modules:
@@ -142,6 +203,8 @@ def _connector(
             f"got {tuple(student.shape)} and {tuple(teacher.shape)}."
         )
     sizes = (student.shape[1], teacher.shape[1])
+    if sizes[0] == sizes[1]:
+        return nn.Identity()
     options = {"bias": False, "device": student.device, "dtype": student.dtype}
     skip = torch.nn.utils.skip_init
     connector = (

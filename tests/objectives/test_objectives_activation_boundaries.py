@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from freia_kd.objectives import ActivationBoundaries
+from freia_kd.objectives import ActivationBoundaries, boundary_layers
 
 
 def make_net(channels, seed):
@@ -98,3 +98,30 @@ def test_unobserved_layers_are_named(nets, x):
         nets[0](x)
     with pytest.raises(ValueError, match="Run student and teacher inside observe"):
         loss(features)
+
+
+def test_layers_of_equal_size_need_no_connector(nets, x):
+    loss = make_loss(nets, x)
+    assert [isinstance(c, nn.Identity) for c in loss.connectors] == [False, True]
+
+
+def test_layers_before_a_relu_are_found_however_it_is_called(x):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+            self.plain = nn.Conv2d(2, 2, 1)
+            self.inplace = nn.Sequential(nn.Linear(8, 5), nn.ReLU6(inplace=True))
+            self.tail = nn.Linear(5, 4)
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x):
+            x = torch.relu(self.block(x))
+            x = torch.relu(self.plain(x) + x)  # a sum is no layer's output
+            return self.head(nn.functional.leaky_relu(self.tail(self.inplace(x.flatten(1)))))
+
+    net = Net().double()
+    found = boundary_layers(net, x)
+    assert found == {"block.1": (2, 2, 2), "inplace.0": (5,), "tail": (4,)}
+    assert list(found) == ["block.1", "inplace.0", "tail"]
+    assert not any(m._forward_hooks for m in net.modules())
