@@ -20,6 +20,9 @@ SYNTHESIZERS = Registry(
     {
         "bdnf": f"{_HERE}.bdnf:BDNF",
         "kegnet": f"{_HERE}.kegnet:KegNet",
+        "dfad": f"{_HERE}.adversarial:DFAD",
+        "rdskd": f"{_HERE}.rdskd:RDSKD",
+        "samples": f"{_HERE}.samples:Samples",
         "spectral": f"{_HERE}.noise:Spectral",
         "uniform": f"{_HERE}.noise:Uniform",
         "normal": f"{_HERE}.noise:Normal",

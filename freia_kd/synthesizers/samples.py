@@ -1,0 +1,47 @@
+"""The few real inputs alone, the row T+Sample of the paper's tables."""
+
+from __future__ import annotations
+
+import torch
+
+from ..data.datasets import LabelledData
+from ..errors import UsageError
+from ..runs.run import Run
+from ..teachers.classifier import Classifier, Teacher
+from .bank import Bank
+
+
+class Samples(Bank):
+    """The real inputs given, over and over, with their own labels; nothing is made.
+
+    It is the baseline that a method with real samples has to beat. The student sees each input
+    equally often. Fewer than ten inputs train the student and measure its agreement as well.
+
+    References:
+        | Data-free Knowledge Distillation with Bi-directional Normalizing Flow (Kim), T+Sample
+    """
+
+    name = "samples"
+    needs_samples = True
+
+    def fit(
+        self,
+        teacher: Teacher,
+        samples: LabelledData | None = None,
+        run: Run | None = None,
+        generator: torch.Generator | None = None,
+        student: Classifier | None = None,
+    ) -> None:
+        """Takes the samples, on the teacher's device.
+
+        Raises:
+            UsageError: If there are none.
+            ValueError: If they do not fit the teacher's domain.
+        """
+        if samples is None:
+            raise UsageError("The synthesizer 'samples' repeats real samples, and none are given.")
+        samples.check(teacher.domain)
+        device = next(teacher.parameters()).device
+        x, y = samples.take(torch.arange(len(samples)))
+        self.inputs, self.labels = x.to(device), y.to(device)
+        self.keep(run)

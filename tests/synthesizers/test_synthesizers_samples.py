@@ -1,0 +1,95 @@
+import pytest
+import torch
+
+from freia_kd.data.datasets import LabelledData
+from freia_kd.domain import Domain
+from freia_kd.errors import CheckpointError, UsageError
+from freia_kd.runs.run import Run
+from freia_kd.synthesizers import SYNTHESIZERS
+from freia_kd.synthesizers.samples import Samples
+from freia_kd.teachers import Teacher
+from freia_kd.teachers.mlp import MLP
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def few(count):
+    images = torch.randint(256, (count, 1, 32, 32), generator=generator(9), dtype=torch.uint8)
+    return LabelledData(images, torch.arange(count) % 3, "few")
+
+
+def fitted(teacher, count, run=None):
+    synthesizer = SYNTHESIZERS["samples"]()
+    synthesizer.fit(teacher, few(count), run)
+    return synthesizer
+
+
+def rows(x, data):
+    """Which of the data each input is; fails if it is none of them."""
+    known = data.inputs.float() / 255
+    return [next(k for k, image in enumerate(known) if torch.equal(image, one)) for one in x]
+
+
+def test_it_repeats_the_samples_equally_often(teacher):
+    synthesizer, data = fitted(teacher, 20), few(20)
+    x, y = synthesizer.sample(60, generator=generator(1))
+    found = rows(x, data)
+    assert torch.bincount(torch.tensor(found)).tolist() == [3] * 20
+    assert y.tolist() == data.labels[found].tolist()
+    assert found != list(range(20)) * 3
+    assert synthesizer.distinct == 20
+
+
+def test_the_same_seed_gives_the_same_inputs(teacher):
+    synthesizer = fitted(teacher, 20)
+    first, again, other = (synthesizer.sample(12, generator=generator(s))[0] for s in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_labels_asked_for_are_those_of_the_samples(teacher):
+    wanted = torch.tensor([2, 0, 2, 1])
+    x, y = fitted(teacher, 20).sample(4, wanted, generator(3))
+    assert torch.equal(y, wanted)
+    assert few(20).labels[rows(x, few(20))].tolist() == wanted.tolist()
+
+
+def test_ten_samples_are_split_and_fewer_serve_as_both(teacher):
+    def kept(count, heldout):
+        part = fitted(teacher, count).part(heldout)
+        return set(rows(part.sample(40, generator=generator())[0], few(count)))
+
+    assert kept(10, False) == {0, 1, 2, 3, 5, 6, 7, 8}
+    assert kept(10, True) == {4, 9}
+    assert kept(9, False) == kept(9, True) == set(range(9))
+
+
+def test_vectors():
+    teacher = Teacher(MLP(3, 2), Domain((3,), 2), "mlp")
+    data = LabelledData(torch.randn(4, 3, generator=generator()), torch.arange(4) % 2, "vectors")
+    synthesizer = Samples()
+    synthesizer.fit(teacher, data)
+    x, _ = synthesizer.sample(4, generator=generator())
+    assert torch.equal(x.sort(0).values, data.inputs.sort(0).values)
+
+
+def test_it_is_restored_from_its_run(teacher, tmp_path):
+    run = Run(tmp_path, {})
+    with pytest.raises(CheckpointError, match="no bank of 'samples'"):
+        Samples().restore(teacher.domain, run)
+    synthesizer, restored = fitted(teacher, 12, run), Samples()
+    restored.restore(teacher.domain, run)
+    (x, y), (again, labels) = (s.sample(5, generator=generator()) for s in (synthesizer, restored))
+    assert torch.equal(x, again)
+    assert torch.equal(y, labels)
+
+
+def test_no_samples_and_wrong_ones_are_refused(teacher):
+    assert Samples.why_not(teacher) == "needs real samples, and none are given"
+    with pytest.raises(UsageError, match="none are given"):
+        Samples().fit(teacher)
+    wrong = LabelledData(torch.zeros(2, 1, 8, 8), torch.arange(2), "wrong")
+    with pytest.raises(ValueError, match="expected inputs of shape"):
+        Samples().fit(teacher, wrong)
