@@ -11,3 +11,7 @@ class CheckpointError(ValueError):
 
 class TrainingError(RuntimeError):
     """A training loop could not go on (non-finite loss that no rollback cured)."""
+
+
+class ExportError(ValueError):
+    """A net cannot be exported, or the file written does not compute what the net does."""
