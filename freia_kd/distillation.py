@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .data.datasets import LabelledData
 from .data.synthetic import SyntheticSet
+from .errors import UsageError
+from .objectives.activation_boundaries import ActivationBoundaries, boundary_layers
 from .objectives.divergences import DIVERGENCES
 from .runs.loop import Stateful, TrainingLoop
 from .runs.run import Run
-from .teachers.classifier import Classifier
+from .synthesizers.fresh import Fresh
+from .teachers.classifier import Classifier, Teacher
+from .teachers.training import channels_last
+
+BOUNDARIES = "activation-boundaries"
+BOUNDARY_SHARE = 0.25  # of the steps, where that loss is asked for by name
+
+Batches = Callable[[int], tuple[Tensor, Tensor]]  # from a step to inputs and the teacher's logits
 
 
 @dataclass(frozen=True)
@@ -23,22 +35,95 @@ class DistillationOptions:
 
     Arguments:
         divergence: The loss against the teacher's logits, by name.
-        temperature: The temperature of both softmaxes.
+        temperature: The temperature of both softmaxes. It only scales `"l1"`, which Adam ignores.
+        boundaries: The share of the steps, at the start, in which the student learns where the
+            teacher's hidden neurons fire (Heo et al., 2019) and not yet the logits; 0 for none.
+        mixup: The parameter a of Beta(a, a), by which inputs are mixed in pairs (Zhang et al.,
+            2018); the teacher answers what comes of it. 0 for none.
+        ema: The decay of the exponential moving average of the weights, which is what the student
+            ends with; 0 for the last weights themselves.
         steps: Training steps.
         batch_size: Inputs in a step.
         learning_rate: Adam's, falling to 0 as a cosine.
         check_every: Steps between checks of the agreement on held-out synthetic inputs.
         patience: Checks without a better agreement after which training stops early; `None` for
             never. The learning rate then has not fallen to 0, so patience should be long.
+
+    Raises:
+        UsageError: If there is no such divergence, or a number makes no sense.
+
+    References:
+        | Distilling the Knowledge in a Neural Network (Hinton et al., 2015)
+        | https://arxiv.org/abs/1503.02531
+        | Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons
+        | (Heo et al., 2019), https://arxiv.org/abs/1811.03233
+        | mixup: Beyond Empirical Risk Minimization (Zhang et al., 2018)
+        | https://arxiv.org/abs/1710.09412
     """
 
     divergence: str = "l1"
     temperature: float = 1.0
+    boundaries: float = 0.0
+    mixup: float = 0.0
+    ema: float = 0.0
     steps: int = 2_000
     batch_size: int = 256
     learning_rate: float = 2e-3
     check_every: int = 200
     patience: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.divergence == BOUNDARIES:
+            raise UsageError(
+                f"{BOUNDARIES!r} says nothing of logits; pass boundaries={BOUNDARY_SHARE} beside "
+                "another divergence, or use with_loss()."
+            )
+        DIVERGENCES[self.divergence]
+        for name, fits, expected in (
+            ("temperature", self.temperature > 0, "a positive number"),
+            ("boundaries", 0 <= self.boundaries < 1, "a share from 0, below 1"),
+            ("mixup", self.mixup >= 0, "0 or a positive number"),
+            ("ema", 0 <= self.ema < 1, "a decay from 0, below 1"),
+            ("steps", self.steps >= 1, "at least 1"),
+            ("batch_size", self.batch_size >= 1, "at least 1"),
+            ("learning_rate", self.learning_rate >= 0, "0 or a positive number"),
+            ("check_every", self.check_every >= 1, "at least 1"),
+        ):
+            if not fits:
+                raise UsageError(f"Expected {expected} for {name}; got {getattr(self, name)}.")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a student can only learn so with the teacher at hand."""
+        return self.mixup > 0 or self.boundaries > 0
+
+    def with_loss(self, name: str) -> DistillationOptions:
+        """The same options with a loss of the student by its name.
+
+        Arguments:
+            name: A divergence, or `"activation-boundaries"` for a quarter of the steps on those,
+                and the divergence that the options have in the others.
+
+        Raises:
+            UsageError: If there is no such loss.
+
+        Example:
+            >>> DistillationOptions().with_loss("activation-boundaries").boundaries
+            0.25
+        """
+        if name == BOUNDARIES:
+            return replace(self, boundaries=BOUNDARY_SHARE)
+        if name not in DIVERGENCES and ":" not in name:
+            raise UsageError(
+                f"Unknown loss {name!r}; known ones are {', '.join(losses())}, "
+                "or a path package.module:attribute."
+            )
+        return replace(self, divergence=name)
+
+
+def losses() -> list[str]:
+    """The names of the losses of a student."""
+    return [*DIVERGENCES, BOUNDARIES]
 
 
 class Best:
@@ -75,63 +160,213 @@ class Best:
 
 def train_student(
     student: Classifier,
-    data: SyntheticSet,
+    data: SyntheticSet | Fresh,
     options: DistillationOptions | None = None,
     generator: torch.Generator | None = None,
     run: Run | None = None,
     name: str = "student",
     heldout: SyntheticSet | None = None,
+    teacher: Teacher | None = None,
 ) -> None:
-    """Trains a student in place on the teacher's logits of a synthetic set.
+    """Trains a student in place on the teacher's logits of synthetic inputs.
 
     The student stays in eval mode: its normalisation layers keep the teacher's statistics, which
     the paper found to be better (section 5.2).
 
     Arguments:
         student: The student, on the device to train on.
-        data: Synthetic inputs with the teacher's logits.
+        data: Synthetic inputs with the teacher's logits: a stored set, from which rows are drawn
+            at random, or inputs made fresh for every step.
         options: How to train.
         generator: The source of the order of the data, on the CPU.
         run: Where states and metrics are kept; training resumes from what it holds.
-        name: The name of the stage.
+        name: The name of the stage; that of the activation boundaries is `NAME-boundaries`.
         heldout: Synthetic inputs that choose the weights: of those every `check_every` steps, the
             student ends with the ones that agree best with the teacher on those of even index.
             Without them it ends with the last weights.
+        teacher: The teacher on the same device, for options that need it.
 
     Raises:
         TrainingError: If the loss stays non-finite.
+        UsageError: If the options need the teacher and there is none, or activation boundaries
+            find no layers.
     """
     options = options or DistillationOptions()
+    if options.needs_teacher and teacher is None:
+        raise UsageError("Mixup and activation boundaries need the teacher; pass teacher=.")
     generator = generator or torch.Generator().manual_seed(torch.seed())
-    device = next(student.parameters()).device
-    divergence = DIVERGENCES[options.divergence]
     student.eval().requires_grad_(True)
-    optimizer = torch.optim.Adam(student.parameters(), options.learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
-    best = Best(student)
+    early, late = _phases(options)
+
+    def batches(step: int) -> tuple[Tensor, Tensor]:
+        return _batch(student, data, step, options, generator, teacher)
+
+    def later(step: int) -> tuple[Tensor, Tensor]:
+        return batches(step + early)
+
+    with channels_last(student):
+        if early and teacher is not None:
+            phase = f"{name}-boundaries"
+            _learn_boundaries(student, teacher, batches, early, options, generator, run, phase)
+        _learn_logits(student, later, late, options, generator, run, name, heldout)
+
+
+def _phases(options: DistillationOptions) -> tuple[int, int]:
+    """How many steps go to the activation boundaries, and how many to the logits."""
+    early = min(round(options.steps * options.boundaries), options.steps - 1)
+    return early, options.steps - early
+
+
+def _batch(
+    student: Classifier,
+    data: SyntheticSet | Fresh,
+    step: int,
+    options: DistillationOptions,
+    generator: torch.Generator,
+    teacher: Teacher | None,
+) -> tuple[Tensor, Tensor]:
+    """The inputs of a step and the teacher's logits, on the student's device."""
+    size, device = options.batch_size, next(student.parameters()).device
+    if isinstance(data, SyntheticSet):
+        rows = torch.randint(len(data), (size,), generator=generator)
+    else:
+        rows = torch.arange(step * size, (step + 1) * size)
+    x, logits, _ = (t.to(device) for t in data.batch(rows))
+    if options.mixup > 0 and teacher is not None:
+        x = mix(x, options.mixup, generator)
+        with torch.no_grad():
+            logits = teacher(x)
+    return x, logits
+
+
+def mix(x: Tensor, a: float, generator: torch.Generator) -> Tensor:
+    r"""Mixup :math:`\lambda x + (1 - \lambda) x'` with the batch in another order.
+
+    :math:`\lambda \sim \mathrm{Beta}(a, a)` is one number for the batch, as in the paper's code.
+
+    Arguments:
+        x: Inputs with shape `(B, ...)`.
+        a: The parameter a.
+        generator: The source of all random numbers, on the CPU.
+
+    References:
+        | mixup: Beyond Empirical Risk Minimization (Zhang et al., 2018)
+        | https://arxiv.org/abs/1710.09412
+    """
+    # torch draws no Beta from a generator; numpy does.
+    seed = int(torch.randint(2**62, (), generator=generator))
+    share = float(np.random.default_rng(seed).beta(a, a))
+    order = torch.randperm(len(x), generator=generator).to(x.device)
+    return share * x + (1 - share) * x[order]
+
+
+def _learn_boundaries(
+    student: Classifier,
+    teacher: Teacher,
+    batches: Batches,
+    steps: int,
+    options: DistillationOptions,
+    generator: torch.Generator,
+    run: Run | None,
+    name: str,
+) -> None:
+    """Trains the student's hidden layers to fire where the teacher's do."""
+    x = torch.zeros(2, *teacher.domain.shape, device=next(student.parameters()).device)
+    layers = _common_layers(student.net, teacher.net, teacher.domain.normalize(x))
+    loss = ActivationBoundaries(student, teacher, layers, x, generator=generator)
+    optimizer = torch.optim.Adam([*student.parameters(), *loss.parameters()], options.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    _keep_layout(optimizer)
     parts: dict[str, Stateful] = {
         "student": student,
+        "connectors": loss,
+        "optimizer": optimizer,
+        "schedule": schedule,
+    }
+    loop = TrainingLoop(name, steps, parts, generator, optimizer, run, f"train {name}")
+    for step in loop:
+        x, _ = batches(step)
+        with loss.observe(student, teacher) as features:
+            student(x)
+            with torch.no_grad():
+                teacher(x)
+        value = loss(features)
+        if loop.accept(value):
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            schedule.step()
+
+
+def _common_layers(student: nn.Module, teacher: nn.Module, x: Tensor) -> dict[str, str]:
+    """Layers before a ReLU of the teacher that the student has under the same name.
+
+    A compressed layer keeps its name and the shape of its output.
+    """
+    found = boundary_layers(teacher, x)
+    modules = dict(student.named_modules())
+    shared = {f"net.{name}": f"net.{name}" for name in found if name in modules}
+    if not shared:
+        raise UsageError(
+            "Activation boundaries need layers before a ReLU that teacher and student share by "
+            f"name; the teacher has {', '.join(found) or 'none'}, the student none of them. "
+            f"Choose another loss: {', '.join(DIVERGENCES)}."
+        )
+    return shared
+
+
+def _learn_logits(
+    student: Classifier,
+    batches: Batches,
+    steps: int,
+    options: DistillationOptions,
+    generator: torch.Generator,
+    run: Run | None,
+    name: str,
+    heldout: SyntheticSet | None,
+) -> None:
+    """Trains the student on the teacher's logits, and leaves it with the weights to be kept."""
+    divergence = DIVERGENCES[options.divergence]
+    averaged = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(options.ema))
+    optimizer = torch.optim.Adam(student.parameters(), options.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    _keep_layout(optimizer)
+    best = Best(averaged.module)
+    parts: dict[str, Stateful] = {
+        "student": student,
+        "averaged": averaged,
         "optimizer": optimizer,
         "schedule": schedule,
         "best": best,
     }
-    loop = TrainingLoop(name, options.steps, parts, generator, optimizer, run, f"train {name}")
+    loop = TrainingLoop(name, steps, parts, generator, optimizer, run, f"train {name}")
     for step in loop:
-        rows = torch.randint(len(data), (options.batch_size,), generator=generator)
-        x, target, _ = (t.to(device) for t in data.batch(rows))
+        x, target = batches(step)
         loss = divergence(student(x), target, options.temperature)
         if loop.accept(loss):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-        is_last = step + 1 == options.steps
+            averaged.update_parameters(student)
+        is_last = step + 1 == steps
         if heldout is not None and ((step + 1) % options.check_every == 0 or is_last):
-            best.offer(agreement(student, heldout, half="even"))
+            best.offer(agreement(averaged.module, heldout, half="even"))
             if options.patience is not None and best.stale >= options.patience:
                 loop.stop()
-    if heldout is not None:
-        student.load_state_dict(best.weights)
+    student.load_state_dict(averaged.module.state_dict() if heldout is None else best.weights)
+
+
+def _keep_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Gives moments read from a file the memory layout of their parameters, as if never stopped."""
+
+    def rearrange(optimizer: torch.optim.Optimizer) -> None:
+        for parameter, state in optimizer.state.items():
+            for key, value in state.items():
+                if value.shape == parameter.shape:
+                    state[key] = torch.empty_like(parameter, requires_grad=False).copy_(value)
+
+    optimizer.register_load_state_dict_post_hook(rearrange)
 
 
 @torch.no_grad()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,26 @@ from .classifier import Classifier, check_classifier
 
 if TYPE_CHECKING:
     from ..data.datasets import LabelledData
+
+
+@contextmanager
+def channels_last(net: nn.Module) -> Iterator[None]:
+    """Keeps weights of two-dimensional convolutions with their channels last within the block.
+
+    A training step of the nets here then takes half the time or less; the values are the same but
+    for rounding.
+
+    Arguments:
+        net: The net, whose optimizer is to be made within the block.
+    """
+    kernels = [p for p in net.parameters() if p.ndim == 4]
+    try:
+        for kernel in kernels:
+            kernel.data = kernel.data.contiguous(memory_format=torch.channels_last)
+        yield
+    finally:
+        for kernel in kernels:
+            kernel.data = kernel.data.contiguous()
 
 
 def train_classifier(
@@ -58,31 +79,32 @@ def train_classifier(
     classifier.train()
     batch_size = min(batch_size, len(train))
     steps = epochs * (len(train) // batch_size)
-    optimizer = torch.optim.Adam(net.parameters(), learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    step = 0
-    for epoch in range(1, epochs + 1):
-        # The last, smaller batch is left out: batch normalisation cannot do with a batch of one.
-        for x, y in train.batches(batch_size, generator, drop_last=True):
-            loss = F.cross_entropy(classifier(x.to(device)), y.to(device))
-            step += 1
-            if not torch.isfinite(loss):
-                raise TrainingError(
-                    f"The loss is {loss.item()} at step {step} of {steps}, with learning rate "
-                    f"{schedule.get_last_lr()[0]:.3g}; lower the learning rate."
-                )
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if on_step is not None:
-                on_step(
-                    {
-                        "epoch": epoch,
-                        "step": step,
-                        "steps": steps,
-                        "loss": loss.item(),
-                        "learning_rate": float(schedule.get_last_lr()[0]),
-                    }
-                )
-            schedule.step()
+    with channels_last(net):
+        optimizer = torch.optim.Adam(net.parameters(), learning_rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        step = 0
+        for epoch in range(1, epochs + 1):
+            # The last, smaller batch is left out: batch normalisation cannot do with one input.
+            for x, y in train.batches(batch_size, generator, drop_last=True):
+                loss = F.cross_entropy(classifier(x.to(device)), y.to(device))
+                step += 1
+                if not torch.isfinite(loss):
+                    raise TrainingError(
+                        f"The loss is {loss.item()} at step {step} of {steps}, with learning rate "
+                        f"{schedule.get_last_lr()[0]:.3g}; lower the learning rate."
+                    )
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                if on_step is not None:
+                    on_step(
+                        {
+                            "epoch": epoch,
+                            "step": step,
+                            "steps": steps,
+                            "loss": loss.item(),
+                            "learning_rate": float(schedule.get_last_lr()[0]),
+                        }
+                    )
+                schedule.step()
     classifier.eval()
