@@ -278,20 +278,27 @@ PAPERS: dict[str, dict[str, dict[str, Ranks]]] = {
     },
 }
 
+# The ranks of a multilayer perceptron's students, as a share of each hidden layer's width.
+SHARES = {"1": 1 / 4, "2": 1 / 8, "3": 1 / 16}
+
 
 def student_plan(
     net: nn.Module, arch: str, student: str, shape: Sequence[int] | None = None
 ) -> Plan:
     """The plan of student 1, 2 or 3, from the least to the most compressed.
 
-    For LeNet5 and ResNet14 these are KegNet's, which BDNF uses too. For any other net they
-    follow the same idea: 1 compresses the largest layers, as many as hold half of the
-    compressible weights; 2 every layer; 3 every layer with half the ranks. All ranks are
-    EVBMF's. Layers that would not gain are left alone, except in the papers' students.
+    For LeNet5 and ResNet14 these are KegNet's, which BDNF uses too. A multilayer perceptron's
+    hidden layers get ranks of 1/4, 1/8 and 1/16 of their widths, and never below 2, as KegNet
+    compresses its table classifiers of 100 units to ranks 10 and 5: EVBMF finds ranks of 1 or 2
+    in matrices this small, which leave nothing to distil into. The last layer stays, since its
+    rank bounds how many classes can be told apart. For any other net the students follow
+    the papers' idea: 1 compresses the largest layers, as many as hold half of the compressible
+    weights; 2 every layer; 3 every layer with half the ranks; all by EVBMF. Layers that would not
+    gain are left alone, except in the papers' students.
 
     Arguments:
         net: The trained net, which is not modified.
-        arch: The name of its architecture, `"lenet5"`, `"resnet14"` or any other.
+        arch: The name of its architecture, `"lenet5"`, `"resnet14"`, `"mlp"` or any other.
         student: `"1"`, `"2"` or `"3"`.
         shape: The shape of one input, to tell better which layers gain (:func:`make_plan`).
 
@@ -308,12 +315,15 @@ def student_plan(
         )
     if arch in PAPERS:
         return make_plan(net, PAPERS[arch][student], keep=True)
-    layers = _largest(net) if student == "1" else "all"
+    layers: str | Sequence[str] | Mapping[str, Ranks] = _largest(net) if student == "1" else "all"
+    if arch == "mlp":
+        layers = _shares_of_widths(net, SHARES[student])
     plan = make_plan(net, layers, shape=shape, scale=0.5 if student == "3" else 1.0)
     if not plan.layers:
         reasons = "; ".join(f"{s.name}: {s.reason}" for s in plan.skipped)
         raise ValueError(
-            f"Expected a layer that gains by compression; found none ({reasons}). "
+            f"Expected a layer that gains by compression; found none "
+            f"({reasons or 'the last layer stays as it is'}). "
             "Give smaller ranks, or a ratio."
         )
     return plan
@@ -329,6 +339,16 @@ def _largest(net: nn.Module, share: float = 0.5) -> list[str]:
             break
         chosen.append(name)
     return chosen
+
+
+def _shares_of_widths(net: nn.Module, share: float) -> dict[str, Ranks]:
+    """The rank of each layer but the last: a share of its outputs, as far as the layer has it."""
+    require_sound(net)
+    *hidden, last = candidates(net)[0].items()
+    ranks: dict[str, Ranks] = {last[0]: "keep"}
+    for name, layer in hidden:
+        ranks[name] = min(max(2, round(share * layer.weight.shape[0])), *layer.weight.shape[:2])
+    return ranks
 
 
 def _matches(name: str, pattern: str) -> bool:

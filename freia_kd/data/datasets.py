@@ -31,6 +31,10 @@ DATASETS = Registry(
         "fashion-mnist": "freia_kd.data.datasets:fashion_mnist",
         "svhn": "freia_kd.data.datasets:svhn",
         "cifar10": "freia_kd.data.datasets:cifar10",
+        "iris": "freia_kd.data.tables:iris",
+        "wine": "freia_kd.data.tables:wine",
+        "breast-cancer": "freia_kd.data.tables:breast_cancer",
+        "digits-table": "freia_kd.data.tables:digits_table",
     },
     "data set",
 )
@@ -242,14 +246,20 @@ def _resize(images: Tensor, size: list[int]) -> Tensor:
 def digits(split: Split, root: Path, download: bool) -> LabelledData:
     """scikit-learn's 1797 handwritten digits, 8x8; a fixed stratified fifth is the test split."""
     from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
 
     pixels, labels = load_digits(return_X_y=True)
-    chosen = train_test_split(
-        np.arange(len(labels)), test_size=0.2, random_state=0, stratify=labels
-    )[split == "test"]
+    chosen = stratified(labels, split)
     images = torch.from_numpy(pixels[chosen] * (255 / 16)).round().to(torch.uint8)
     return LabelledData(images.view(-1, 1, 8, 8), torch.from_numpy(labels[chosen]), "digits")
+
+
+def stratified(labels: np.ndarray, split: Split, test_share: float = 0.2) -> np.ndarray:
+    """The rows of a split that holds every class in proportion; always the same ones."""
+    from sklearn.model_selection import train_test_split
+
+    rows = np.arange(len(labels))
+    parts = train_test_split(rows, test_size=test_share, random_state=0, stratify=labels)
+    return parts[split == "test"]
 
 
 def mnist(split: Split, root: Path, download: bool) -> LabelledData:

@@ -121,11 +121,30 @@ def test_the_papers_students(arch, student, expected):
 
 def test_students_of_other_nets_shrink():
     net = low_rank(MLP(16, 5, (64, 32)), rank=4)
-    plans = [student_plan(net, "mlp", s) for s in "123"]
+    plans = [student_plan(net, "custom", s) for s in "123"]
     assert set(plans[0].layers) == {"layers.1"}
     assert set(plans[1].layers) == {"layers.0", "layers.1", "layers.2"}
     sizes = [sum(p.numel() for p in apply_plan(net, plan).parameters()) for plan in plans]
     assert sizes[0] > sizes[1] > sizes[2]
+
+
+@pytest.mark.parametrize(("student", "ranks"), [("1", (16, 8)), ("2", (8, 4)), ("3", (4, 2))])
+def test_students_of_a_perceptron_have_shares_of_the_widths(student, ranks):
+    plan = student_plan(MLP(100, 5, (64, 32)), "mlp", student)
+    assert {name: layer.ranks for name, layer in plan.layers.items()} == {
+        "layers.0": ranks[:1],
+        "layers.1": ranks[1:],
+    }
+
+
+def test_students_of_a_small_perceptron():
+    plan = student_plan(MLP(3, 2, (16, 16)), "mlp", "3")  # 1/16 of 16 units would be rank 1
+    assert plan.layers == {
+        "layers.0": LayerPlan("svd", (2,)),
+        "layers.1": LayerPlan("svd", (2,)),
+    }
+    with pytest.raises(ValueError, match="the last layer stays"):
+        student_plan(MLP(16, 5, ()), "mlp", "1")
 
 
 def test_student_keeps_what_the_low_rank_explains():
