@@ -12,10 +12,18 @@ from .command import Command, data_options, device_option, json_option, make_pro
 @click.command("train-teacher", cls=Command)
 @options(
     click.argument("data", metavar="DATA"),
-    click.option("--arch", default="lenet5", show_default=True, metavar="NAME|MODULE:CLASS"),
+    click.option(
+        "--arch",
+        metavar="NAME|MODULE:CLASS",
+        help="The architecture; lenet5 for images and mlp for tables if not given.",
+    ),
     data_options,
     click.option("--resize", is_flag=True, help="Resize images of a folder to 32 x 32."),
-    click.option("--epochs", type=click.IntRange(1), default=8, show_default=True),
+    click.option(
+        "--epochs",
+        type=click.IntRange(1),
+        help="Passes over the data; 8 for images, and 1,000 steps for tables, if not given.",
+    ),
     click.option("--batch-size", type=click.IntRange(2), default=128, show_default=True),
     click.option("--learning-rate", type=float, default=1e-3, show_default=True),
     click.option("--seed", type=int, default=0, show_default=True),
@@ -25,11 +33,11 @@ from .command import Command, data_options, device_option, json_option, make_pro
 )
 def command(
     data: str,
-    arch: str,
+    arch: str | None,
     data_root: str | None,
     download: bool,
     resize: bool,
-    epochs: int,
+    epochs: int | None,
     batch_size: int,
     learning_rate: float,
     seed: int,
@@ -39,8 +47,9 @@ def command(
 ) -> None:
     """Train a classifier on DATA and say how accurate it is.
 
-    DATA is digits, mnist, fashion-mnist, svhn, cifar10, a folder of images with one subfolder a
-    class, or a file .npz. The weights after the last step are kept; test data choose nothing.
+    DATA is digits, mnist, fashion-mnist, svhn, cifar10, one of the tables iris, wine,
+    breast-cancer and digits-table, a folder of images with one subfolder a class, or a file .npz.
+    The weights after the last step are kept; test data choose nothing.
     """
     from freia_kd.stages import train_teacher
 
@@ -64,5 +73,5 @@ def command(
     held_out = "test" if result["has_test_split"] else "training (there is no test split)"
     click.echo(
         f"{out}: {result['arch']}, {result['parameters']:,} parameters, "
-        f"{100 * result['accuracy']:.2f} % of {result['count']} {held_out} images right"
+        f"{100 * result['accuracy']:.2f} % of {result['count']} {held_out} inputs right"
     )

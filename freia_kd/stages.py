@@ -35,17 +35,18 @@ from .teachers import (
 
 PathLike = str | os.PathLike[str]
 SIDE = 32  # of images that are resized, as in KegNet and BDNF
+EPOCHS, TABLE_STEPS = 8, 1_000  # of a teacher, unless asked otherwise
 
 
 def train_teacher(
     data: PathLike,
     out: PathLike,
     *,
-    arch: str = "lenet5",
+    arch: str | None = None,
     data_root: PathLike | None = None,
     download: bool = False,
     resize: bool = False,
-    epochs: int = 8,
+    epochs: int | None = None,
     batch_size: int = 128,
     learning_rate: float = 1e-3,
     seed: int = 0,
@@ -57,11 +58,13 @@ def train_teacher(
     Arguments:
         data: A named set, a folder of images or an npz file.
         out: Where the checkpoint goes; it holds the architecture and the domain as well.
-        arch: The architecture, by name or `package.module:Class`.
+        arch: The architecture, by name or `package.module:Class`; if `None`, `"lenet5"` for
+            images and `"mlp"` for vectors.
         data_root: Where torchvision keeps its data sets.
         download: Whether torchvision may download them.
         resize: Whether to resize images of a folder or file to 32 x 32.
-        epochs: Passes over the data.
+        epochs: Passes over the data; if `None`, 8 for images, and for vectors as many as make
+            1,000 steps, since tables are small.
         batch_size: Inputs in a step.
         learning_rate: Adam's, falling to 0 as a cosine.
         seed: The seed of weights and of the order of the data.
@@ -85,11 +88,15 @@ def train_teacher(
     if resize and train.inputs.ndim == 4:
         train = LabelledData(resize_images(train.inputs, (SIDE, SIDE)), train.labels, train.name)
     domain = DOMAINS.get(source) or measure_domain(train, Path(source).stem)
+    arch = arch or ("lenet5" if domain.is_image else "mlp")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = build_net(arch, domain)
     generator = torch.Generator().manual_seed(seed)
-    steps = epochs * max(1, len(train) // batch_size)
+    per_epoch = max(1, len(train) // batch_size)
+    if epochs is None:
+        epochs = EPOCHS if domain.is_image else -(-TABLE_STEPS // per_epoch)
+    steps = epochs * per_epoch
     with (progress or Progress()).stage(f"train {arch} on {train.name}", steps) as stage:
 
         def show(values: dict[str, float]) -> None:

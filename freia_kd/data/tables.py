@@ -16,14 +16,16 @@ def iris(split: Split, root: Path, download: bool) -> LabelledData:
     """150 irises of 3 species, 4 lengths in cm (Fisher, 1936); 45 are the test split."""
     from sklearn.datasets import load_iris
 
-    return _table("iris", *load_iris(return_X_y=True), split, TEST_SHARE)
+    x, y = load_iris(return_X_y=True)
+    return _table("iris", x, y, split, TEST_SHARE)
 
 
 def wine(split: Split, root: Path, download: bool) -> LabelledData:
     """178 wines of 3 growers, 13 chemical features (Forina et al., 1991); 54 are the test split."""
     from sklearn.datasets import load_wine
 
-    return _table("wine", *load_wine(return_X_y=True), split, TEST_SHARE)
+    x, y = load_wine(return_X_y=True)
+    return _table("wine", x, y, split, TEST_SHARE)
 
 
 def breast_cancer(split: Split, root: Path, download: bool) -> LabelledData:
@@ -37,7 +39,8 @@ def breast_cancer(split: Split, root: Path, download: bool) -> LabelledData:
     """
     from sklearn.datasets import load_breast_cancer
 
-    return _table("breast-cancer", *load_breast_cancer(return_X_y=True), split, TEST_SHARE)
+    x, y = load_breast_cancer(return_X_y=True)
+    return _table("breast-cancer", x, y, split, TEST_SHARE)
 
 
 def digits_table(split: Split, root: Path, download: bool) -> LabelledData:
@@ -47,7 +50,8 @@ def digits_table(split: Split, root: Path, download: bool) -> LabelledData:
     """
     from sklearn.datasets import load_digits
 
-    return _table("digits-table", *load_digits(return_X_y=True), split)
+    x, y = load_digits(return_X_y=True)
+    return _table("digits-table", x, y, split)
 
 
 def _table(
