@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from .compression.batchnorm import BatchNorm, batchnorm_layers, prepare_batchnorm
 from .data.datasets import LabelledData
 from .data.synthetic import SyntheticSet
 from .errors import UsageError
@@ -24,6 +26,7 @@ from .teachers.classifier import Classifier, Teacher
 from .teachers.training import channels_last
 
 BOUNDARIES = "activation-boundaries"
+STATISTICS = 2_048  # synthetic inputs from which batch statistics are re-estimated
 BOUNDARY_SHARE = 0.25  # of the steps, where that loss is asked for by name
 
 Batches = Callable[[int], tuple[Tensor, Tensor]]  # from a step to inputs and the teacher's logits
@@ -48,6 +51,9 @@ class DistillationOptions:
         check_every: Steps between checks of the agreement on held-out synthetic inputs.
         patience: Checks without a better agreement after which training stops early; `None` for
             never. The learning rate then has not fallen to 0, so patience should be long.
+        bn: What becomes of batch normalisation. `"freeze"` keeps the teacher's statistics,
+            `"reestimate"` takes those of synthetic inputs before training and keeps them, and
+            `"train"` lets them follow the batches.
 
     Raises:
         UsageError: If there is no such divergence, or a number makes no sense.
@@ -71,6 +77,7 @@ class DistillationOptions:
     learning_rate: float = 2e-3
     check_every: int = 200
     patience: int | None = None
+    bn: BatchNorm = "freeze"
 
     def __post_init__(self) -> None:
         if self.divergence == BOUNDARIES:
@@ -170,8 +177,9 @@ def train_student(
 ) -> None:
     """Trains a student in place on the teacher's logits of synthetic inputs.
 
-    The student stays in eval mode: its normalisation layers keep the teacher's statistics, which
-    the paper found to be better (section 5.2).
+    The student stays in eval mode, dropout included, since it is to match the function that the
+    teacher is in eval mode. By default its normalisation layers keep the teacher's statistics,
+    which the paper found to be better (section 5.2).
 
     Arguments:
         student: The student, on the device to train on.
@@ -196,6 +204,8 @@ def train_student(
         raise UsageError("Mixup and activation boundaries need the teacher; pass teacher=.")
     generator = generator or torch.Generator().manual_seed(torch.seed())
     student.eval().requires_grad_(True)
+    if options.bn != "freeze":
+        prepare_batchnorm(student.net, options.bn, _some_inputs(student, data, generator))
     early, late = _phases(options)
 
     def batches(step: int) -> tuple[Tensor, Tensor]:
@@ -204,11 +214,29 @@ def train_student(
     def later(step: int) -> tuple[Tensor, Tensor]:
         return batches(step + early)
 
-    with channels_last(student):
+    with channels_last(student), _batchnorm_follows(student, options.bn):
         if early and teacher is not None:
             phase = f"{name}-boundaries"
             _learn_boundaries(student, teacher, batches, early, options, generator, run, phase)
         _learn_logits(student, later, late, options, generator, run, name, heldout)
+
+
+def _some_inputs(
+    student: Classifier, data: SyntheticSet | Fresh, generator: torch.Generator
+) -> Tensor:
+    """What the student's net eats, for some synthetic inputs."""
+    size = len(data) if isinstance(data, SyntheticSet) else STATISTICS
+    rows = torch.randperm(size, generator=generator)[:STATISTICS]
+    return student.domain.normalize(data.batch(rows)[0].to(next(student.parameters()).device))
+
+
+@contextmanager
+def _batchnorm_follows(student: nn.Module, bn: BatchNorm) -> Iterator[None]:
+    """Puts batch normalisation that is to be trained into training mode, and back."""
+    for layer in batchnorm_layers(student):
+        layer.train(bn == "train")
+    yield
+    student.eval()
 
 
 def _phases(options: DistillationOptions) -> tuple[int, int]:
@@ -327,7 +355,7 @@ def _learn_logits(
 ) -> None:
     """Trains the student on the teacher's logits, and leaves it with the weights to be kept."""
     divergence = DIVERGENCES[options.divergence]
-    averaged = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(options.ema))
+    averaged = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(options.ema)).eval()
     optimizer = torch.optim.Adam(student.parameters(), options.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     _keep_layout(optimizer)
