@@ -142,9 +142,8 @@ def _comparison_inputs(path: Path, domain: Domain) -> tuple[Tensor, str]:
     if heldout.is_dir():
         data = SyntheticSet(heldout)
         if len(data) > 1:
-            return data.batch(torch.arange(min(INPUTS, len(data))))[
-                0
-            ], "inputs of the held-out synthetic set"
+            inputs, _, _ = data.batch(torch.arange(min(INPUTS, len(data))))
+            return inputs, "inputs of the held-out synthetic set"
     generator = torch.Generator().manual_seed(0)
     if not domain.is_image:
         noise = torch.randn(INPUTS, *domain.shape, generator=generator)

@@ -250,11 +250,16 @@ def _program(classifier: Classifier) -> torch.export.ExportedProgram:
         program = torch.export.export(
             _Deployed(classifier).eval(),
             (_example(classifier),),
-            dynamic_shapes={"pixels": {0: torch.export.Dim("batch", min=1)}},
+            dynamic_shapes=_batches(),
         )
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # names files of this machine
     return program
+
+
+def _batches() -> dict[str, Any]:
+    """For torch.export: the first dimension varies."""
+    return {"pixels": {0: torch.export.Dim("batch", min=1)}}
 
 
 @contextmanager
@@ -313,6 +318,7 @@ def _onnx_model(classifier: Classifier) -> Any:
                 verbose=False,
                 input_names=["pixels"],
                 output_names=["logits"],
+                dynamic_shapes=_batches(),  # for the dimension's name
                 opset_version=OPSET,
             )
         return exported.model_proto
