@@ -1,0 +1,259 @@
+"""Optimising batches of images pixel by pixel under a loss, which several methods share."""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data.datasets import LabelledData
+from ..domain import Domain
+from ..objectives.contract import Terms
+from ..runs.loop import Stateful, TrainingLoop
+from ..runs.run import Run
+from ..teachers.classifier import Classifier, Teacher
+from .bank import Bank
+
+TENSORS = ("full", "half", "labels", "finished", "finished_labels")  # what a canvas keeps
+Loss = Callable[[Tensor, Tensor], Terms]  # of normalised images (B, *shape) and labels (B,)
+
+
+@dataclass(frozen=True)
+class InversionOptions:
+    """How images are optimised; the values are DeepInversion's on CIFAR-10.
+
+    Arguments:
+        images: How many images the bank gets, rounded up to whole batches.
+        batch_size: Images that are optimised together.
+        steps: Steps of Adam for each batch.
+        learning_rate: Adam's, in units of normalised pixels.
+        decay: Whether the learning rate falls to 0 as a cosine within each batch. Off, as in the
+            paper's code for CIFAR-10; that for ImageNet does it, and few steps need it.
+        jitter: The most pixels by which a step rolls the images, each way.
+        flip: Whether every second step, at random, mirrors the images. Off, as in the paper's code
+            for CIFAR-10, since mirrored digits are none; on is for objects.
+        coarse: The share of the steps, the first ones, that optimise images of half the size.
+
+    Raises:
+        ValueError: If a value makes no sense.
+    """
+
+    images: int = 5_120
+    batch_size: int = 256
+    steps: int = 2_000
+    learning_rate: float = 0.05
+    decay: bool = False
+    jitter: int = 2
+    flip: bool = False
+    coarse: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.images, self.batch_size) < 2 or self.steps < 1:
+            raise ValueError(
+                "Expected at least 2 images, a batch_size of 2 and 1 step; got "
+                f"{self.images}, {self.batch_size} and {self.steps}."
+            )
+        if not self.learning_rate > 0 or self.jitter < 0 or not 0 <= self.coarse < 1:
+            raise ValueError(
+                "Expected a positive learning_rate, a jitter of at least 0 and coarse in [0, 1); "
+                f"got {self.learning_rate}, {self.jitter} and {self.coarse}."
+            )
+
+
+class Inversion(Bank):
+    """A bank of images that Adam optimises from Gaussian noise under a loss, batch by batch.
+
+    The images are optimised in the units that the teacher eats, and every step clips them to
+    pixels in [0, 1]. The teacher is frozen and in eval mode. The whole bank is one training stage,
+    whose state holds the finished images, those at work and Adam's moments; it resumes exactly.
+
+    With `coarse` the first images have half the size and are enlarged bilinearly before the teacher
+    sees them, so that it may be one of a fixed input size.
+    """
+
+    needs_images = True
+
+    @abstractmethod
+    def loss(self, teacher: Teacher, student: Classifier | None) -> Loss:
+        """The loss of normalised images `(B, *shape)` and their labels `(B,)`, as named terms."""
+
+    def fit(
+        self,
+        teacher: Teacher,
+        samples: LabelledData | None = None,
+        run: Run | None = None,
+        generator: torch.Generator | None = None,
+        student: Classifier | None = None,
+    ) -> None:
+        device = next(teacher.parameters()).device
+        generator = generator or torch.Generator(device).manual_seed(torch.seed())
+        options = self.options
+        loss = self.loss(_fast(teacher), None if student is None else _fast(student))
+        batches = -(-options.images // options.batch_size)
+        canvas = Canvas(teacher.domain, min(options.images, options.batch_size), batches, generator)
+        optimizer = torch.optim.Adam([canvas.half, canvas.full], options.learning_rate)
+        parts: dict[str, Stateful] = {"canvas": canvas, "optimizer": optimizer}
+        loop = TrainingLoop(
+            self.stage, batches * options.steps, parts, generator, optimizer, run, "invert"
+        )
+        for step in loop:
+            batch, t = divmod(step, options.steps)
+            coarse = t < round(options.coarse * options.steps)
+            if canvas.prepare(batch, coarse):
+                optimizer.state.clear()
+                loop.mark()  # a rollback must not lead back into another batch
+            rate = options.learning_rate * (_cosine(t / options.steps) if options.decay else 1)
+            optimizer.param_groups[0]["lr"] = rate / 2**loop.rollbacks
+            x = augment(canvas.whole(), options.jitter, options.flip, generator)
+            terms = loss(x, canvas.labels)
+            if loop.accept(terms.total, terms.items()):
+                optimizer.zero_grad()
+                terms.total.backward()
+                optimizer.step()
+                canvas.clip()
+            if t == options.steps - 1:
+                canvas.finish()
+        self.inputs = canvas.finished
+        self.labels = self.label(teacher, canvas.finished, canvas.finished_labels)
+        self.keep(run)
+
+    def label(self, teacher: Teacher, images: Tensor, labels: Tensor) -> Tensor:
+        """The labels of finished images: those that were asked for."""
+        return labels
+
+
+class Canvas:
+    """The images at work, and those that are finished; the state of an inversion.
+
+    Arguments:
+        domain: The input domain.
+        size: How many images are at work.
+        batches: How many batches there will be.
+        generator: The source of noise and of the order of labels; its device is the images'.
+    """
+
+    def __init__(self, domain: Domain, size: int, batches: int, generator: torch.Generator) -> None:
+        self.domain, self.size, self.generator = domain, size, generator
+        device, (channels, *sides) = generator.device, domain.shape
+        halves = [-(-side // 2) for side in sides]
+        self.batch, self.coarse = -1, False
+        # Two parameters, of which one is at work: Adam's moments do not change their shape.
+        self.full = nn.Parameter(torch.zeros(size, *domain.shape, device=device))
+        self.half = nn.Parameter(torch.zeros(size, channels, *halves, device=device))
+        self.labels = torch.zeros(size, dtype=torch.long, device=device)
+        self.finished = torch.zeros(size * batches, *domain.shape, device=device)
+        self.finished_labels = torch.zeros(size * batches, dtype=torch.long, device=device)
+        black, white = (torch.full((1, *domain.shape), v, device=device) for v in (0.0, 1.0))
+        self.low = domain.normalize(black)[..., :1, :1]
+        self.high = domain.normalize(white)[..., :1, :1]
+
+    @property
+    def x(self) -> nn.Parameter:
+        """The normalised images at work, of half the size while they are coarse."""
+        return self.half if self.coarse else self.full
+
+    @torch.no_grad()
+    def prepare(self, batch: int, coarse: bool) -> bool:
+        """Starts a new batch, or enlarges coarse images; whether there was a need to."""
+        if batch != self.batch:
+            self._begin(batch, coarse)
+            return True
+        if self.coarse and not coarse:
+            self.full.copy_(self.whole())
+            self.coarse = False
+            return True
+        return False
+
+    def _begin(self, batch: int, coarse: bool) -> None:
+        """Fresh noise; labels are balanced over the bank, and in a random order."""
+        self.batch, self.coarse = batch, coarse
+        device = self.generator.device
+        self.x.copy_(torch.randn(self.x.shape, generator=self.generator, device=device))
+        self.clip()
+        order = torch.randperm(self.size, generator=self.generator, device=device)
+        self.labels = (order + batch * self.size) % self.domain.classes
+
+    def whole(self) -> Tensor:
+        """The images at work with the domain's shape, normalised."""
+        if not self.coarse:
+            return self.full
+        return F.interpolate(self.half, self.domain.shape[1:], mode="bilinear", align_corners=False)
+
+    @torch.no_grad()
+    def clip(self) -> None:
+        """Clips the images at work to pixels in [0, 1]."""
+        self.x.copy_(torch.minimum(torch.maximum(self.x, self.low), self.high))
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Adds the images at work, as pixels, to the finished ones."""
+        rows = slice(self.batch * self.size, (self.batch + 1) * self.size)
+        self.finished[rows] = self.domain.denormalize(self.whole()).clamp(0, 1)
+        self.finished_labels[rows] = self.labels
+
+    def state_dict(self) -> dict[str, Any]:
+        tensors = {name: getattr(self, name).detach() for name in TENSORS}
+        return {"batch": self.batch, "coarse": self.coarse, **tensors}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.batch, self.coarse = state["batch"], state["coarse"]
+        for name in TENSORS:
+            getattr(self, name).copy_(state[name])
+
+
+def augment(x: Tensor, jitter: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """Rolls all images by up to `jitter` pixels each way, and mirrors them in half of the calls.
+
+    Arguments:
+        x: Images with shape `(B, C, H, W)`.
+        jitter: The most pixels.
+        flip: Whether to mirror them (left and right) at random.
+        generator: The source of the random numbers.
+    """
+    device = generator.device
+    if jitter:
+        shifts = torch.randint(-jitter, jitter + 1, (2,), generator=generator, device=device)
+        x = torch.roll(x, shifts.tolist(), (2, 3))
+    if flip and torch.rand((), generator=generator, device=device) < 0.5:
+        x = x.flip(3)
+    return x
+
+
+def total_variation(x: Tensor) -> Tensor:
+    r"""DeepInversion's total variation of a batch: :math:`\sum_d \|x - \mathrm{shift}_d(x)\|_2`.
+
+    The differences to the right, lower, lower right and lower left neighbours d, and the norm over
+    the whole batch (that of :class:`~freia_kd.objectives.image_priors.TotalVariation` is a sum of
+    absolute values for each image, a log-density for flows).
+
+    Arguments:
+        x: Images with shape `(B, C, H, W)`.
+
+    References:
+        | Dreaming to Distill (Yin et al., 2020), eq. (3), after its public code for CIFAR-10
+    """
+    differences = (
+        x[..., :, 1:] - x[..., :, :-1],
+        x[..., 1:, :] - x[..., :-1, :],
+        x[..., 1:, 1:] - x[..., :-1, :-1],
+        x[..., 1:, :-1] - x[..., :-1, 1:],
+    )
+    return torch.stack([torch.linalg.vector_norm(d) for d in differences]).sum()
+
+
+def _cosine(share: float) -> float:
+    return (1 + math.cos(math.pi * share)) / 2
+
+
+def _fast(classifier: Any) -> Any:
+    """A frozen copy in eval mode, in the memory format in which CPUs convolve faster."""
+    fast = copy.deepcopy(classifier).eval().requires_grad_(False)
+    return fast.to(memory_format=torch.channels_last)

@@ -1,0 +1,242 @@
+"""The schemes of The Knowledge Within: Gaussian, inception, batch-norm statistics, and two of them.
+
+The paper's text was not at hand: what is here follows its abstract, the names of its schemes and
+their published summaries, with the batch-norm literature for the rest; the weights are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from scipy import optimize, stats
+from torch import Tensor
+
+from ..data.datasets import LabelledData
+from ..domain import Domain
+from ..objectives.batchnorm import BatchStatistics, LayerStatistics
+from ..objectives.contract import Terms
+from ..runs.run import Run
+from ..teachers.classifier import Classifier, Teacher
+from .inversion import Inversion, InversionOptions, Loss
+from .noise import Noise
+
+EPSILON = 1e-5  # what batch normalisation adds to a variance
+
+
+@dataclass(frozen=True)
+class KnowledgeWithinOptions(InversionOptions):
+    """The hyper-parameters of the schemes that optimise images; the paper's are not known to us.
+
+    Arguments:
+        statistics: The weight of the batch-norm statistics.
+        inception: The weight of the class logit.
+        smoothness: The weight of the smoothness prior, which the inception scheme has.
+        blur: The standard deviation of that prior's Gaussian kernel, in pixels.
+
+    Raises:
+        ValueError: If a value makes no sense.
+    """
+
+    statistics: float = 1.0
+    inception: float = 1.0
+    smoothness: float = 1.0
+    blur: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.statistics, self.inception, self.smoothness) < 0 or not self.blur > 0:
+            raise ValueError(
+                "Expected weights of at least 0 and a positive blur; got "
+                f"{self.statistics}, {self.inception}, {self.smoothness} and {self.blur}."
+            )
+
+
+class KWGaussian(Noise):
+    """The Gaussian scheme: pixels of the training data's mean and standard deviation, by channel.
+
+    Pixels are independent, and labelled by the teacher's own answer; nothing is optimised. A
+    Gaussian clipped to [0, 1] loses the statistics that it has, so it is the one that has the
+    domain's *after* clipping, if there is one (which noise `normal` leaves out). Vectors are not
+    clipped.
+
+    References:
+        | The Knowledge Within: Methods for Data-Free Model Compression (Haroush et al., 2020)
+        | https://arxiv.org/abs/1912.01274
+    """
+
+    name = "kw-gaussian"
+    family = "pixel noise"
+
+    def fit(
+        self,
+        teacher: Teacher,
+        samples: LabelledData | None = None,
+        run: Run | None = None,
+        generator: torch.Generator | None = None,
+        student: Classifier | None = None,
+    ) -> None:
+        super().fit(teacher, samples, run, generator, student)
+        self.mean, self.std = self._moments(teacher.domain)
+
+    def _moments(self, domain: Domain) -> tuple[Tensor, Tensor]:
+        channels = max(len(domain.mean), len(domain.std))
+        pairs = zip(_spread(domain.mean, channels), _spread(domain.std, channels), strict=True)
+        chosen = [clipped_gaussian(m, s) if domain.is_image else (m, s) for m, s in pairs]
+        view = (-1,) + (1,) * (len(domain.shape) - 1)
+        mean, std = torch.tensor(chosen, device=self.device).T
+        return mean.view(view), std.view(view)
+
+    def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        shape = self.teacher.domain.shape
+        x = self.mean + self.std * torch.randn(n, *shape, generator=generator, device=self.device)
+        return x.clamp(0, 1) if self.teacher.domain.is_image else x
+
+
+class KnowledgeWithin(Inversion):
+    """Images by optimisation, the base class of the other schemes.
+
+    Those are optimised as :class:`~freia_kd.synthesizers.inversion.Inversion` says: from Gaussian
+    noise, by Adam, jittered and clipped to pixels in [0, 1].
+
+    References:
+        | The Knowledge Within: Methods for Data-Free Model Compression (Haroush et al., 2020)
+        | https://arxiv.org/abs/1912.01274
+    """
+
+    Options = KnowledgeWithinOptions
+    terms: ClassVar[tuple[str, ...]]  # of which the loss consists
+
+    def loss(self, teacher: Teacher, student: Classifier | None) -> Loss:
+        options, statistics = self.options, BatchStatistics()
+
+        def loss(x: Tensor, y: Tensor) -> Terms:
+            with statistics.observe(teacher.net) as records:
+                logits = teacher.net(x)
+            terms: dict[str, Tensor] = {}
+            if "statistics" in self.terms:
+                terms["statistics"] = options.statistics * gaussian_divergence(records)
+            if "inception" in self.terms:
+                terms["inception"] = -options.inception * logits.gather(1, y[:, None]).mean()
+                terms["smoothness"] = options.smoothness * roughness(x, options.blur)
+            return Terms(**terms)
+
+        return loss
+
+
+class KWInception(KnowledgeWithin):
+    r"""The inception scheme: images of a large class logit, and smooth.
+
+    .. math:: -\langle t_y(x) \rangle + w\,\langle (x - G * x)^2 \rangle
+
+    with the logit t of the wanted class y, and a Gaussian kernel G.
+    """
+
+    name = "kw-inception"
+    terms = ("inception",)
+
+
+class KWStatistics(KnowledgeWithin):
+    r"""The batch-norm statistics scheme: images of the training data's feature statistics.
+
+    .. math:: \Bigl\langle \mathrm{KL}\bigl(\mathcal{N}(\hat\mu, \hat\sigma^2) \,\|\,
+              \mathcal{N}(\mu, \sigma^2)\bigr) \Bigr\rangle
+
+    over all channels of a layer and then over layers, see :func:`gaussian_divergence`. No class is
+    asked for: the teacher labels the images.
+    """
+
+    name = "kw-bns"
+    needs_batchnorm = True
+    terms = ("statistics",)
+
+    @torch.no_grad()
+    def label(self, teacher: Teacher, images: Tensor, labels: Tensor) -> Tensor:
+        """The teacher's own answers."""
+        return torch.cat([teacher(part).argmax(1) for part in images.split(1024)])
+
+
+class KWMixture(KnowledgeWithin):
+    """Batch-norm statistics and inception in one optimisation: the sum of both losses."""
+
+    name = "kw-mixture"
+    needs_batchnorm = True
+    terms = ("statistics", "inception")
+
+
+def gaussian_divergence(records: Sequence[LayerStatistics]) -> Tensor:
+    r"""How far feature statistics are from the remembered ones, as Gaussians, in nats.
+
+    .. math:: \mathrm{KL}\bigl(\mathcal{N}(\hat\mu, \hat\sigma^2) \,\|\, \mathcal{N}(\mu, \sigma^2)
+              \bigr) = \frac{1}{2} \log \frac{\sigma^2}{\hat\sigma^2} - \frac{1}{2}
+              + \frac{\hat\sigma^2 + (\hat\mu - \mu)^2}{2 \sigma^2}
+
+    for each channel, with the running statistics under a hat; the mean over channels, then over
+    layers. Both variances gain the 1e-5 of batch normalisation, since dead channels have none.
+
+    Arguments:
+        records: What :meth:`~freia_kd.objectives.batchnorm.BatchStatistics.observe` recorded.
+    """
+    layers = []
+    for record in records:
+        ours, theirs = record.variance + EPSILON, record.running_variance + EPSILON
+        shift = (record.running_mean - record.mean).square()
+        layers.append((((theirs + shift) / ours - 1 + (ours / theirs).log()) / 2).mean())
+    return torch.stack(layers).mean()
+
+
+def roughness(x: Tensor, std: float) -> Tensor:
+    r"""The mean squared difference of images and their blurred copies, :math:`(x - G * x)^2`.
+
+    Arguments:
+        x: Images with shape `(B, C, H, W)`.
+        std: The standard deviation of the Gaussian kernel G in pixels; edges are replicated.
+    """
+    reach = max(1, round(3 * std))
+    steps = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
+    kernel = torch.softmax(-0.5 * (steps / std).square(), 0)
+    channels = x.shape[1]
+    blurred = F.pad(x, (reach,) * 4, mode="replicate")
+    for view in ((1, 1, -1, 1), (1, 1, 1, -1)):
+        weight = kernel.view(view).expand(channels, *kernel.view(view).shape[1:])
+        blurred = F.conv2d(blurred, weight, groups=channels)
+    return (x - blurred).square().mean()
+
+
+def clipped_gaussian(mean: float, std: float) -> tuple[float, float]:
+    """The Gaussian that has a mean and a standard deviation after clipping to [0, 1].
+
+    Gives the arguments themselves where there is no such Gaussian.
+
+    Example:
+        >>> m, s = clipped_gaussian(0.5, 0.1)  # hardly clipped
+        >>> round(m, 3), round(s, 3)
+        (0.5, 0.1)
+    """
+    if not std**2 < mean * (1 - mean):
+        return mean, std
+
+    def faults(unknown: Any) -> list[float]:
+        m, s = unknown[0], std * 2.0 ** unknown[1]
+        have_mean, have_square = clipped_moments(m, s)
+        return [have_mean - mean, (have_square - have_mean**2) - std**2]
+
+    found = optimize.root(faults, [mean, 0.0])
+    return (float(found.x[0]), std * 2.0 ** float(found.x[1])) if found.success else (mean, std)
+
+
+def clipped_moments(mean: float, std: float) -> tuple[float, float]:
+    """The first two moments of a Gaussian clipped to [0, 1]."""
+    a, b = -mean / std, (1 - mean) / std
+    inside, above = stats.norm.cdf(b) - stats.norm.cdf(a), stats.norm.sf(b)
+    low, high = stats.norm.pdf(a), stats.norm.pdf(b)
+    first = mean * inside + std * (low - high)
+    second = (mean**2 + std**2) * inside + std * (mean * low - (1 + mean) * high)
+    return float(first + above), float(second + above)
+
+
+def _spread(values: tuple[float, ...], count: int) -> tuple[float, ...]:
+    return values * count if len(values) == 1 else values
