@@ -1,0 +1,229 @@
+"""What DFAD and RDSKD share: drawing, labels, states and seeds, for images and vectors."""
+
+import pytest
+import torch
+from torch import nn
+
+from freia_kd.domain import Domain
+from freia_kd.errors import CheckpointError, UsageError
+from freia_kd.runs.run import Run
+from freia_kd.synthesizers import SYNTHESIZERS
+from freia_kd.synthesizers.unconditional import TRIES, InputGenerator, Unconditional
+from freia_kd.teachers import Classifier, Teacher
+from freia_kd.teachers.mlp import MLP
+
+VECTORS = Domain((3,), 4, (1.0, 0.0, -2.0), (1.0, 2.0, 0.5), "vectors")
+SMALL = {"batch_size": 4, "latents": 6, "channels": (4, 3)}
+CASES = [(method, kind) for method in ("dfad", "rdskd") for kind in ("images", "vectors")]
+OF_EACH = pytest.mark.parametrize(("method", "kind"), CASES)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def nets(kind, teacher):
+    """A teacher and a student."""
+    if kind == "images":
+        torch.manual_seed(1)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))
+        return teacher, Classifier(net, teacher.domain, "linear")
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return Teacher(MLP(3, 4), VECTORS, "mlp"), Classifier(MLP(3, 4, (5,)), VECTORS, "mlp")
+
+
+def build(method, **settings):
+    return SYNTHESIZERS[method].build("best", {"steps": 2, **SMALL, **settings})
+
+
+def fitted(method, nets, seed=0, run=None, **settings):
+    synthesizer = build(method, **settings)
+    synthesizer.fit(nets[0], None, run, generator(seed), nets[1])
+    return synthesizer
+
+
+@OF_EACH
+def test_contract(method, nets, kind):
+    synthesizer = fitted(method, nets)
+    x, y = synthesizer.sample(12, generator=generator(1))
+    assert x.shape == (12, *nets[0].domain.shape)
+    assert x.isfinite().all()
+    assert not x.requires_grad
+    assert torch.equal(y, nets[0](x).argmax(1))
+    if kind == "images":
+        assert 0 <= x.min() < x.max() <= 1
+    again, labels = synthesizer.sample(12, generator=generator(1))
+    assert torch.equal(x, again)
+    assert torch.equal(y, labels)
+    assert not torch.equal(x, synthesizer.sample(12, generator=generator(2))[0])
+    assert synthesizer.distinct is None
+    assert synthesizer.part(heldout=True) is synthesizer
+
+
+@OF_EACH
+def test_the_seed_decides_everything(method, nets, kind):
+    torch.manual_seed(0)
+    first = fitted(method, nets)
+    torch.manual_seed(1)  # the global generator plays no part
+    second, other = fitted(method, nets), fitted(method, nets, seed=7)
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    fitted(method, nets)
+    assert torch.equal(torch.rand(3), expected)
+    x, same, different = (s.sample(6, generator=generator(3))[0] for s in (first, second, other))
+    assert torch.equal(x, same)
+    assert not torch.equal(x, different)
+
+
+@OF_EACH
+def test_the_given_nets_are_left_alone(method, nets, kind):
+    for net in nets:
+        net.train()
+    before = [{k: v.clone() for k, v in net.state_dict().items()} for net in nets]
+    asks = [[p.requires_grad for p in net.parameters()] for net in nets]
+    fitted(method, nets)
+    for net, state, flags in zip(nets, before, asks, strict=True):
+        assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
+        assert [p.requires_grad for p in net.parameters()] == flags
+        assert all(p.grad is None for p in net.parameters())
+    assert not nets[0].training
+    assert nets[1].training
+
+
+@OF_EACH
+def test_an_interrupted_run_goes_on_bit_for_bit(method, nets, kind, tmp_path, monkeypatch):
+    whole = fitted(method, nets, steps=5, run=Run(tmp_path / "whole", {}))
+    monkeypatch.setattr("freia_kd.runs.loop.SAVE_EVERY", -1.0)  # after every step
+    optimizer_step, steps = torch.optim.Adam.step, []
+
+    def stop_in_the_fourth(self, *args, **kwargs):
+        steps.append(1)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+        return optimizer_step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", stop_in_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        fitted(method, nets, steps=5, run=Run(tmp_path / "cut", {}))
+    assert len(steps) == 4
+    resumed = fitted(method, nets, steps=5, run=Run(tmp_path / "cut", {}, resume=True))
+    assert len(steps) == 6  # the fourth again, and the fifth
+    x, y = whole.sample(9, generator=generator(3))
+    again, labels = resumed.sample(9, generator=generator(3))
+    assert torch.equal(x, again)
+    assert torch.equal(y, labels)
+
+
+@OF_EACH
+def test_what_a_run_keeps_is_restored_without_the_teacher(method, nets, kind, tmp_path):
+    run = Run(tmp_path, {})
+    with pytest.raises(CheckpointError, match=f"no bank of '{method}'"):
+        build(method).restore(nets[0].domain, run)
+    fitted(method, nets, run=run)
+    restored = build(method)
+    restored.restore(nets[0].domain, run)
+    x, y = restored.sample(40, generator=generator(2))
+    assert torch.equal(y, nets[0](x).argmax(1))
+    assert restored.distinct == 1024
+    assert len(x.unique(dim=0)) == 40
+    chosen = y[:1].repeat(3)
+    assert (nets[0](restored.sample(3, chosen, generator())[0]).argmax(1) == chosen).all()
+
+
+@OF_EACH
+def test_a_stage_of_its_own_for_each_student(method, nets, kind, tmp_path):
+    run, synthesizer = Run(tmp_path, {}), build(method)
+    synthesizer.stage = f"{method}-3"
+    synthesizer.fit(nets[0], None, run, generator(), nets[1])
+    assert run.load(method) is None
+    assert run.load(f"{method}-3")["step"] == 2
+
+
+class Fixed(Unconditional):
+    """Latents of one number are the inputs, of one feature."""
+
+    name = "fixed"
+
+    def fit(self, teacher, samples=None, run=None, generator=None, student=None):
+        self.finish(teacher, self.nets, 1, run, generator)
+
+
+def signs(nets):
+    """A synthesizer whose teacher says 0, 1 or 2 below -1, between, and above 1."""
+
+    class Steps(nn.Module):
+        def forward(self, x):
+            return torch.cat([-x - 1, torch.zeros_like(x), x - 1], 1)
+
+    fixed = Fixed()
+    fixed.nets = nets
+    fixed.fit(Teacher(Steps(), Domain((1,), 3), "steps"), generator=generator())
+    fixed.teacher.register_parameter("place", nn.Parameter(torch.zeros(1)))
+    return fixed
+
+
+def test_labels_asked_for_are_what_the_teacher_says():
+    wanted = torch.tensor([0, 2, 2, 1] * 10)
+    x, y = signs([nn.Identity()]).sample(40, wanted, generator(4))
+    assert torch.equal(y, wanted)
+    assert torch.equal((x[:, 0] > 1).long() + (x[:, 0] > -1).long(), wanted)
+    assert len(x.unique()) == 40
+    soft = nn.functional.one_hot(wanted, 3).float()
+    assert torch.equal(signs([nn.Identity()]).sample(40, soft, generator(4))[0], x)
+
+
+def test_a_label_that_never_comes_does_not_hang():
+    synthesizer = signs([nn.Sigmoid()])  # between 0 and 1, never a 0
+    calls = []
+    synthesizer.generators[0].register_forward_hook(lambda *a: calls.append(1))
+    x, y = synthesizer.sample(5, torch.tensor([0, 1, 0, 1, 0]), generator(4))
+    assert y.tolist() == [0, 1, 0, 1, 0]
+    assert ((x > 0) & (x < 1)).all()
+    assert len(calls) == TRIES
+
+
+def test_labels_of_another_length_are_refused():
+    with pytest.raises(ValueError, match="Expected 3 labels; got 2"):
+        signs([nn.Identity()]).sample(3, torch.arange(2))
+
+
+def test_every_generator_makes_its_share():
+    synthesizer = signs([nn.Sigmoid(), nn.Sequential(nn.Sigmoid(), nn.Threshold(2, 7.0))])
+    x, _ = synthesizer.sample(2000, generator=generator(1))
+    assert (x == 7).double().mean().item() == pytest.approx(0.5, abs=0.04)
+    # Mixed, so that every part of a set has all of them.
+    assert 0 < (x[:20] == 7).sum() < 20
+
+
+def test_inputs_have_the_teachers_units():
+    net = InputGenerator.seeded(VECTORS, 8, (16, 16), generator())
+    x = VECTORS.normalize(net(torch.randn(500, 8, generator=generator(1))))
+    assert torch.allclose(x.mean(0), torch.zeros(3), atol=1e-5)
+    assert torch.allclose(x.var(0, unbiased=False), torch.ones(3), atol=1e-3)
+
+
+def test_images_of_any_size():
+    net = InputGenerator.seeded(Domain((3, 30, 17), 5), 8, (6, 4), generator())
+    x = net(torch.randn(4, 8, generator=generator(1)))
+    assert x.shape == (4, 3, 30, 17)
+    assert 0 <= x.min() < x.max() <= 1
+    x.sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "value", "message"),
+    [
+        ("dfad", "snapshots", 0, "at least 1 for snapshots; got 0"),
+        ("dfad", "student_steps", 0, "at least 1 for student_steps; got 0"),
+        ("dfad", "batch_size", 1, "batch_size of at least 2; got 1"),
+        ("rdskd", "batch_size", 5, "even batch_size, whose halves are compared; got 5"),
+        ("rdskd", "epoch", 0, "at least 1 for steps and epoch; got 2 and 0"),
+    ],
+)
+def test_options_that_make_no_sense(method, name, value, message):
+    with pytest.raises(UsageError, match=message):
+        build(method, **{name: value})
