@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from .compression import apply_plan, count_macs, count_parameters, measure_latencies, student_plan
+from .compression import Plan, Recipe, apply_plan, plot_sensitivity
 from .data.datasets import LabelledData
 from .data.synthetic import SyntheticSet, SyntheticWriter, dequantise, quantise
-from .distillation import agreement, predict, train_student
+from .distillation import train_student
 from .errors import UsageError
+from .files import write_json
+from .measuring import measure_student, measure_teacher
 from .presets import Preset
-from .runs.pictures import draw_grid
+from .runs.pictures import draw_figure, draw_grid
 from .runs.run import Run
 from .synthesizers.contract import Synthesizer
+from .synthesizers.noise import Noise, Normal, Spectral
 from .teachers import Classifier, Teacher, load_classifier, save_classifier
 
+JUDGING = 512  # synthetic inputs on which budgets are judged
 SHARD = 4096  # synthetic inputs in a shard, the grain in which making a set resumes
 
 
@@ -36,6 +42,9 @@ class Job:
         seed: The seed of all random numbers.
         samples: A few real inputs, if any.
         synthesizers: What makes the inputs, each an equal share of them.
+
+    Attributes:
+        recipes: What each student of the run is to be, by name.
     """
 
     teacher: Teacher
@@ -44,7 +53,13 @@ class Job:
     seed: int
     samples: LabelledData | None = None
     synthesizers: Sequence[Synthesizer] = ()
+    recipes: dict[str, Recipe] = field(init=False)
     _fitted: set[str] = field(default_factory=set, init=False, repr=False)
+    _plans: dict[str, tuple[Plan, dict[str, Any] | None]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        known = self.run.record.get("students", {})
+        self.recipes = {name: Recipe.from_dict(fields) for name, fields in known.items()}
 
     @property
     def device(self) -> torch.device:
@@ -152,14 +167,82 @@ class Job:
                 writer.append(inputs, torch.cat(logits), torch.cat([c for _, c in made]))
                 stage.update(shard + 1, {})
 
+    def enlist(self, recipes: Iterable[Recipe]) -> None:
+        """Takes students into the run, whose record keeps what they are to be.
+
+        Raises:
+            UsageError: If the run has another student of the same name.
+        """
+        known = self.run.record.setdefault("students", {})
+        for recipe in recipes:
+            fields = json.loads(json.dumps(recipe.to_dict()))
+            old = known.get(recipe.name, fields)
+            if old != fields:
+                changed = [
+                    f"{k} was {old[k]!r}, is {v!r}" for k, v in fields.items() if v != old[k]
+                ]
+                raise UsageError(
+                    f"The run in {self.run.folder} has another student {recipe.name!r} "
+                    f"({'; '.join(changed)}); choose another --out."
+                )
+            known[recipe.name] = fields
+            self.recipes[recipe.name] = recipe
+        self.run.write()
+
+    def recipe(self, name: str) -> Recipe:
+        """What a student is to be; one of the papers' is enlisted when it is first asked for."""
+        if name not in self.recipes:
+            self.enlist([Recipe(student=name)])
+        return self.recipes[name]
+
+    def plan(self, name: str) -> tuple[Plan, dict[str, Any] | None]:
+        """The plan of a student's layers, and of a budget how it was found.
+
+        A budget is searched for once and then read from the run's folder, since the latency that
+        is measured is never the same again.
+
+        Raises:
+            UsageError: If there is none.
+        """
+        if name not in self._plans:
+            recipe, teacher = self.recipe(name), self.teacher
+            if recipe.target is not None:
+                budget = self._budget(recipe)
+                self._plans[name] = Plan.from_dict(budget["plan"]), budget
+            else:
+                plan = recipe.plan(teacher.net, teacher.arch, teacher.domain.shape)
+                self._plans[name] = plan or Plan(), None
+        return self._plans[name]
+
+    def _budget(self, recipe: Recipe) -> dict[str, Any]:
+        path = self.run / f"budget-{recipe.name}.json"
+        if not path.exists():
+            title = f"search {recipe.name}"
+            with self.run.stage(title), self.run.progress.stage(title, 1) as stage:
+                inputs, source = self._judging_inputs()
+                found = recipe.search(self.teacher.net, self.teacher.domain.normalize(inputs))
+                draw_figure(self.run / "sensitivity.png", plot_sensitivity(found.sensitivity))
+                write_json(path, {**found.to_dict(), "inputs": source})
+                stage.update(1, {"agreement": found.agreement})
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def _judging_inputs(self) -> tuple[Tensor, str]:
+        """Inputs on which budgets are judged, never the held-out ones, and what they are."""
+        purpose = "judging inputs"
+        if not self.shares_inputs:
+            inputs = draw_noise(self.teacher, JUDGING, self.generator(purpose, self.device))
+            return inputs, "noise, since the synthetic inputs need a student first"
+        data = self.sets()[0]
+        rows = torch.randperm(len(data), generator=self.generator(purpose))[:JUDGING]
+        return data.batch(rows)[0].to(self.device), "synthetic inputs to learn from"
+
     def compress(self, name: str) -> tuple[Classifier, dict[str, Any]]:
-        """A fresh student by Tucker decomposition, before any training, and its plan.
+        """A fresh student before any training, and its plan.
 
         Raises:
             ValueError: If there is no such student of this teacher.
         """
-        teacher = self.teacher
-        plan = student_plan(teacher.net, teacher.arch, name)
+        teacher, plan = self.teacher, self.plan(name)[0]
         net = apply_plan(teacher.net, plan).requires_grad_(True)
         return Classifier(net, teacher.domain, teacher.arch).to(self.device).eval(), plan.to_dict()
 
@@ -170,11 +253,10 @@ class Job:
         path = self.run / f"{stage}.safetensors"
         if self.run.done(stage) and path.exists():
             return load_classifier(path, arch=self.teacher.arch).to(self.device)
+        options = replace(self.preset.student, bn=self.recipe(name).bn)
         with self.run.stage(stage):
             heldout = self.sets(name)[1]
-            train_student(
-                student, data, self.preset.student, self.generator(stage), self.run, stage, heldout
-            )
+            train_student(student, data, options, self.generator(stage), self.run, stage, heldout)
             self.save_student(stage, student, plan)
         return student.eval()
 
@@ -201,49 +283,26 @@ class Job:
             for name in names:
                 rows.append(self._measure_student(name, evaluation))
                 stage.update(len(rows), {})
-        teacher = {
-            "parameters": count_parameters(self.teacher.net),
-            "macs": count_macs(self.teacher.net, self.teacher.domain.shape),
-            "accuracy": _accuracy(self.teacher, evaluation),
-        }
-        return teacher, rows
+        return measure_teacher(self.teacher, evaluation), rows
 
     def _measure_student(self, name: str, evaluation: LabelledData | None) -> dict[str, Any]:
-        teacher, shape = self.teacher, self.teacher.domain.shape
         data, heldout = self.sets(name)
         before, plan = self.compress(name)
         student = self.train(name, data)  # which only loads it: it is trained
-        answers = None if evaluation is None else predict(teacher, evaluation)
-        parameters = count_parameters(student.net)
-        theirs, ours = measure_latencies([teacher.net, student.net], shape)
+        budget = self.plan(name)[1]
         return {
             "name": name,
             "file": f"student-{name}.pt",
-            "parameters": parameters,
-            "macs": count_macs(student.net, shape),
-            "compression": count_parameters(teacher.net) / parameters,
-            "latency_ms": ours.median,
-            "latency_range_ms": [ours.low, ours.high],
-            "teacher_latency_ms": theirs.median,
-            "teacher_latency_range_ms": [theirs.low, theirs.high],
+            "recipe": self.run.record["students"][name],
             "ranks": {layer: fields["ranks"] for layer, fields in plan["layers"].items()},
-            "accuracy_before": _accuracy(before, evaluation),
-            "accuracy": _accuracy(student, evaluation),
-            "agreement_before": agreement(before, heldout, half="odd"),
-            "agreement": agreement(student, heldout, half="odd"),
-            "real_agreement_before": _share_equal(before, evaluation, answers),
-            "real_agreement": _share_equal(student, evaluation, answers),
+            "skipped": plan["skipped"],
+            "budget": budget and {k: v for k, v in budget.items() if k != "plan"},
+            **measure_student(self.teacher, before, student, heldout, evaluation),
         }
 
 
-def _accuracy(classifier: Classifier, data: LabelledData | None) -> float | None:
-    return _share_equal(classifier, data, None if data is None else data.labels)
-
-
-def _share_equal(
-    classifier: Classifier, data: LabelledData | None, expected: torch.Tensor | None
-) -> float | None:
-    """The share of inputs of `data` on which a classifier says what is expected."""
-    if data is None or expected is None:
-        return None
-    return predict(classifier, data).eq(expected).double().mean().item()
+def draw_noise(teacher: Teacher, count: int, generator: torch.Generator) -> Tensor:
+    """Noise in place of synthetic inputs: 1/f images in [0, 1], or normal vectors."""
+    noise: Noise = Spectral() if teacher.domain.is_image else Normal()
+    noise.fit(teacher)
+    return noise.draw(count, generator)

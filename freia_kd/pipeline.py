@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from . import __version__
+from .compression import Recipe, as_recipes
 from .data.datasets import DATASETS, LabelledData, Split, load_dataset
 from .domain import Domain
 from .errors import UsageError
@@ -35,7 +36,7 @@ TORCHVISION = ("mnist", "fashion-mnist", "svhn", "cifar10")
 def distill(
     teacher: PathLike | Teacher,
     *,
-    students: Sequence[str] = ("1",),
+    students: Sequence[str | Recipe] | None = None,
     eval_data: PathLike | LabelledData | None = None,
     data_root: PathLike | None = None,
     download: bool = False,
@@ -45,7 +46,8 @@ def distill(
 
     Arguments:
         teacher: A checkpoint, or a teacher in memory.
-        students: The papers' students, `"1"` to `"3"`.
+        students: The papers' students, `"1"` to `"3"`, and others as recipes. By default those of
+            a resumed run, else student 1.
         eval_data: Labelled real data, by name, folder, npz file or in memory, that is read only
             after the last weight is fixed.
         data_root: Where torchvision keeps its data sets.
@@ -65,18 +67,20 @@ def distill(
 
     Example: see `examples/library.py`.
     """
-    students = [str(s) for s in dict.fromkeys(students)]
-    _expect_source(eval_data, data_root, download)
-    job = open_job(teacher, **options)
-    for name in students:
-        job.compress(name)  # fails before any work if there is no such student
-    for name in students:
+    check_source(eval_data, data_root, download)
+    if students is None and not options.get("resume"):
+        students = ["1"]
+    job = open_job(teacher, students=students or (), **options)
+    names = [r.name for r in as_recipes(students or ())] or list(job.recipes) or ["1"]
+    for name in names:
+        job.recipe(name)
+    for name in names:
         data, _ = job.extract(name)
         job.train(name, data)
     evaluation = None  # every weight is fixed: real data may be read
     if eval_data is not None:
-        evaluation = _load(eval_data, job.teacher.domain, "test", data_root, download)
-    return report_run(job, students, evaluation)
+        evaluation = load(eval_data, job.teacher.domain, "test", data_root, download)
+    return report_run(job, names, evaluation)
 
 
 def report_run(job: Job, students: Sequence[str], evaluation: LabelledData | None) -> Report:
@@ -109,7 +113,7 @@ def report_run(job: Job, students: Sequence[str], evaluation: LabelledData | Non
         },
         "seconds": job.run.record["seconds"],
         "seed": job.seed,
-        "versions": _versions(),
+        "versions": versions(),
         "device": str(job.device),
         "options": options,
     }
@@ -119,6 +123,7 @@ def report_run(job: Job, students: Sequence[str], evaluation: LabelledData | Non
 def open_job(
     teacher: PathLike | Teacher,
     *,
+    students: Sequence[str | Recipe] = (),
     arch: str | None = None,
     domain: Domain | None = None,
     samples: PathLike | LabelledData | None = None,
@@ -138,6 +143,7 @@ def open_job(
 
     Arguments:
         teacher: A checkpoint, or a teacher in memory.
+        students: What is to be made of the teacher; that it can be is checked before any work.
         arch: The architecture, by name or `package.module:Class`, if the file does not tell.
         domain: The input domain, if the file does not tell.
         samples: A few labelled real inputs to train on as well (paper eq. 9): a folder of images,
@@ -168,17 +174,20 @@ def open_job(
     path = "in memory" if isinstance(teacher, Teacher) else os.fspath(teacher)
     if not isinstance(teacher, Teacher):
         teacher = load_teacher(teacher, arch, domain)
-    few = None if samples is None else _load(samples, teacher.domain, "train", resize=resize)
+    recipes = as_recipes(students)
+    for recipe in recipes:
+        recipe.plan(teacher.net, teacher.arch, teacher.domain.shape)
+    few = None if samples is None else load(samples, teacher.domain, "train", resize=resize)
     synthesizer = synthesizer or ("bdnf+spectral" if teacher.domain.is_image else "bdnf")
     synthesizers = build_synthesizers(synthesizer, preset, {**(settings or {}), **own})
     expect_able(synthesizers, teacher, few)
     options = {
         "teacher": path,
-        "teacher_sha256": _fingerprint(teacher.state_dict()),
+        "teacher_sha256": fingerprint(teacher.state_dict()),
         "arch": teacher.arch,
         "domain": teacher.domain.to_dict(),
         "samples": None if few is None else few.name,
-        "samples_sha256": None if few is None else _fingerprint({"x": few.inputs, "y": few.labels}),
+        "samples_sha256": None if few is None else fingerprint({"x": few.inputs, "y": few.labels}),
         "preset": {"name": preset, **asdict(sizes)},
         "synthesizer": synthesizer,
         "synthesizers": {s.name: s.settings for s in synthesizers},
@@ -188,7 +197,9 @@ def open_job(
     }
     folder = Path(out) if out is not None else _new_folder(Path(path).stem)
     run = Run(folder, options, resume, progress)
-    return Job(teacher.to(place), run, sizes, seed, few, synthesizers)
+    job = Job(teacher.to(place), run, sizes, seed, few, synthesizers)
+    job.enlist(recipes)
+    return job
 
 
 def load_student(path: PathLike, arch: str | None = None) -> Classifier:
@@ -206,7 +217,7 @@ def load_student(path: PathLike, arch: str | None = None) -> Classifier:
     return load_classifier(path / "student.safetensors" if path.is_dir() else path, arch=arch)
 
 
-def _load(
+def load(
     source: PathLike | LabelledData,
     domain: Domain,
     split: Split,
@@ -214,13 +225,14 @@ def _load(
     download: bool = False,
     resize: bool = False,
 ) -> LabelledData:
+    """Labelled data as :func:`~freia_kd.data.datasets.load_dataset` loads it, or in memory."""
     if not isinstance(source, LabelledData):
         return load_dataset(source, domain, split, root, download, resize)
     source.check(domain)
     return source
 
 
-def _expect_source(
+def check_source(
     source: PathLike | LabelledData | None, root: PathLike | None, download: bool
 ) -> None:
     """Raises unless there seems to be such data, without reading it."""
@@ -265,14 +277,16 @@ def _file_hash(flow: str) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
-def _fingerprint(tensors: dict[str, torch.Tensor]) -> str:
+def fingerprint(tensors: dict[str, torch.Tensor]) -> str:
+    """The SHA-256 of named tensors."""
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """The versions of this package, of Python and of what decides the numbers."""
     packages = ("torch", "torchvision", "FrEIA", "normflows", "tensorly", "numpy")
     return {
         "freia_kd": __version__,

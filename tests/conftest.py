@@ -56,11 +56,11 @@ def tiny():
         heldout_size=32,
         student=DistillationOptions(steps=6, batch_size=16),
     )
-    measure = partial(compression.measure_latencies, seconds=0.01)
+    measure = partial(compression.compare_costs, seconds=0.005)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(presets.PRESETS, "quick", preset)
         patch.setattr(BDNF, "presets", {"quick": {"steps": 4, "batch_size": 8}})
-        patch.setattr("freia_kd.job.measure_latencies", measure)
+        patch.setattr("freia_kd.measuring.compare_costs", measure)
         yield preset
 
 

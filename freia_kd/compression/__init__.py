@@ -6,6 +6,7 @@ from .comparison import Comparison, compare_costs
 from .cost import Latency, count_macs, count_parameters, measure_latencies, measure_latency
 from .evbmf import EVBMF, evbmf_rank
 from .plans import LayerPlan, Plan, Skipped, make_plan, read_rules, student_plan
+from .recipe import Recipe, as_recipes, parse_ranks
 from .sensitivity import Sensitivity, measure_sensitivity, plot_sensitivity
 from .surgery import apply_plan, restructure
 from .tucker import evbmf_ranks, svd_linear, tucker2
@@ -17,9 +18,11 @@ __all__ = [
     "Latency",
     "LayerPlan",
     "Plan",
+    "Recipe",
     "Sensitivity",
     "Skipped",
     "apply_plan",
+    "as_recipes",
     "compare_costs",
     "count_macs",
     "count_parameters",
@@ -29,6 +32,7 @@ __all__ = [
     "measure_latencies",
     "measure_latency",
     "measure_sensitivity",
+    "parse_ranks",
     "plot_sensitivity",
     "prepare_batchnorm",
     "read_rules",

@@ -8,12 +8,13 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from .cost import count_macs, count_parameters, measure_latencies
+from .cost import count_macs, count_parameters, measure_latencies, trace_layers
 from .plans import LayerPlan, Plan, Skipped
-from .sensitivity import SHARES, Judge, Sensitivity, saved, try_layers
+from .sensitivity import SHARES, Judge, LowRank, Sensitivity, levels, saved, try_layers
 from .surgery import apply_plan, candidates, require_sound, restructure
 
 Target = Literal["params", "macs", "latency", "drop"]
+WHAT = {"params": "parameters", "macs": "multiply-accumulates", "latency": "latency"}
 Layers = Mapping[str, LayerPlan]
 Worth = Callable[[Sensitivity], float]
 
@@ -76,7 +77,7 @@ def search_plan(
         ValueError: If the goal makes no sense, the net is not sound or rejects the inputs, or
             no plan meets the target; the message says the best found.
     """
-    _check_goal(target, goal)
+    check_goal(target, goal)
     require_sound(net)
     judge = Judge(net, inputs)
     rows = try_layers(judge, None, shares, latency=target == "latency")
@@ -197,22 +198,68 @@ class _Search:
 
     def _too_costly(self) -> str:
         best = self.path[-1]
-        what = {"params": "parameters", "macs": "multiply-accumulates", "latency": "latency"}
         agreement = self.judge.judge_layers(best)[0]
         return (
-            f"Cannot reach {self.goal:.1%} of the {what[self.target]}: the best found is "
+            f"Cannot reach {self.goal:.1%} of the {WHAT[self.target]}: the best found is "
             f"{self.measure(best):.1%}, with an agreement of {agreement:.1%} before distillation. "
             "Ask for less, or for another architecture."
         )
 
 
-def _check_goal(target: Target, goal: float) -> None:
+def check_goal(target: Target, goal: float) -> None:
+    """Raises `ValueError` if there is no such target, or its bound makes no sense."""
     if target not in get_args(Target):
         raise ValueError(f"Expected a target of {', '.join(get_args(Target))}; got {target!r}.")
     if target == "drop" and not 0 <= goal < 100:
         raise ValueError(f"Expected a drop of 0 to 100 percentage points; got {goal}.")
     if target != "drop" and not 0 < goal < 1:
         raise ValueError(f"Expected a share between 0 and 1 of the net's {target}; got {goal}.")
+
+
+def expect_reachable(
+    net: nn.Module,
+    shape: Sequence[int],
+    target: Target,
+    goal: float,
+    shares: Sequence[float] = SHARES,
+) -> None:
+    """Raises if no plan can meet a bound on parameters or MACs, which takes no inputs to tell.
+
+    Bounds on latency and drop are only measured in the search itself.
+
+    Arguments:
+        net: The trained net, which is not modified.
+        shape: The shape of one input, without the batch.
+        target: What is bounded, as for :func:`search_plan`.
+        goal: The bound.
+        shares: The shares of a layer's weights at which the search tries it.
+
+    Raises:
+        ValueError: If the goal makes no sense or cannot be met, the net is not sound, or no layer
+            gains; the message says how far one can go.
+    """
+    check_goal(target, goal)
+    require_sound(net)
+    uses, most = trace_layers(net, shape), [0, 0]
+    gaining = False
+    for name, layer in candidates(net)[0].items():
+        plans = levels(LowRank(layer), uses[name], shares)
+        gains = [saved(layer, plan, uses[name]) for plan in plans]
+        gaining = gaining or bool(gains)
+        for i in (0, 1):
+            most[i] += max((gain[i] for gain in gains), default=0)
+    if not gaining:
+        raise ValueError(f"Cannot bound the {target}: no layer of the net gains by a lower rank.")
+    if target not in ("params", "macs"):
+        return
+    which = 0 if target == "params" else 1
+    total = (count_parameters(net), count_macs(net, shape))[which]
+    lowest = 1 - most[which] / total
+    if lowest > goal:
+        raise ValueError(
+            f"Cannot reach {goal:.1%} of the {WHAT[target]}: the lowest ranks tried leave "
+            f"{lowest:.1%}. Ask for less, or for another architecture."
+        )
 
 
 def _descend(rows: Sequence[Sensitivity], worth: Worth) -> list[Layers]:

@@ -198,7 +198,7 @@ def try_layers(
     rows = []
     for name in judge.layers if layers is None else layers:
         layer, use = judge.layers[name], judge.uses[name]
-        for plan in _levels(judge.low_rank[name], use, shares):
+        for plan in levels(judge.low_rank[name], use, shares):
             agreement, divergence = judge.judge_layers({name: plan})
             share = planned_weights(layer, plan) / layer.weight.numel()
             gains = saved(layer, plan, use)
@@ -207,7 +207,7 @@ def try_layers(
     return rows
 
 
-def _levels(low_rank: LowRank, use: LayerUse, shares: Sequence[float]) -> list[LayerPlan]:
+def levels(low_rank: LowRank, use: LayerUse, shares: Sequence[float]) -> list[LayerPlan]:
     """The highest ranks within each share of the weights, where the layer gains at all."""
     layer = low_rank.layer
     descent = [plan for plan in low_rank.descent() if why_no_gain(layer, plan, use) is None]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ..files import atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def draw_grid(path: str | os.PathLike[str], images: Tensor, rows: int, scale: int = 2) -> None:
@@ -61,5 +64,10 @@ def draw_curves(path: str | os.PathLike[str], metrics: Sequence[dict[str, Any]])
         else:
             axes.legend(fontsize="small")
         axes.grid(alpha=0.3)
+    draw_figure(path, figure)
+
+
+def draw_figure(path: str | os.PathLike[str], figure: Figure) -> None:
+    """Writes a matplotlib figure as a PNG."""
     with atomic(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
