@@ -51,32 +51,61 @@ class Base(nn.Module, ABC):
 
 
 class GaussianBase(Base):
-    r"""The standard Gaussian :math:`\mathcal{N}(0, I)`.
+    r"""A diagonal Gaussian, the standard one :math:`\mathcal{N}(0, I)` unless told otherwise.
 
     Arguments:
         shape: The shape of one latent.
+        mean: The mean, one for all entries or with the shape of a latent.
+        std: The standard deviation, likewise.
 
     Example:
         >>> GaussianBase((2,)).log_prob(torch.zeros(1, 2)).item()  # -log(2 pi)
         -1.8378...
     """
 
-    anchor: Tensor
+    mean: Tensor
+    std: Tensor
 
-    def __init__(self, shape: Sequence[int]) -> None:
+    def __init__(
+        self,
+        shape: Sequence[int],
+        mean: float | Sequence[float] = 0.0,
+        std: float | Sequence[float] = 1.0,
+    ) -> None:
         super().__init__(shape)
-        self.register_buffer("anchor", torch.zeros(()), persistent=False)  # knows device and dtype
+        for name, value in (("mean", mean), ("std", std)):
+            self.register_buffer(
+                name, torch.as_tensor(value, dtype=torch.get_default_dtype()), persistent=False
+            )
+
+    @classmethod
+    def for_domain(cls, domain: Domain) -> GaussianBase:
+        """The standard Gaussian in the normalised units of a domain of vectors.
+
+        Raises:
+            ValueError: If the domain is one of images, whose latents are not in its units.
+        """
+        if domain.is_image:
+            raise ValueError(f"Expected a domain of vectors; got one of images {domain.shape}.")
+        means, stds = (v * domain.shape[0] if len(v) == 1 else v for v in (domain.mean, domain.std))
+        return cls(domain.shape, means, stds)
+
+    def whiten(self, z: Tensor) -> Tensor:
+        return (z - self.mean) / self.std
+
+    def unwhiten(self, w: Tensor) -> Tensor:
+        return w * self.std + self.mean
 
     def log_prob(self, z: Tensor) -> Tensor:
-        return -0.5 * (z.square() + math.log(2 * math.pi)).flatten(1).sum(1)
+        density = -0.5 * (self.whiten(z).square() + math.log(2 * math.pi)) - self.std.log()
+        return density.flatten(1).sum(1)
 
     def sample(
         self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
     ) -> Tensor:
-        anchor = self.anchor
-        return temperature * torch.randn(
-            n, *self.shape, generator=generator, device=anchor.device, dtype=anchor.dtype
-        )
+        std = self.std
+        white = torch.randn(n, *self.shape, generator=generator, device=std.device, dtype=std.dtype)
+        return self.unwhiten(temperature * white)
 
 
 def dct_matrix(n: int) -> Tensor:

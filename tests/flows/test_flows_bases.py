@@ -18,6 +18,7 @@ def bases_to_test():
     means = [[0.3, -0.5]] * 8
     return {
         "gaussian": GaussianBase((5,)),
+        "scaled": GaussianBase((3,), (1.0, -2.0, 750.0), (0.1, 3.0, 300.0)),
         "grey": SpectralBase((1, 6, 5)),
         "colour": SpectralBase((3, 4, 4)),
         "means": SpectralBase((2, 3, 4), weights=range(1, 9), means=means),
@@ -45,6 +46,27 @@ def test_gaussian_against_torch():
     z = torch.randn(3, 5)
     expected = torch.distributions.Normal(0, 1).log_prob(z).sum(1)
     assert torch.allclose(GaussianBase((5,)).log_prob(z), expected)
+
+
+def test_a_gaussian_of_a_domain_has_its_statistics():
+    domain = Domain((2,), 3, (750.0, -1.0), (300.0, 0.1))
+    base, normal = (
+        GaussianBase.for_domain(domain),
+        torch.distributions.Normal(torch.tensor(domain.mean), torch.tensor(domain.std)),
+    )
+    z = base.sample(4000, generator=generator())
+    assert torch.allclose(base.log_prob(z), normal.log_prob(z).sum(1), atol=1e-4)
+    assert torch.allclose(domain.normalize(z).mean(0), torch.zeros(2), atol=0.05)
+    assert torch.allclose(domain.normalize(z).std(0), torch.ones(2), atol=0.05)
+    assert torch.allclose(base.whiten(z), domain.normalize(z), atol=1e-4)
+    cold = base.sample(4000, temperature=0.1, generator=generator())
+    assert torch.allclose(domain.normalize(cold), 0.1 * domain.normalize(z), atol=1e-4)
+    for one in (Domain((3,), 2, (5.0,), (2.0,)), Domain((3,), 2, (5.0,) * 3, (2.0,) * 3)):
+        x = torch.tensor([[5.0, 7.0, 3.0]])
+        expected = torch.distributions.Normal(5.0, 2.0).log_prob(x).sum(1)
+        assert torch.allclose(GaussianBase.for_domain(one).log_prob(x), expected)
+    with pytest.raises(ValueError, match="Expected a domain of vectors"):
+        GaussianBase.for_domain(DOMAINS["mnist"])
 
 
 def test_spectral_density_is_the_mixture_it_says():
