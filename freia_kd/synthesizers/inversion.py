@@ -79,6 +79,7 @@ class Inversion(Bank):
     """
 
     needs_images = True
+    family = "inversion"
 
     @abstractmethod
     def loss(self, teacher: Teacher, student: Classifier | None) -> Loss:

@@ -1,0 +1,401 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.spatial.distance import jensenshannon
+from tiny_batchnorm import DOMAIN, draw, features, generator, make_student, make_teacher
+
+from freia_kd.domain import Domain
+from freia_kd.errors import CheckpointError, UsageError
+from freia_kd.objectives.contract import Terms
+from freia_kd.runs.run import Run
+from freia_kd.synthesizers import SYNTHESIZERS
+from freia_kd.synthesizers.deep_inversion import (
+    AdaptiveDeepInversion,
+    AdaptiveDeepInversionOptions,
+    DeepInversion,
+    DeepInversionOptions,
+)
+from freia_kd.synthesizers.inversion import Canvas, augment, total_variation
+
+SMALL = {"images": 12, "batch_size": 6, "steps": 4}
+OPTIONS = DeepInversionOptions(**SMALL, coarse=0.5, flip=True)
+
+
+def fit(options=OPTIONS, seed=0, teacher=None, run=None, kind=DeepInversion, student=None):
+    synthesizer = kind(options)
+    synthesizer.fit(teacher or make_teacher(), None, run, generator(seed), student)
+    return synthesizer
+
+
+def hooks(module):
+    return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in module.modules())
+
+
+def test_the_bank():
+    synthesizer = fit()
+    assert synthesizer.distinct == 12
+    assert synthesizer.inputs.shape == (12, *DOMAIN.shape)
+    assert synthesizer.inputs.min() >= 0
+    assert synthesizer.inputs.max() <= 1
+    assert not synthesizer.inputs.requires_grad
+    assert len(synthesizer.inputs.unique(dim=0)) == 12
+    assert synthesizer.labels.bincount().tolist() == [4, 4, 4]
+
+
+def test_images_are_those_of_the_labels_asked_for():
+    synthesizer = fit()
+    wanted = torch.tensor([2, 2, 0, 1])
+    x, y = synthesizer.sample(4, wanted, generator())
+    assert torch.equal(y, wanted)
+    for image, label in zip(x, wanted, strict=True):
+        row = (synthesizer.inputs == image).flatten(1).all(1)
+        assert synthesizer.labels[row].tolist() == [label]
+
+
+def test_labels_are_balanced_over_batches_and_in_random_order():
+    canvas = Canvas(DOMAIN, 5, 3, generator())
+    labels = []
+    for batch in range(3):
+        canvas.prepare(batch, False)
+        labels.append(canvas.labels)
+    assert torch.cat(labels).bincount().tolist() == [5, 5, 5]
+    assert any(part.tolist() != sorted(part.tolist()) for part in labels)
+
+
+def test_images_are_rounded_up_to_whole_batches():
+    assert fit(DeepInversionOptions(images=7, batch_size=3, steps=1)).distinct == 9
+    assert fit(DeepInversionOptions(images=3, batch_size=8, steps=1)).distinct == 3
+
+
+def test_every_term_is_the_papers():
+    teacher, (x, y) = make_teacher(), draw()
+    options = DeepInversionOptions(statistics=2.0, variation=0.3, norm=0.7)
+    terms, logits = DeepInversion(options).terms(teacher, x, y)
+    values = {name: float(value) for name, value in terms.items()}
+    scores = logits.double().numpy()
+    chances = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    assert values["cls"] == pytest.approx(-np.log(chances[np.arange(6), y]).mean(), rel=1e-5)
+    expected = sum(
+        np.linalg.norm(h.mean(1) - layer.running_mean.numpy())
+        + np.linalg.norm(h.var(1) - layer.running_var.numpy())
+        for h, layer in zip(features(teacher.net, x), (teacher.net[1], teacher.net[4]), strict=True)
+    )
+    assert values["statistics"] == pytest.approx(2 * expected, rel=1e-5)
+    assert values["norm"] == pytest.approx(0.7 * np.sqrt((x.numpy() ** 2).sum()), rel=1e-5)
+    assert values["variation"] == pytest.approx(0.3 * variation_by_hand(x.numpy()), rel=1e-5)
+    assert list(values) == ["cls", "statistics", "variation", "norm"]
+
+
+def variation_by_hand(x):
+    total = 0.0
+    for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        squares = 0.0
+        for i in range(x.shape[2] - down):
+            for j in range(max(0, -right), x.shape[3] - max(0, right)):
+                squares += ((x[:, :, i, j] - x[:, :, i + down, j + right]) ** 2).sum()
+        total += np.sqrt(squares)
+    return total
+
+
+def test_variation_of_a_constant_image_is_0():
+    assert total_variation(torch.full((2, 1, 4, 4), 0.3)).item() == 0
+
+
+def test_optimisation_lowers_the_loss():
+    teacher = make_teacher()
+    options = DeepInversionOptions(
+        images=30, batch_size=30, steps=30, learning_rate=0.2, statistics=3.0
+    )
+    method = fit(options, teacher=teacher)
+    noise = Canvas(DOMAIN, 30, 1, generator())
+    noise.prepare(0, False)
+    before, _ = method.terms(teacher, noise.whole().detach(), noise.labels)
+    after, _ = method.terms(teacher, DOMAIN.normalize(method.inputs), method.labels)
+    assert after.terms["statistics"] < 0.85 * before.terms["statistics"]
+    assert after.terms["cls"] < 0.95 * before.terms["cls"]
+    assert torch.equal(noise.labels, method.labels)
+
+
+def test_the_competition_is_one_minus_jensen_shannon():
+    teacher, student, (x, y) = make_teacher(), make_student().eval(), draw()
+    options = AdaptiveDeepInversionOptions(competition=5.0)
+    terms = AdaptiveDeepInversion(options).loss(teacher, student)(x, y)
+    with torch.no_grad():
+        ours, theirs = (
+            (net(x).double() / 3).softmax(1).numpy() for net in (teacher.net, student.net)
+        )
+    divergence = (jensenshannon(ours, theirs, axis=1) ** 2).mean()
+    assert divergence > 0.01
+    assert terms.terms["competition"].item() == pytest.approx(5 * (1 - divergence), rel=1e-5)
+    plain = DeepInversion(options).loss(teacher, None)(x, y)
+    assert terms.total.item() == pytest.approx(
+        (plain.total + terms.terms["competition"]).item(), rel=1e-5
+    )
+
+
+def test_competition_increases_the_disagreement():
+    teacher, student = make_teacher(), make_student().eval()
+
+    def agreement(weight):
+        options = AdaptiveDeepInversionOptions(
+            images=30,
+            batch_size=30,
+            steps=20,
+            learning_rate=0.2,
+            jitter=0,
+            statistics=0.1,
+            competition=weight,
+        )
+        x = fit(options, 0, teacher, kind=AdaptiveDeepInversion, student=student).inputs
+        with torch.no_grad():
+            p, q = teacher(x).softmax(1), student(x).softmax(1)
+        return 1 - (jensenshannon(p, q, axis=1) ** 2).mean()
+
+    assert agreement(10.0) < agreement(0.0) - 0.1
+
+
+def test_teacher_and_student_stay_as_they_are():
+    teacher, student = make_teacher(), make_student().train()
+    before = [{k: v.clone() for k, v in m.state_dict().items()} for m in (teacher, student)]
+    options = AdaptiveDeepInversionOptions(**SMALL)
+    fit(options, 0, teacher, kind=AdaptiveDeepInversion, student=student)
+    for state, model in zip(before, (teacher, student), strict=True):
+        assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
+        assert all(p.grad is None for p in model.parameters())
+        assert hooks(model) == 0
+    assert student.training
+    assert all(p.requires_grad for p in student.parameters())
+
+
+def test_gradients_reach_the_images_alone_and_hooks_are_removed():
+    teacher, (x, y) = make_teacher(), draw()
+    terms, _ = DeepInversion(OPTIONS).terms(teacher, x.requires_grad_(), y)
+    terms.total.backward()
+    assert x.grad.abs().sum() > 0
+    assert all(p.grad is None for p in teacher.parameters())
+    assert hooks(teacher) == 0
+
+
+def test_an_adaptive_one_without_a_student_is_refused():
+    with pytest.raises(UsageError, match="needs a student"):
+        fit(AdaptiveDeepInversionOptions(**SMALL), kind=AdaptiveDeepInversion)
+    assert "student" in AdaptiveDeepInversion.why_not(make_teacher(), student=False)
+    assert AdaptiveDeepInversion.why_not(make_teacher()) is None
+    assert DeepInversion.why_not(make_teacher(), student=False) is None
+
+
+def test_the_same_seed_gives_the_same_bank():
+    torch.manual_seed(0)
+    first = fit()
+    after = torch.rand(2)
+    torch.manual_seed(0)
+    assert torch.equal(after, torch.rand(2))  # the global generator plays no part
+    second, other = fit(), fit(seed=1)
+    assert torch.equal(first.inputs, second.inputs)
+    assert torch.equal(first.labels, second.labels)
+    assert not torch.equal(first.inputs, other.inputs)
+
+
+class Interrupted(DeepInversion):
+    """Is killed at a step, or sees a loss that is not finite."""
+
+    stop_at, bad = None, ()
+
+    def loss(self, teacher, student):
+        whole, self.calls = super().loss(teacher, student), 0
+
+        def loss(x, y):
+            call, self.calls = self.calls, self.calls + 1
+            if call == self.stop_at:
+                raise KeyboardInterrupt
+            terms = whole(x, y)
+            return terms + Terms(fault=x.sum() * torch.nan) if call in self.bad else terms
+
+        return loss
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 5, 7])  # coarse or not, in the first or second batch
+def test_a_killed_run_is_resumed_bit_for_bit(stop_at, tmp_path, monkeypatch):
+    monkeypatch.setattr("freia_kd.runs.loop.SAVE_EVERY", 0.0)
+    whole = fit()
+    killed = Interrupted(OPTIONS)
+    killed.stop_at = stop_at
+    with pytest.raises(KeyboardInterrupt):
+        killed.fit(make_teacher(), None, Run(tmp_path, {}), generator())
+    resumed = Interrupted(OPTIONS)
+    resumed.fit(make_teacher(), None, Run(tmp_path, {}, resume=True), generator(99))
+    assert resumed.calls == 8 - stop_at
+    assert torch.equal(resumed.inputs, whole.inputs)
+    assert torch.equal(resumed.labels, whole.labels)
+    again = Interrupted(OPTIONS)
+    again.fit(make_teacher(), None, Run(tmp_path, {}, resume=True), generator(98))
+    assert again.calls == 0
+    assert torch.equal(again.inputs, whole.inputs)
+
+
+@pytest.mark.parametrize("bad", [4, 5, 7])
+def test_a_loss_that_is_not_finite_leaves_the_other_batch_alone(bad):
+    whole, troubled = fit(), Interrupted(OPTIONS)
+    troubled.bad = {bad}
+    troubled.fit(make_teacher(), None, None, generator())
+    assert torch.equal(troubled.inputs[:6], whole.inputs[:6])
+    assert torch.equal(troubled.labels, whole.labels)
+    assert not torch.equal(troubled.inputs[6:], whole.inputs[6:])
+    assert torch.isfinite(troubled.inputs).all()
+    assert troubled.inputs[6:].flatten(1).std(1).min() > 0.01
+
+
+def rates_of(monkeypatch, options, bad=()):
+    rates, step = [], torch.optim.Adam.step
+
+    def record(self, *arguments):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", record)
+    synthesizer = Interrupted(options)
+    synthesizer.bad = bad
+    synthesizer.fit(make_teacher(), None, None, generator())
+    return rates
+
+
+def test_learning_rate_falls_as_a_cosine_within_a_batch(monkeypatch):
+    options = DeepInversionOptions(**SMALL, learning_rate=0.4, decay=True)
+    cosine = 0.2 * (1 + np.cos(np.pi * np.arange(4) / 4))
+    assert rates_of(monkeypatch, options) == pytest.approx([*cosine, *cosine])
+
+
+def test_learning_rate_is_constant_but_for_rollbacks(monkeypatch):
+    options = DeepInversionOptions(**SMALL, learning_rate=0.4)
+    assert rates_of(monkeypatch, options, {2}) == pytest.approx([0.4] * 2 + [0.2] * 5)
+
+
+def test_without_jitter_and_flip_images_stay():
+    x, _ = draw()
+    source = generator()
+    before = source.get_state()
+    assert augment(x, 0, False, source) is x
+    assert torch.equal(source.get_state(), before)
+
+
+def test_jitter_rolls_by_every_shift_up_to_its_range():
+    x, source = torch.zeros(1, 1, 9, 9), generator()
+    x[0, 0, 4, 4] = 1
+    seen = {divmod(int(augment(x, 2, False, source).argmax()), 9) for _ in range(400)}
+    assert seen == {(i, j) for i in range(2, 7) for j in range(2, 7)}
+
+
+def test_flip_mirrors_about_half_of_the_time():
+    x, source = draw()[0], generator()
+    results = [augment(x, 0, True, source) for _ in range(200)]
+    mirrored = sum(torch.equal(r, torch.flip(x, (3,))) for r in results)
+    assert 70 < mirrored < 130
+    assert sum(torch.equal(r, x) for r in results) == 200 - mirrored
+
+
+def test_digits_are_not_mirrored_by_default():
+    assert not DeepInversionOptions().flip
+
+
+def test_coarse_images_have_half_the_size_and_are_enlarged():
+    canvas = Canvas(DOMAIN, 4, 1, generator())
+    assert canvas.prepare(0, coarse=True)
+    assert canvas.x.shape == (4, 2, 4, 4)  # 8 x 7, halved and rounded up
+    assert canvas.whole().shape == (4, *DOMAIN.shape)
+    assert not canvas.prepare(0, coarse=True)
+    expected = F.interpolate(canvas.half, (8, 7), mode="bilinear", align_corners=False)
+    assert canvas.prepare(0, coarse=False)
+    assert torch.equal(canvas.x, expected)
+    assert canvas.x is canvas.full
+    assert not canvas.prepare(0, coarse=False)
+
+
+def test_the_first_share_of_the_steps_is_coarse(monkeypatch):
+    sizes, step = [], torch.optim.Adam.step
+
+    def record(self, *arguments):
+        sizes.append([p.shape[2] for p in self.param_groups[0]["params"] if p.grad is not None])
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", record)
+    fit(DeepInversionOptions(images=12, batch_size=6, steps=4, coarse=0.25))
+    assert sizes == [[4], [8], [8], [8]] * 2
+
+
+def test_the_teacher_sees_pixels_of_its_own_size_only():
+    teacher, seen = make_teacher(), []
+
+    def record(module, inputs):
+        seen.append(inputs[0].detach())
+
+    handle = teacher.net.register_forward_pre_hook(record)
+    fit(DeepInversionOptions(**SMALL, learning_rate=5.0, coarse=0.5), teacher=teacher)
+    handle.remove()
+    assert len(seen) == 8
+    for x in seen:
+        pixels = DOMAIN.denormalize(x)
+        assert x.shape[1:] == DOMAIN.shape
+        assert pixels.min() > -1e-5
+        assert pixels.max() < 1 + 1e-5
+
+
+def test_part_and_restore(tmp_path):
+    run = Run(tmp_path, {})
+    with pytest.raises(CheckpointError, match="no bank"):
+        DeepInversion(OPTIONS).restore(DOMAIN, run)
+    synthesizer = fit(run=run)
+    restored = DeepInversion(OPTIONS)
+    restored.restore(DOMAIN, Run.open(tmp_path))
+    assert torch.equal(restored.inputs, synthesizer.inputs)
+    assert torch.equal(restored.labels, synthesizer.labels)
+    parts = [restored.part(heldout) for heldout in (False, True)]
+    assert [p.distinct for p in parts] == [10, 2]
+    together = torch.cat([p.inputs for p in parts])
+    assert len(together.unique(dim=0)) == 12
+
+
+def test_teachers_without_statistics_are_refused(teacher):
+    assert "batch normalisation" in DeepInversion.why_not(teacher)
+    vectors = make_teacher()
+    vectors.domain = Domain((2,), 3)
+    assert "vectors" in DeepInversion.why_not(vectors)
+
+
+@pytest.mark.parametrize("kind", [DeepInversion, AdaptiveDeepInversion])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "1 step"),
+        ({"batch_size": 1}, "batch_size"),
+        ({"images": 0}, "images"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"coarse": 1.0}, "coarse"),
+        ({"jitter": -1}, "jitter"),
+        ({"statistics": -1.0}, "weights"),
+        ({"variation": -1.0}, "weights"),
+        ({"flip": 1}, "flip"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(kind, settings, message):
+    with pytest.raises(UsageError, match=message):
+        kind.build("best", settings)
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"competition": -1.0}])
+def test_options_of_the_competition(settings):
+    with pytest.raises(UsageError, match="competition"):
+        AdaptiveDeepInversion.build("best", settings)
+
+
+def test_registry():
+    assert SYNTHESIZERS["deepinversion"] is DeepInversion
+    assert SYNTHESIZERS["adaptive-deepinversion"] is AdaptiveDeepInversion
+
+
+@pytest.mark.parametrize("preset", ["quick", "standard", "best"])
+def test_presets(preset):
+    options = AdaptiveDeepInversion.build(preset).options
+    best = DeepInversionOptions()
+    assert options.images * options.steps <= best.images * best.steps
+    assert (options.steps == best.steps) == (preset == "best")
