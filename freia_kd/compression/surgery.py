@@ -61,7 +61,7 @@ def candidates(net: nn.Module) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """
     found: dict[str, Any] = {}
     refused: list[tuple[str, str]] = []
-    owners = _owners(net)
+    owners = parameter_owners(net)
     for name, layer in net.named_modules():
         if not isinstance(layer, (*KINDS, nn.modules.conv._ConvNd)):
             continue
@@ -84,6 +84,22 @@ def require_sound(net: nn.Module) -> None:
     Raises:
         ValueError: If a parameter is lazy or not finite, or nothing can be compressed.
     """
+    require_finite(net)
+    found, refused = candidates(net)
+    if not found:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in refused)
+        raise ValueError(
+            "Expected a net with Conv2d, Conv1d or Linear layers that can be compressed; "
+            f"{type(net).__name__} has none{f' ({reasons})' if reasons else ''}."
+        )
+
+
+def require_finite(net: nn.Module) -> None:
+    """Raises unless a net's parameters are all materialised and finite.
+
+    Raises:
+        ValueError: If a parameter is lazy or not finite.
+    """
     for name, parameter in net.named_parameters():
         if is_lazy(parameter):
             raise ValueError(
@@ -95,23 +111,26 @@ def require_sound(net: nn.Module) -> None:
                 f"Expected finite weights; {name!r} holds NaN or infinite ones. The net is "
                 "damaged or its training diverged."
             )
-    found, refused = candidates(net)
-    if not found:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in refused)
-        raise ValueError(
-            "Expected a net with Conv2d, Conv1d or Linear layers that can be compressed; "
-            f"{type(net).__name__} has none{f' ({reasons})' if reasons else ''}."
-        )
 
 
 def _refusal(layer: nn.Module, owners: Mapping[int, list[str]]) -> str | None:
     """Why a layer cannot be compressed, or `None`."""
-    if type(layer) not in KINDS:
-        return f"a {type(layer).__name__} may do more than its base class, or is of another kind"
     groups = getattr(layer, "groups", 1)
-    if groups != 1:
+    if type(layer) in KINDS and groups != 1:
         depthwise = groups == getattr(layer, "in_channels", 0)
         return "depthwise" if depthwise else f"a convolution of {groups} groups"
+    return why_irreplaceable(layer, owners)
+
+
+def why_irreplaceable(layer: nn.Module, owners: Mapping[int, list[str]]) -> str | None:
+    """Why another layer cannot take a layer's place, or `None`.
+
+    Arguments:
+        layer: The layer.
+        owners: The names of its net's parameters (:func:`parameter_owners`).
+    """
+    if type(layer) not in KINDS:
+        return f"a {type(layer).__name__} may do more than its base class, or is of another kind"
     names = owners.get(id(layer.weight), [])
     if len(names) > 1:
         return f"its weight is tied ({', '.join(names)})"
@@ -120,7 +139,7 @@ def _refusal(layer: nn.Module, owners: Mapping[int, list[str]]) -> str | None:
     return None
 
 
-def _owners(net: nn.Module) -> dict[int, list[str]]:
+def parameter_owners(net: nn.Module) -> dict[int, list[str]]:
     """The names under which different modules hold each parameter."""
     owners: dict[int, list[str]] = {}
     for name, module in net.named_modules():
@@ -158,6 +177,11 @@ def _replace(
             why = reasons.get(name, f"the net has {', '.join(found) or 'none'}")
             raise ValueError(f"Layer {name!r} of the plan cannot be compressed: {why}.")
         replacements[id(found[name])] = _replacement(name, found[name], layer_plan, methods)
+    return swapped(net, replacements)
+
+
+def swapped(net: nn.Module, replacements: Mapping[int, nn.Module]) -> nn.Module:
+    """Puts modules into all places of others, given by `id`, and returns the net."""
     if id(net) in replacements:  # the net is a single layer
         return replacements[id(net)]
     for module in list(net.modules()):
