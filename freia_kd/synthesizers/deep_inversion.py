@@ -14,7 +14,7 @@ from ..objectives.batchnorm import BatchStatistics
 from ..objectives.contract import Terms
 from ..objectives.divergences import jensen_shannon
 from ..teachers.classifier import Classifier, Teacher
-from .inversion import Inversion, InversionOptions, Loss, total_variation
+from .inversion import QUICK, STANDARD, Inversion, InversionOptions, Loss, total_variation
 
 
 @dataclass(frozen=True)
@@ -69,18 +69,8 @@ class AdaptiveDeepInversionOptions(DeepInversionOptions):
             )
 
 
-# Few steps need larger ones, and weights with which the classes are reached in them.
-QUICK: dict[str, Any] = {
-    "images": 256,
-    "batch_size": 128,
-    "steps": 50,
-    "learning_rate": 0.2,
-    "decay": True,
-    "jitter": 1,
-    "statistics": 0.3,
-    "variation": 1e-3,
-}
-STANDARD: dict[str, Any] = {**QUICK, "images": 512, "steps": 100}
+# The paper's weights leave no share of few steps to the classes.
+WEIGHTS: dict[str, Any] = {"statistics": 0.5, "variation": 1e-3}
 
 
 class DeepInversion(Inversion):
@@ -109,7 +99,7 @@ class DeepInversion(Inversion):
     name = "deepinversion"
     Options = DeepInversionOptions
     needs_batchnorm = True
-    presets: ClassVar = {"quick": QUICK, "standard": STANDARD}
+    presets: ClassVar = {"quick": {**QUICK, **WEIGHTS}, "standard": {**STANDARD, **WEIGHTS}}
 
     def loss(self, teacher: Teacher, student: Classifier | None) -> Loss:
         return lambda x, y: self.terms(teacher, x, y)[0]
@@ -145,9 +135,9 @@ class AdaptiveDeepInversion(DeepInversion):
 
     name = "adaptive-deepinversion"
     Options = AdaptiveDeepInversionOptions
-    presets: ClassVar = {  # a step costs twice as much; the weight is the paper's to `statistics`
-        "quick": {**QUICK, "images": 128, "competition": 0.3},
-        "standard": {**STANDARD, "images": 256, "competition": 0.3},
+    presets: ClassVar = {  # a step costs twice as much; the weight's ratio to `statistics` is kept
+        "quick": {**QUICK, **WEIGHTS, "images": 128, "competition": 0.5},
+        "standard": {**STANDARD, **WEIGHTS, "images": 256, "competition": 0.5},
     }
     needs_student = True
 

@@ -21,7 +21,7 @@ from ..objectives.batchnorm import BatchStatistics, LayerStatistics
 from ..objectives.contract import Terms
 from ..runs.run import Run
 from ..teachers.classifier import Classifier, Teacher
-from .inversion import Inversion, InversionOptions, Loss
+from .inversion import QUICK, STANDARD, Inversion, InversionOptions, Loss
 from .noise import Noise
 
 EPSILON = 1e-5  # what batch normalisation adds to a variance
@@ -108,6 +108,7 @@ class KnowledgeWithin(Inversion):
     """
 
     Options = KnowledgeWithinOptions
+    presets: ClassVar = {"quick": QUICK, "standard": STANDARD}
     terms: ClassVar[tuple[str, ...]]  # of which the loss consists
 
     def loss(self, teacher: Teacher, student: Classifier | None) -> Loss:
