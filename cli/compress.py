@@ -1,4 +1,4 @@
-"""`freiakd compress`: Tucker decomposition alone."""
+"""`freiakd compress`: a smaller net without any training."""
 
 from __future__ import annotations
 
@@ -8,14 +8,35 @@ from typing import Any
 import click
 
 from .command import Command, domain_options, json_option, make_domain, options, show_table
+from .students import make_recipes, recipe_options
 
 
 @click.command("compress", cls=Command)
 @options(
-    click.option("--teacher", type=click.Path(dir_okay=False), required=True),
+    click.option(
+        "--teacher", type=click.Path(dir_okay=False), required=True, help="The checkpoint."
+    ),
     click.option("--arch", metavar="NAME|MODULE:CLASS", help="If the file does not tell."),
     domain_options,
-    click.option("--student", type=click.Choice(["1", "2", "3"]), default="1", show_default=True),
+    click.option(
+        "--student",
+        type=click.Choice(["1", "2", "3"]),
+        help="The papers' students, from the largest to the smallest. By default 1.",
+    ),
+    recipe_options,
+    click.option(
+        "--synthetic",
+        type=click.Path(exists=True, file_okay=False),
+        metavar="RUN",
+        help="The run whose synthetic images judge what a --target or --max-drop asks for; "
+        "without it, noise does, which is less like what the net was trained on.",
+    ),
+    click.option(
+        "--plot",
+        type=click.Path(dir_okay=False),
+        metavar="FILE.png",
+        help="A picture of what each layer suffers, with a --target or --max-drop.",
+    ),
     click.option(
         "--out", type=click.Path(dir_okay=False), required=True, help="A .pt or .safetensors file."
     ),
@@ -24,23 +45,68 @@ from .command import Command, domain_options, json_option, make_domain, options,
 def command(
     teacher: str,
     arch: str | None,
-    student: str,
+    student: str | None,
+    layers: tuple[str, ...],
+    ranks: str | None,
+    plan: str | None,
+    target_params: float | None,
+    target_macs: float | None,
+    target_latency: float | None,
+    max_drop: float | None,
+    methods: tuple[str, ...],
+    synthetic: str | None,
+    plot: str | None,
     out: str,
     as_json: bool,
     **domain: Any,
 ) -> None:
-    """Compress a teacher by Tucker-2 with EVBMF ranks, without any training."""
+    """Compress a teacher without any training, by Tucker decomposition and SVD.
+
+    Example: freiakd compress --teacher net.pt --layers 'layers3.*' --ranks 0.25 --out small.pt
+    """
     from freia_kd.stages import compress
 
-    result = compress(teacher, out, student=student, arch=arch, domain=make_domain(**domain))
+    recipes = make_recipes(
+        () if student is None else (student,),
+        layers,
+        ranks,
+        plan,
+        methods,
+        target_params=target_params,
+        target_macs=target_macs,
+        target_latency=target_latency,
+        max_drop=max_drop,
+    )
+    result = compress(
+        teacher,
+        out,
+        student=recipes[0] if recipes else "1",
+        arch=arch,
+        domain=make_domain(**domain),
+        synthetic=synthetic,
+        plot=plot,
+    )
     if as_json:
         click.echo(json.dumps(result))
-        return
-    rows = [["layer", "method", "ranks"]]
-    for name, layer in result["plan"]["layers"].items():
-        rows.append([name, layer["method"], " x ".join(map(str, layer["ranks"]))])
-    show_table(rows)
+    else:
+        _show(result)
+
+
+def _show(result: dict[str, Any]) -> None:
+    from freia_kd.runs.details import budget_remarks, cost_rows, layer_rows, sensitivity_rows
+
+    show_table(layer_rows(result["costs"]))
+    for skipped in result["plan"]["skipped"]:
+        click.echo(f"{skipped['name']} was left alone: {skipped['reason']}.")
+    if result["budget"]:
+        ranks = {name: layer["ranks"] for name, layer in result["plan"]["layers"].items()}
+        show_table(sensitivity_rows(result["budget"]["sensitivity"], ranks))
+        for remark in budget_remarks(result["budget"]):
+            click.echo(remark)
+    show_table(cost_rows(result["costs"]))
+    for warning in result["costs"]["warnings"]:
+        click.echo(warning)
     click.echo(
-        f"{out}: {result['parameters']:,} of {result['teacher_parameters']:,} parameters, "
-        f"{result['macs']:,} of {result['teacher_macs']:,} MACs"
+        f"{result['file']}: {result['parameters']:,} of {result['teacher_parameters']:,} "
+        f"parameters, {result['macs']:,} of {result['teacher_macs']:,} MACs"
     )

@@ -17,6 +17,7 @@ from .command import (
     run_options,
     show_table,
 )
+from .students import bn_option, make_recipes, recipe_options
 
 
 @click.command("distill", cls=Command)
@@ -27,10 +28,11 @@ from .command import (
         "students",
         type=click.Choice(["1", "2", "3"]),
         multiple=True,
-        default=["1"],
-        show_default=True,
-        help="The papers' students, from the largest to the smallest; repeatable.",
+        help="The papers' students, from the largest to the smallest; repeatable. By default 1, "
+        "or those of a resumed run.",
     ),
+    recipe_options,
+    bn_option,
     click.option(
         "--eval-data",
         metavar="NAME|FOLDER|FILE.npz",
@@ -42,6 +44,15 @@ from .command import (
 )
 def command(
     students: tuple[str, ...],
+    layers: tuple[str, ...],
+    ranks: str | None,
+    plan: str | None,
+    target_params: float | None,
+    target_macs: float | None,
+    target_latency: float | None,
+    max_drop: float | None,
+    methods: tuple[str, ...],
+    bn: str | None,
     eval_data: str | None,
     data_root: str | None,
     download: bool,
@@ -55,9 +66,21 @@ def command(
     """
     from freia_kd.pipeline import distill
 
+    recipes = make_recipes(
+        students,
+        layers,
+        ranks,
+        plan,
+        methods,
+        bn,
+        target_params=target_params,
+        target_macs=target_macs,
+        target_latency=target_latency,
+        max_drop=max_drop,
+    )
     progress = make_progress(as_json)
     report = distill(
-        students=students,
+        students=recipes,
         eval_data=eval_data,
         data_root=data_root,
         download=download,
@@ -71,5 +94,10 @@ def command(
     show_table(report.table())
     for remark in report.remarks():
         click.echo(remark)
+    for block in report.sensitivities():
+        click.echo(block.title)
+        show_table(block.rows)
+        for remark in block.remarks:
+            click.echo(remark)
     click.echo(f"Students: {', '.join(str(report.folder / s['file']) for s in report.students)}")
     click.echo(f"Report: {report.folder / 'report.html'}")

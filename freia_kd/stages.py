@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,22 +10,32 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from .compression import apply_plan, count_macs, count_parameters, student_plan
+from .compression import (
+    Recipe,
+    apply_plan,
+    as_recipes,
+    compare_costs,
+    count_parameters,
+    plot_sensitivity,
+)
 from .data.datasets import LabelledData, load_dataset, measure_domain, resize_images
-from .data.synthetic import quantise
+from .data.synthetic import SyntheticSet, quantise
 from .distillation import predict
 from .domain import DOMAINS, Domain
 from .errors import CheckpointError, UsageError
 from .files import atomic
+from .job import JUDGING, draw_noise
 from .pipeline import choose_device
-from .runs.pictures import draw_grid
+from .runs.pictures import draw_figure, draw_grid
 from .runs.progress import Progress
 from .runs.run import Run, read_run
 from .synthesizers import get_synthesizer
 from .synthesizers.contract import Synthesizer
 from .teachers import (
     Classifier,
+    Teacher,
     build_net,
     load_classifier,
     load_teacher,
@@ -124,28 +135,74 @@ def compress(
     teacher: PathLike,
     out: PathLike,
     *,
-    student: str = "1",
+    student: str | Recipe = "1",
     arch: str | None = None,
     domain: Domain | None = None,
+    synthetic: PathLike | None = None,
+    plot: PathLike | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """Compresses a teacher by Tucker-2 with EVBMF ranks, and writes the student untrained.
+    """Compresses a teacher without any training, and writes the student.
+
+    Arguments:
+        teacher: The teacher's checkpoint.
+        out: The student's file.
+        student: One of the papers' students, or a recipe.
+        arch: The architecture, if the file does not tell.
+        domain: The input domain, if the file does not tell.
+        synthetic: A run's folder, or a synthetic set's, whose inputs judge what a target asks
+            for; without it, 1/f noise does.
+        plot: Where a picture of the layers' sensitivity goes, if a target is searched for.
+        seed: The seed of the choice of those inputs.
 
     Raises:
-        CheckpointError: If the teacher's file is not sound.
-        ValueError: If there is no such student of this teacher.
+        CheckpointError: If the teacher's file or the synthetic set is not sound.
+        UsageError: If the student cannot be made of this teacher.
     """
     loaded = load_teacher(teacher, arch, domain)
-    plan = student_plan(loaded.net, loaded.arch, student)
+    (recipe,) = as_recipes([student])
+    if plot is not None and recipe.target is None:
+        raise UsageError("Only the search for a target measures sensitivity; leave --plot away.")
+    plan = recipe.plan(loaded.net, loaded.arch, loaded.domain.shape)
+    found = None
+    if plan is None:
+        inputs, source = _judging_inputs(loaded, synthetic, seed)
+        budget = recipe.search(loaded.net, loaded.domain.normalize(inputs))
+        plan, found = budget.plan, {**budget.to_dict(), "inputs": source}
+        if plot is not None:
+            draw_figure(plot, plot_sensitivity(budget.sensitivity))
     net = apply_plan(loaded.net, plan)
     save_classifier(out, Classifier(net, loaded.domain, loaded.arch), {"plan": plan.to_dict()})
+    costs = compare_costs(loaded.net, net, loaded.domain.shape)
     return {
         "file": os.fspath(out),
         "plan": plan.to_dict(),
-        "parameters": count_parameters(net),
-        "teacher_parameters": count_parameters(loaded.net),
-        "macs": count_macs(net, loaded.domain.shape),
-        "teacher_macs": count_macs(loaded.net, loaded.domain.shape),
+        "parameters": costs.after.parameters,
+        "teacher_parameters": costs.before.parameters,
+        "macs": costs.after.macs,
+        "teacher_macs": costs.before.macs,
+        "budget": found and {k: v for k, v in found.items() if k != "plan"},
+        "costs": json.loads(json.dumps(costs.to_dict())),  # whose keys are all text
     }
+
+
+def _judging_inputs(teacher: Teacher, folder: PathLike | None, seed: int) -> tuple[Tensor, str]:
+    """Inputs of a synthetic set, or noise, and what they are."""
+    generator = torch.Generator().manual_seed(seed)
+    if folder is None:
+        return draw_noise(
+            teacher, JUDGING, generator
+        ), "noise: give a run's --synthetic to do better"
+    path = Path(folder)
+    path = path if (path / "manifest.json").exists() else path / "synthetic" / "train"
+    data = SyntheticSet(path)
+    if data.shape != teacher.domain.shape:
+        raise UsageError(
+            f"Expected synthetic inputs with shape {teacher.domain.shape}; got {data.shape} in "
+            f"{path}."
+        )
+    rows = torch.randperm(len(data), generator=generator)[:JUDGING]
+    return data.batch(rows)[0], f"synthetic inputs of {folder}"
 
 
 def draw_samples(

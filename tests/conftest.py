@@ -61,6 +61,7 @@ def tiny():
         patch.setitem(presets.PRESETS, "quick", preset)
         patch.setattr(BDNF, "presets", {"quick": {"steps": 4, "batch_size": 8}})
         patch.setattr("freia_kd.measuring.compare_costs", measure)
+        patch.setattr("freia_kd.stages.compare_costs", measure)
         yield preset
 
 

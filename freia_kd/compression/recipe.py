@@ -95,7 +95,7 @@ class Recipe:
         if (self.target is None) != (self.goal is None):
             raise UsageError("Expected a target together with its goal.")
         if self.target is not None and self.goal is not None:
-            with _as_usage():
+            with as_usage():
                 check_goal(self.target, self.goal)
         if self.student not in (None, "1", "2", "3"):
             raise UsageError(
@@ -121,7 +121,7 @@ class Recipe:
             ValueError: If the net is not sound (:func:`require_sound`).
         """
         require_sound(net)
-        with _as_usage():
+        with as_usage():
             if self.target is not None and self.goal is not None:
                 expect_reachable(net, shape, self.target, self.goal)
                 return None
@@ -144,7 +144,7 @@ class Recipe:
         """
         assert self.target is not None
         assert self.goal is not None
-        with _as_usage():
+        with as_usage():
             return search_plan(net, inputs, self.target, self.goal)
 
     def to_dict(self) -> dict[str, Any]:
@@ -213,7 +213,7 @@ def _plain(ranks: Ranks) -> Any:
 
 
 @contextmanager
-def _as_usage() -> Iterator[None]:
+def as_usage() -> Iterator[None]:
     """Turns a ValueError of what was asked for into a UsageError."""
     try:
         yield

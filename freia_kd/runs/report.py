@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..files import write_json, write_text
+from .details import Block, Rows, student_blocks
 from .pictures import draw_curves
 from .run import Run
 
@@ -55,9 +56,17 @@ class Report:
             ]
             before = [s["accuracy_before"], s["real_agreement_before"], s["agreement_before"]]
             after = [s["accuracy"], s["real_agreement"], s["agreement"]]
-            rows.append(row(f"Tucker only, {s['name']}", before, costs))
+            rows.append(row(f"{_untrained(s)}, {s['name']}", before, costs))
             rows.append(row(f"student {s['name']}", after, costs))
         return rows
+
+    def blocks(self) -> list[Block]:
+        """The details of all students."""
+        return [block for student in self.students for block in student_blocks(student)]
+
+    def sensitivities(self) -> list[Block]:
+        """What the layers suffer, of students that were found for a budget."""
+        return [block for block in self.blocks() if block.title.endswith(": sensitivity")]
 
     def remarks(self) -> list[str]:
         """What a reader should know before trusting the table."""
@@ -102,6 +111,12 @@ class Report:
         return remarks
 
 
+def _untrained(student: dict[str, Any]) -> str:
+    """What a student is called before any training."""
+    methods = student["recipe"]["methods"]
+    return "Tucker only" if methods == ["tucker"] else "untrained"
+
+
 def _is_worse(student: dict[str, Any]) -> bool:
     before, after = student["accuracy_before"], student["accuracy"]
     return before is not None and after < before
@@ -131,18 +146,24 @@ def read_report(folder: str | os.PathLike[str]) -> Report:
 
 
 def _markdown(report: Report) -> str:
-    header, *rows = report.table()
-    header = [cell.replace("\n", " ") for cell in header]
     lines = [f"# {report.data['teacher']['arch']} distilled without its data", ""]
-    lines += ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    lines += ["", *[f"- {remark}" for remark in report.remarks()], ""]
-    for name in ("synthetic.png", "curves.png"):
+    lines += _markdown_table(report.table())
+    lines += [*[f"- {remark}" for remark in report.remarks()], ""]
+    for block in report.blocks():
+        lines += [f"## {block.title}", "", *_markdown_table(block.rows)]
+        lines += [*[f"- {remark}" for remark in block.remarks], ""] if block.remarks else []
+    for name in ("sensitivity.png", "synthetic.png", "curves.png"):
         if (report.folder / name).exists():
             lines += [f"![{name}]({name})", ""]
     seconds = ", ".join(f"{k} {v:.0f} s" for k, v in report.data["seconds"].items())
     lines += [f"Time: {seconds}. Seed {report.data['seed']}.", ""]
     return "\n".join(lines)
+
+
+def _markdown_table(rows: Rows) -> list[str]:
+    header, *rest = [[cell.replace("\n", " ") for cell in row] for row in rows]
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    return [*lines, *("| " + " | ".join(row) + " |" for row in rest), ""]
 
 
 def _html(report: Report) -> str:
@@ -161,6 +182,8 @@ def _html(report: Report) -> str:
         header=header,
         rows=rows,
         remarks=report.remarks(),
+        blocks=report.blocks(),
+        sensitivity=picture("sensitivity.png"),
         synthetic=picture("synthetic.png"),
         curves=picture("curves.png"),
         options=json.dumps(report.data["options"], indent=2),
