@@ -34,7 +34,8 @@ class RealNVP(INNFlow):
         layers: The number of hidden layers of the subnets.
         clamp: The bound of the log-scales.
         bf16: Whether the subnets compute in bfloat16.
-        whiten: Whether to work in the whitened coordinates of the base.
+        whiten: Whether to work in the whitened coordinates of the base; by default for vectors
+            only.
         channels_last: Whether images are laid out with the channels last in memory, which makes
             training faster, the more so with `bf16`.
         compile: Whether the net is compiled by `torch.compile` when it is first used: a training
@@ -67,7 +68,7 @@ class RealNVP(INNFlow):
         layers: int = 2,
         clamp: float = 1.0,
         bf16: bool = False,
-        whiten: bool = False,
+        whiten: bool | None = None,
         channels_last: bool = True,
         compile: bool = False,
     ) -> None:
@@ -90,6 +91,7 @@ class RealNVP(INNFlow):
 
         inn = multiscale(tuple(shape), classes, levels, fill)
         layout = {"channels_last": channels_last, "compile": compile}
+        whiten = len(shape) == 1 if whiten is None else whiten
         super().__init__(inn, shape, classes, base, whiten=whiten, **layout)
 
 

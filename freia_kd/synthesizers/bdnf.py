@@ -33,7 +33,7 @@ class BDNFOptions:
     Arguments:
         flow: The flow's architecture, see :func:`freia_kd.flows.build_flow`.
         base: The base density: `"spectral"` noise fitted to the domain, or `"gaussian"` as in the
-            paper. Vectors always have a Gaussian one.
+            paper. Vectors always have a Gaussian one, in the teacher's normalised units.
         prior: Whether the objective keeps :math:`log p_X(x)` of eq. (1), as the density of the base
             through the squash, with the weight `alpha` of the volume. The paper drops it.
         alpha: The weight of the volume, per image (the paper's 1e-2).
@@ -75,6 +75,8 @@ class BDNF(Synthesizer):
     """
 
     name = "bdnf"
+    family = "spectral noise"  # which its base is
+    takes_samples = True
     Options = BDNFOptions
     presets: ClassVar = {
         "quick": {"steps": 200, "batch_size": 64},
@@ -137,9 +139,13 @@ class BDNF(Synthesizer):
         self.flow = cast(ConditionalFlow, averaged.module).eval()
 
     def _build(self, domain: Domain, generator: torch.Generator) -> ConditionalFlow:
-        base: Base = GaussianBase(domain.shape)
-        if domain.is_image and self.options.base == "spectral":
+        base: Base
+        if not domain.is_image:
+            base = GaussianBase.for_domain(domain)
+        elif self.options.base == "spectral":
             base = SpectralBase.for_domain(domain)
+        else:
+            base = GaussianBase(domain.shape)
         # Architectures draw their weights from the global generator, which is left as it was.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_seed(generator))

@@ -28,6 +28,20 @@ def test_all_names_take_vectors_and_images(name, domain):
     assert name in list(FLOWS)
 
 
+@pytest.mark.parametrize("name", ["nice", "glow", "realnvp", "spline"])
+def test_flows_over_tables_work_in_the_tables_units(name):
+    table = Domain((3,), 2, (750.0, -1.0, 0.0), (300.0, 0.1, 1.0))
+    c, made = torch.tensor([0, 1, 1]), []
+    for base in (GaussianBase.for_domain(table), GaussianBase((3,))):
+        torch.manual_seed(0)
+        flow = build_flow(name, table, base, hidden_features=8)
+        with torch.no_grad():
+            for parameter in flow.parameters():  # an untrained flow would be the identity
+                parameter += 0.1 * torch.randn_like(parameter)
+        made.append(flow.sample(c, generator=torch.Generator().manual_seed(1)))
+    assert torch.allclose(table.normalize(made[0]), made[1], atol=1e-3)
+
+
 def not_a_flow(domain, base):
     return torch.nn.Identity()
 
