@@ -27,6 +27,25 @@ TABLE = Domain((6,), 4, (1.0, 2.0, 3.0, 4.0, 5.0, 6.0), (2.0,) * 6, "table")
 LARGE = Domain((3, 64, 64), 10, (0.5,), (0.25,), "large")
 
 
+def vgg11_bn():
+    """VGG11-BN without the two layers that hold nine tenths of its 129 million weights."""
+    with torch.device("meta"):
+        net = models.vgg11_bn(num_classes=10)
+        net.classifier[0], net.classifier[3] = nn.Linear(25088, 32), nn.Linear(32, 4096)
+    net = net.to_empty(device="cpu")
+    for module in net.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    return net
+
+
+LARGE_NETS = {
+    "resnet18": lambda: models.resnet18(num_classes=10),
+    "mobilenet_v2": lambda: models.mobilenet_v2(num_classes=10, width_mult=0.5),
+    "vgg11_bn": vgg11_bn,
+}
+
+
 def compressed(net, domain, arch, plan):
     return Classifier(apply_plan(net, plan), domain, arch), {"plan": plan.to_dict()}
 
@@ -39,8 +58,7 @@ def make(name):
             net = build_net(name, DOMAINS["mnist"])
             return compressed(net, DOMAINS["mnist"], name, student_plan(net, name, "2"))
         domain = {"resnet14": SMALL, "mlp": TABLE}.get(name, LARGE)
-        build = models.__dict__.get(name)
-        net = build(num_classes=10) if build else build_net(name, domain)
+        net = LARGE_NETS[name]() if name in LARGE_NETS else build_net(name, domain)
         return compressed(net, domain, name, make_plan(net, ranks=0.5))
 
 
