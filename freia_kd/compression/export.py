@@ -136,7 +136,7 @@ def export_classifier(
     Example:
         >>> import tempfile
         >>> from freia_kd.domain import Domain
-        >>> from freia_kd.teachers import MLP
+        >>> from freia_kd.teachers.mlp import MLP
         >>> classifier = Classifier(MLP(2, 3), Domain((2,), 3), "mlp")
         >>> file = Path(tempfile.mkdtemp()) / "mlp.safetensors"
         >>> export_classifier(classifier, file, "safetensors", torch.randn(16, 2)).same_top1
