@@ -55,6 +55,17 @@ class KegNetOptions:
     batch_size: int = 256
     learning_rate: float = 1e-3
 
+    def __post_init__(self) -> None:
+        if min(self.generators, self.latents, self.steps) < 1 or self.batch_size < 2:
+            raise ValueError(
+                "Expected 1 or more generators, latents and steps, and a batch of 2 or more, for "
+                f"batch normalisation; got {self}."
+            )
+        if min(self.alpha, self.beta, self.decoder_layers) < 0:
+            raise ValueError(
+                f"Expected weights of at least 0, and 0 or more decoder layers; got {self}."
+            )
+
 
 def diversity(z: Tensor, u: Tensor) -> Tensor:
     r"""How alike the inputs of unlike noises are, from 0 to 1, to be minimised.
