@@ -115,8 +115,8 @@ class KegNet(Synthesizer):
     name = "kegnet"
     Options = KegNetOptions
     presets: ClassVar = {
-        "quick": {"generators": 1, "steps": 600, "batch_size": 128},
-        "standard": {"generators": 3, "steps": 1_000, "batch_size": 128},
+        "quick": {"generators": 2, "steps": 300, "batch_size": 64},
+        "standard": {"steps": 500, "batch_size": 64},
     }
     nets: list[Generator]
     domain: Domain
