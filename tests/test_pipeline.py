@@ -1,5 +1,6 @@
 """The main job: data-free, resumable bit for bit, with honest reports."""
 
+import copy
 import json
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import freia_kd
+from freia_kd.compression import Recipe
 from freia_kd.data.datasets import LabelledData
 from freia_kd.data.synthetic import SyntheticSet, SyntheticWriter
 from freia_kd.errors import UsageError
@@ -275,8 +277,8 @@ def test_wrong_options_fail_before_any_work(teacher, tmp_path, tiny):
         open_job(teacher, preset="slow", out=tmp_path / "run")
     with pytest.raises(UsageError, match="--out"):
         open_job(teacher, resume=True)
-    with pytest.raises(ValueError, match="student"):
-        distill(teacher, students=("7",), preset="quick", device="cpu", out=tmp_path / "r")
+    with pytest.raises(UsageError, match="student 1, 2 or 3"):
+        distill(teacher, students=("7",), preset="quick", device="cpu", out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -310,6 +312,111 @@ def test_teachers_with_batch_normalisation_give_their_statistics_to_the_flow(tmp
     }
     student = freia_kd.load_student(tmp_path / "run/student-3.safetensors")
     assert student(torch.rand(2, 3, 16, 16)).shape == (2, 4)
+
+
+@pytest.fixture(scope="module")
+def by_budget(teacher, tiny, tmp_path_factory):
+    """A run with a student of a budget and one of rules, on noise."""
+    recipes = [Recipe(target="macs", goal=0.5), Recipe(rules={"conv3": (5, 8), "fc2": 10})]
+    out = tmp_path_factory.mktemp("budget") / "run"
+    options = {"preset": "quick", "device": "cpu", "synthesizer": "spectral"}
+    return distill(teacher, students=recipes, out=out, **options)
+
+
+def test_students_by_recipe(teacher, by_budget):
+    found, custom = by_budget.students
+    assert found["name"] == "macs-0.5"
+    assert found["macs"] <= 0.5 * by_budget.data["teacher"]["macs"]
+    assert found["budget"]["reached"] == pytest.approx(
+        found["macs"] / by_budget.data["teacher"]["macs"]
+    )
+    assert found["budget"]["inputs"] == "synthetic inputs to learn from"
+    assert {row["name"] for row in found["budget"]["sensitivity"]} >= {"conv2", "conv3"}
+    assert custom["ranks"] == {"conv3": [5, 8]}
+    assert [s["name"] for s in custom["skipped"]] == ["fc2"]
+    assert custom["budget"] is None
+    student = freia_kd.load_student(by_budget.folder / "student-macs-0.5.pt")
+    assert student(torch.rand(2, 1, 32, 32)).shape == (2, 10)
+
+
+def test_a_budget_is_judged_on_inputs_to_learn_from_only(teacher, by_budget):
+    from freia_kd.compression import Plan, apply_plan
+
+    budget = json.loads((by_budget.folder / "budget-macs-0.5.json").read_text())
+    student = apply_plan(teacher.net, Plan.from_dict(budget["plan"]))
+    data = SyntheticSet(by_budget.folder / "synthetic/train")
+    x = teacher.domain.normalize(data.batch(torch.arange(len(data)))[0])
+    with torch.no_grad():  # all 64 of them are fewer than a budget would take
+        same = student(x).argmax(1) == teacher.net(x).argmax(1)
+    assert budget["agreement"] == pytest.approx(same.double().mean().item())
+
+
+def test_the_report_shows_costs_layers_and_sensitivity(by_budget):
+    markdown = (by_budget.folder / "report.md").read_text()
+    html = (by_budget.folder / "report.html").read_text()
+    for text in (markdown, html):
+        assert "Student macs-0.5: costs" in text
+        assert "Student custom: layers" in text
+        assert "Student macs-0.5: sensitivity" in text
+        assert "latency, batch 64" in text
+        assert "peak bytes, batch 1" in text
+        assert "fc2 was left alone: would not gain" in text
+        assert "5 x 8" in text
+    assert "sensitivity.png" in markdown
+    assert html.count("data:image/png;base64,") == 3
+    costs = by_budget.students[1]["costs"]
+    assert costs["before"]["bytes"] > costs["after"]["bytes"] > 4 * costs["after"]["parameters"]
+
+
+def test_a_resumed_run_knows_its_students_and_searches_no_more(
+    teacher, by_budget, tmp_path, monkeypatch
+):
+    shutil.copytree(by_budget.folder, tmp_path / "run")
+    monkeypatch.setattr(TrainingLoop, "accept", None)
+    monkeypatch.setattr("freia_kd.compression.recipe.search_plan", None)
+    options = {"preset": "quick", "device": "cpu", "synthesizer": "spectral", "resume": True}
+    again = distill(teacher, out=tmp_path / "run", **options)
+    assert [s["ranks"] for s in again.students] == [s["ranks"] for s in by_budget.students]
+    (tmp_path / "run/budget-macs-0.5.json").unlink()
+    with pytest.raises(TypeError):  # the guard can fail
+        distill(teacher, out=tmp_path / "run", **options)
+    other = [Recipe(rules={"conv3": (5, 9)})]
+    with pytest.raises(UsageError, match="another student 'custom'"):
+        distill(teacher, students=other, out=tmp_path / "run", **options)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (Recipe(rules={"conv9": 0.5}), "No layer matches 'conv9'"),
+        (Recipe(target="params", goal=0.001), "Cannot reach 0.1%"),
+    ],
+)
+def test_students_that_cannot_be_fail_before_any_work(teacher, tmp_path, tiny, recipe, message):
+    with pytest.raises(UsageError, match=message):
+        distill(teacher, students=[recipe], preset="quick", device="cpu", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_teacher_in_memory_fails_before_any_work(teacher, tmp_path, tiny):
+    broken = copy.deepcopy(teacher)
+    broken.net.conv2.weight[0] = float("nan")
+    with pytest.raises(ValueError, match=r"conv2.weight.* NaN"):
+        distill(broken, preset="quick", device="cpu", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("bn", ["freeze", "train"])
+def test_batch_normalisation_of_a_student(tmp_path, tiny, bn):
+    from freia_kd.teachers import Teacher, build_net
+
+    domain = freia_kd.Domain((3, 8, 8), 4, (0.4,), (0.2,), "colour")
+    torch.manual_seed(0)
+    teacher = Teacher(build_net("resnet14", domain), domain, "resnet14")
+    options = {"preset": "quick", "device": "cpu", "synthesizer": "spectral"}
+    distill(teacher, students=[Recipe(student="3", bn=bn)], out=tmp_path / "run", **options)
+    student = freia_kd.load_student(tmp_path / "run/student-3.pt")
+    assert student.net.norm1.num_batches_tracked == (6 if bn == "train" else 0)
 
 
 def test_the_first_student_is_the_student(finished):
