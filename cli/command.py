@@ -218,6 +218,69 @@ run_options = options(
     click.option("--resume", is_flag=True, help="Go on with the run in --out."),
 )
 
+compare_options = options(
+    click.option(
+        "--teacher", type=click.Path(dir_okay=False), required=True, help="The checkpoint."
+    ),
+    click.option("--arch", metavar="NAME|MODULE:CLASS", help="If the file does not tell."),
+    domain_options,
+    click.option(
+        "--synthesizers",
+        default="all",
+        show_default=True,
+        metavar="all|NAME,...",
+        help="What to compare: names or MODULE:CLASS, also joined by +, with commas between.",
+    ),
+    click.option("--students", default="1", show_default=True, metavar="1,2,3", help="Which ones."),
+    click.option(
+        "--seeds", type=click.IntRange(1), default=3, show_default=True, help="How many seeds."
+    ),
+    click.option(
+        "--samples",
+        type=click.Path(exists=True),
+        metavar="FOLDER|FILE.npz",
+        help="A few labelled real inputs for the methods that take them.",
+    ),
+    click.option(
+        "--eval-data",
+        metavar="NAME|FOLDER|FILE.npz",
+        help="Real test data, read after the last weight is fixed; names no winner.",
+    ),
+    click.option(
+        "--reference",
+        is_flag=True,
+        help="Also distil on the training split of --eval-data, to show the recovery.",
+    ),
+    data_options,
+    click.option(
+        "--set",
+        "settings",
+        metavar="NAME=VALUE",
+        multiple=True,
+        callback=_settings,
+        help="An option of a synthesizer that differs, as kegnet.steps=500; repeatable.",
+    ),
+    click.option(
+        "--preset",
+        type=click.Choice(PRESET_NAMES),
+        default="quick",
+        show_default=True,
+        help="How much work to do for each.",
+    ),
+    device_option,
+    click.option(
+        "--workers", type=click.IntRange(1), help="Cells at a time; by default one a core."
+    ),
+    click.option(
+        "--out",
+        type=click.Path(file_okay=False),
+        default="runs/compare",
+        show_default=True,
+        help="The comparison's folder.",
+    ),
+    click.option("--resume", is_flag=True, help="Go on with the comparison in --out."),
+)
+
 json_option = click.option("as_json", "--json", is_flag=True, help="Print JSON, and nothing else.")
 
 

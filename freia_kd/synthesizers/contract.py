@@ -38,6 +38,8 @@ class Synthesizer(ABC):
     needs_samples: ClassVar[bool] = False  # a few real inputs
     needs_student: ClassVar[bool] = False  # a student to play with, so each student has its inputs
     needs_images: ClassVar[bool] = False  # it cannot make vectors
+    takes_samples: ClassVar[bool] = False  # real inputs help it, but it works without
+    family: ClassVar[str | None] = None  # methods whose inputs are alike; by default its own
 
     def __init__(self, options: Any = None) -> None:
         self.options = options if options is not None or self.Options is None else self.Options()

@@ -90,6 +90,7 @@ class Uniform(Noise):
     r""":math:`\mathcal{U}(-1, 1)` in the units that the teacher eats, the paper's baseline."""
 
     name = "uniform"
+    family = "pixel noise"
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         domain = self.teacher.domain
@@ -102,6 +103,7 @@ class Normal(Noise):
     r""":math:`\mathcal{N}(0, 1)` in the units that the teacher eats, the paper's baseline."""
 
     name = "normal"
+    family = "pixel noise"
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         domain = self.teacher.domain
@@ -115,6 +117,7 @@ class Spectral(Noise):
     """A sigmoid of 1/f noise, :class:`~freia_kd.flows.bases.SpectralBase`, fitted to the domain."""
 
     name = "spectral"
+    family = "spectral noise"
     needs_images = True
 
     def fit(
