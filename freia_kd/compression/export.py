@@ -21,6 +21,7 @@ from ..files import atomic
 from ..teachers.classifier import Classifier
 from ..teachers.loading import META_KEY, load_classifier, save_classifier
 from .cost import evaluating, measure_latencies
+from .export_int8 import is_quantised, onnx_translations, with_integer_weights
 
 PathLike = str | os.PathLike[str]
 Answer = Callable[[Tensor], Tensor]
@@ -29,6 +30,9 @@ Answer = Callable[[Tensor], Tensor]
 OPSET = 18
 TOLERANCE = 1e-4  # of the largest logit: single precision through a deep net loses less
 TIE = 1e-5  # of the largest logit: two logits nearer than this may change places
+# The same two where a runtime divides to round to eight bits and torch multiplies: a value between
+# two integers may fall to either side, and all layers after it see that.
+INT8_TOLERANCE = 0.03
 SINGLES = 8  # inputs that are compared one by one as well
 
 
@@ -44,7 +48,7 @@ class Exported:
         inputs: How many inputs the logits were compared on, in one batch; the first few of them
             also one by one.
         max_difference: The largest absolute difference of a logit.
-        tolerance: What that may be at most, 1e-4 of the largest absolute logit.
+        tolerance: What that may be at most.
         same_top1: The share of inputs that get the same class.
         latency_ms: The median time of one input in that runtime, in milliseconds.
         eager_latency_ms: The same of the classifier in torch, measured in turn with it.
@@ -77,6 +81,7 @@ class Format:
         load: Reads a file of a classifier of an architecture; gives a function from pixels to
             logits.
         needs: The libraries of the extra `onnx` that both take.
+        rounds_alike: Whether quantised layers round every value as they do in torch.
     """
 
     suffixes: tuple[str, ...]
@@ -84,6 +89,7 @@ class Format:
     write: Callable[[Classifier, Path, dict[str, Any]], None]
     load: Callable[[Path, str], Answer]
     needs: tuple[str, ...] = ()
+    rounds_alike: bool = True
 
     def require(self) -> None:
         """Raises `ImportError`, which names the extra to install, if a library is missing."""
@@ -110,7 +116,10 @@ def export_classifier(
     .. math:: |f_\mathrm{file}(x) - f(x)| \le 10^{-4} \max |f|
 
     and the class is the same wherever the two logits are further apart than
-    :math:`10^{-5} \max |f|`. Otherwise what was at `path` before stays there.
+    :math:`10^{-5} \max |f|`. Otherwise what was at `path` before stays there. In ONNX, both
+    bounds are :math:`0.03 \max |f|` for a net with quantised layers
+    (:func:`~freia_kd.compression.quantize.quantize`), which it holds as int8 with QuantizeLinear
+    and DequantizeLinear.
 
     Arguments:
         classifier: The classifier, on the CPU; put back into the mode it was in.
@@ -152,7 +161,10 @@ def export_classifier(
     with evaluating(classifier), atomic(path) as temporary:
         kind.write(classifier, temporary, own)
         answer = _reload(kind, temporary, classifier.arch)
-        difference, tolerance, same = _compare(classifier, answer, inputs, kind.runtime)
+        limits = TOLERANCE, TIE
+        if is_quantised(classifier) and not kind.rounds_alike:
+            limits = INT8_TOLERANCE, INT8_TOLERANCE
+        difference, tolerance, same = _compare(classifier, answer, inputs, kind.runtime, limits)
         ours, theirs = measure_latencies(
             [_Net(answer), classifier], classifier.domain.shape, seconds=seconds
         )
@@ -173,7 +185,11 @@ def _reload(kind: Format, path: Path, arch: str) -> Answer:
 
 
 def _compare(
-    classifier: Classifier, answer: Answer, inputs: Tensor, runtime: str
+    classifier: Classifier,
+    answer: Answer,
+    inputs: Tensor,
+    runtime: str,
+    limits: tuple[float, float],
 ) -> tuple[float, float, float]:
     """The largest difference, what it may be, and the share of inputs with the same class."""
     batches = [*inputs[:SINGLES].split(1), inputs]
@@ -183,22 +199,22 @@ def _compare(
         raise ExportError(
             f"Expected logits of shape {tuple(expected.shape)}; {runtime} gives {tuple(got.shape)}."
         )
-    scale = expected.abs().max().item()
+    tolerance, tie = (limit * expected.abs().max().item() for limit in limits)
     difference = (got - expected).abs().max().item()
-    if not difference <= TOLERANCE * scale:  # also where it is NaN
+    if not difference <= tolerance:  # also where it is NaN
         raise ExportError(
             f"The file's logits differ from the student's by up to {difference:.3g} in {runtime}; "
-            f"expected {TOLERANCE * scale:.3g} at most. It was not kept."
+            f"expected {tolerance:.3g} at most. It was not kept."
         )
     chosen = got.argmax(1, keepdim=True)
     margin = expected.amax(1) - expected.gather(1, chosen)[:, 0]
-    if (margin > TIE * scale).any():
+    if (margin > tie).any():
         raise ExportError(
-            f"The file gives other classes than the student to {int((margin > TIE * scale).sum())} "
+            f"The file gives other classes than the student to {int((margin > tie).sum())} "
             f"of {len(expected)} inputs in {runtime}, beyond ties. It was not kept."
         )
     same = (chosen[:, 0] == expected.argmax(1))[-len(inputs) :]
-    return difference, TOLERANCE * scale, same.double().mean().item()
+    return difference, tolerance, same.double().mean().item()
 
 
 def _run(answer: Answer, x: Tensor, runtime: str) -> Tensor:
@@ -226,10 +242,10 @@ class _Net(nn.Module):
 class _Deployed(nn.Module):
     """A classifier whose normalisation is in buffers, which go where the net goes."""
 
-    def __init__(self, classifier: Classifier) -> None:
+    def __init__(self, classifier: Classifier, onnx: bool = False) -> None:
         super().__init__()
-        domain = classifier.domain
-        self.net = classifier.net
+        domain, net = classifier.domain, classifier.net
+        self.net = with_integer_weights(net, onnx) if is_quantised(net) else net
         self.mean: Tensor
         self.std: Tensor
         view = (-1,) + (1,) * (len(domain.shape) - 1)
@@ -245,10 +261,10 @@ def _example(classifier: Classifier) -> Tensor:
     return torch.zeros(2, *classifier.domain.shape)
 
 
-def _program(classifier: Classifier) -> torch.export.ExportedProgram:
+def _program(classifier: Classifier, onnx: bool = False) -> torch.export.ExportedProgram:
     with _explained(classifier):
         program = torch.export.export(
-            _Deployed(classifier).eval(),
+            _Deployed(classifier, onnx).eval(),
             (_example(classifier),),
             dynamic_shapes=_batches(),
         )
@@ -308,8 +324,10 @@ def _onnx_model(classifier: Classifier) -> Any:
     import onnx
 
     x = _example(classifier)
-    if "dynamic_shapes" in inspect.signature(torch.onnx.export).parameters:
-        program = _program(classifier)
+    quantised = is_quantised(classifier)
+    options = inspect.signature(torch.onnx.export).parameters
+    if "dynamic_shapes" in options and "custom_translation_table" in options:
+        program = _program(classifier, onnx=True)
         with _explained(classifier):
             exported: Any = torch.onnx.export(
                 program,
@@ -319,9 +337,14 @@ def _onnx_model(classifier: Classifier) -> Any:
                 input_names=["pixels"],
                 output_names=["logits"],
                 dynamic_shapes=_batches(),  # for the dimension's name
+                custom_translation_table=onnx_translations() if quantised else None,
                 opset_version=OPSET,
             )
         return exported.model_proto
+    if quantised:
+        raise ExportError(
+            f"Quantised nets go to ONNX with torch 2.6 or newer; this is {torch.__version__}."
+        )
     buffer = io.BytesIO()
     with warnings.catch_warnings(), _explained(classifier):
         # Values that Python sees become constants; comparing at two batch sizes tells if it hurts.
@@ -368,7 +391,12 @@ FORMATS: dict[str, Format] = {
     "torch": Format((".pt", ".pth"), "torch", _write_checkpoint, _load_checkpoint),
     "safetensors": Format((".safetensors",), "torch", _write_checkpoint, _load_checkpoint),
     "onnx": Format(
-        (".onnx",), "onnxruntime", _write_onnx, _load_onnx, ("onnx", "onnxscript", "onnxruntime")
+        (".onnx",),
+        "onnxruntime",
+        _write_onnx,
+        _load_onnx,
+        ("onnx", "onnxscript", "onnxruntime"),
+        False,
     ),
     "torch-export": Format((".pt2",), "torch.export", _write_program, _load_program),
 }

@@ -16,8 +16,9 @@ from torch import nn
 from torchvision import models
 
 import freia_kd
-from freia_kd.compression import apply_plan, export, make_plan, student_plan
+from freia_kd.compression import apply_plan, export, export_int8, make_plan, student_plan
 from freia_kd.compression.export import FORMATS, export_classifier
+from freia_kd.compression.quantize import quantize
 from freia_kd.domain import DOMAINS, Domain
 from freia_kd.errors import ExportError
 from freia_kd.teachers import Classifier, build_net, load_classifier
@@ -86,7 +87,9 @@ def run_alone(path, x):
     return freia_kd.load_student(path)(x).detach().numpy()
 
 
-@pytest.mark.parametrize("name", ["lenet5", "resnet14", "mlp"])
+@pytest.mark.parametrize(
+    "name", ["lenet5", "mlp", pytest.param("resnet14", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("format", FORMATS)
 def test_files_give_the_logits(name, format, tmp_path):
     classifier, meta = make(name)
@@ -156,10 +159,10 @@ def test_files_are_the_same_each_time_and_name_no_file_of_this_machine(format, t
 
 
 def test_the_classifier_is_left_as_it_was(tmp_path):
-    classifier, meta = make("resnet14")
-    classifier.train()
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 4))
+    classifier = Classifier(net, TABLE, "own").train()
     before = {k: v.clone() for k, v in classifier.state_dict().items()}
-    export_classifier(classifier, tmp_path / "a.pt2", "torch-export", pixels(SMALL), meta, 0.0)
+    export_classifier(classifier, tmp_path / "a.pt2", "torch-export", pixels(TABLE), None, 0.0)
     assert all(m.training for m in classifier.modules())
     assert all(p.requires_grad for p in classifier.parameters())
     assert all(torch.equal(v, before[k]) for k, v in classifier.state_dict().items())
@@ -304,3 +307,60 @@ def test_other_formats_of_one_student_agree(tmp_path):
         export_classifier(classifier, tmp_path / f"a.{format}", format, x, meta, 0.0)
     states = [load_classifier(tmp_path / f"a.{f}").state_dict() for f in ("torch", "safetensors")]
     assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
+
+
+@pytest.fixture
+def quantised():
+    """A convolutional and a linear layer of eight bits."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = build_net("lenet5", DOMAINS["mnist"])
+    x = pixels(DOMAINS["mnist"], 32)
+    net, _ = quantize(net, DOMAINS["mnist"].normalize(x))
+    return Classifier(net.eval(), DOMAINS["mnist"], "lenet5"), x
+
+
+def test_quantised_layers_are_integers_in_onnx(quantised, tmp_path):
+    classifier, x = quantised
+    path = tmp_path / "int8.onnx"
+    result = export_classifier(classifier, path, "onnx", x, None, 0.0)
+    assert result.max_difference <= result.tolerance
+    graph = onnx.load(path).graph
+    nodes = [node.op_type for node in graph.node]
+    assert nodes.count("QuantizeLinear") == 5  # the inputs of five layers
+    assert nodes.count("DequantizeLinear") == 10  # and their weights
+    weights = [i for i in graph.initializer if i.name.endswith("weight")]
+    assert [w.data_type for w in weights] == [onnx.TensorProto.INT8] * 5
+    floats = sum(4 * p.numel() for p in classifier.parameters())
+    assert path.stat().st_size < 0.5 * floats
+    with torch.no_grad():
+        expected = classifier(x).numpy()
+    error = np.abs(run_alone(path, x) - expected)
+    assert error.mean() < 2e-3 * np.abs(expected).max()  # far less than the tolerance
+
+
+def test_quantised_layers_are_exact_in_torch_export(quantised, tmp_path):
+    classifier, x = quantised
+    before = copy.deepcopy(classifier.state_dict())
+    result = export_classifier(classifier, tmp_path / "a.pt2", "torch-export", x, None, 0.0)
+    assert result.max_difference <= result.tolerance < 1e-3
+    assert all(torch.equal(v, before[k]) for k, v in classifier.state_dict().items())
+
+
+@pytest.mark.parametrize("wrong", ["weight scale", "zero point"])
+def test_a_wrong_scale_of_a_quantised_layer_is_caught(wrong, quantised, tmp_path, monkeypatch):
+    classifier, x = quantised
+    layer = export_int8._IntegerLayer
+
+    def damaged(*arguments):
+        made = layer(*arguments)
+        if wrong == "weight scale":
+            made.scale *= 1.1
+        else:
+            made.input_zero_point += 128
+        return made
+
+    monkeypatch.setattr(export_int8, "_IntegerLayer", damaged)
+    with pytest.raises(ExportError, match="differ"):
+        export_classifier(classifier, tmp_path / "a.onnx", "onnx", x, None, 0.0)
+    assert not list(tmp_path.iterdir())
