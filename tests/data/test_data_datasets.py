@@ -22,6 +22,7 @@ from freia_kd.data.datasets import (
 )
 from freia_kd.domain import DOMAINS, Domain
 from freia_kd.errors import UsageError
+from freia_kd.pipeline import TORCHVISION
 
 GREY = Domain((1, 6, 5), 3)
 COLOUR = Domain((3, 6, 5), 3)
@@ -230,7 +231,7 @@ def test_cifar10_files_load(tmp_path, monkeypatch):
         assert np.array_equal(data.inputs.numpy(), images)
 
 
-@pytest.mark.parametrize("name", [name for name in DATASETS.builtin if name != "digits"])
+@pytest.mark.parametrize("name", TORCHVISION)
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_missing_data_say_how_to_get_them(tmp_path, name, split):
     with pytest.raises(UsageError, match=f"no sound {name} data in .*--data-root.*--download"):
