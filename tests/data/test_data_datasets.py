@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from PIL import Image
 
 from freia_kd.data.datasets import (
-    DATASETS,
     LabelledData,
     load_dataset,
     measure_domain,
