@@ -13,7 +13,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .cost import evaluating
 from .folding import fold_batchnorm, folded_layers
-from .surgery import KINDS, copied, parameter_owners, require_finite, why_irreplaceable
+from .surgery import (
+    KINDS,
+    copied,
+    parameter_owners,
+    require_finite,
+    require_inputs,
+    why_irreplaceable,
+)
 
 Observer = Literal["histogram", "minmax"]
 
@@ -162,8 +169,7 @@ def quantize(
     if observer not in ("histogram", "minmax"):
         raise ValueError(f"Expected the observer histogram or minmax; got {observer!r}.")
     require_finite(net)
-    inputs = _placed(net, inputs)
-    _try(net, inputs[:2])
+    inputs = require_inputs(net, inputs)
     found, skipped = _eligible(net, keep)
     few = inputs[: min(8, len(inputs))]
     copy, folded = fold_batchnorm(net, found, few) if fold else (copied(net), [])
@@ -271,7 +277,7 @@ def _refusal(
     if isinstance(layer, FakeQuantized):
         return "it is quantised already"
     if not isinstance(layer, KINDS):
-        return f"a {type(layer).__name__}, not a Conv1d, Conv2d or Linear layer"
+        return f"a {type(layer).__name__} uses its weights in its own way"
     if any(name == pattern or fnmatchcase(name, pattern) for pattern in keep):
         return "it is to be kept in floating point"
     return why_irreplaceable(layer, owners)
@@ -334,28 +340,3 @@ def _calibrated(
 def _range(observer: Any) -> tuple[Tensor, Tensor]:
     scale, zero_point = observer.calculate_qparams()
     return scale.reshape(()).clamp(min=SMALLEST), zero_point.reshape(())
-
-
-def _placed(net: nn.Module, inputs: Tensor) -> Tensor:
-    """The inputs where the net is and of its dtype."""
-    if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or not len(inputs):
-        kind = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
-        raise ValueError(f"Expected floating-point inputs of shape (N, ...), N > 0; got {kind}.")
-    if not bool(inputs.isfinite().all()):
-        raise ValueError("Expected finite inputs; got NaN or infinity.")
-    weight = next((p for p in net.parameters() if p.is_floating_point()), inputs)
-    return inputs.detach().to(weight.device, weight.dtype)
-
-
-def _try(net: nn.Module, inputs: Tensor) -> None:
-    """Says so if a net rejects inputs, or gives no tensor."""
-    try:
-        with evaluating(net):
-            output = net(inputs)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise ValueError(
-            f"Expected inputs that the net takes; {type(net).__name__} rejects those of shape "
-            f"{tuple(inputs.shape)} ({str(error).splitlines()[0]})."
-        ) from error
-    if not isinstance(output, Tensor):
-        raise ValueError(f"Expected a net that gives a tensor; got {type(output).__name__}.")

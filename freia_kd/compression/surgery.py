@@ -6,9 +6,10 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from .cost import evaluating
 from .tucker import svd_layers, svd_linear, tucker2, tucker2_layers
 
 if TYPE_CHECKING:
@@ -111,6 +112,37 @@ def require_finite(net: nn.Module) -> None:
                 f"Expected finite weights; {name!r} holds NaN or infinite ones. The net is "
                 "damaged or its training diverged."
             )
+
+
+def require_inputs(net: nn.Module, inputs: Tensor) -> Tensor:
+    """The inputs where the net is and of its dtype, if it takes them.
+
+    Arguments:
+        net: The net, put back into the mode it was in.
+        inputs: What it eats, with shape `(N, *shape)`.
+
+    Raises:
+        ValueError: If there are none, they are not finite, or the net rejects the first of them
+            or does not give a tensor.
+    """
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or not inputs.numel():
+        kind = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
+        raise ValueError(f"Expected floating-point inputs of shape (N, ...), N > 0; got {kind}.")
+    if not bool(inputs.isfinite().all()):
+        raise ValueError("Expected finite inputs; got NaN or infinity.")
+    weight = next((p for p in net.parameters() if p.is_floating_point()), inputs)
+    inputs = inputs.detach().to(weight.device, weight.dtype)
+    try:
+        with evaluating(net):
+            output = net(inputs[:2])
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"Expected inputs that the net takes; {type(net).__name__} rejects those of shape "
+            f"{tuple(inputs[:2].shape)} ({(str(error).splitlines() or [''])[0]})."
+        ) from error
+    if not isinstance(output, Tensor):
+        raise ValueError(f"Expected a net that gives a tensor; got {type(output).__name__}.")
+    return inputs
 
 
 def _refusal(layer: nn.Module, owners: Mapping[int, list[str]]) -> str | None:
