@@ -22,8 +22,8 @@ from ..teachers.classifier import Classifier, Teacher
 from .bank import Bank
 
 TENSORS = ("full", "half", "labels", "finished", "finished_labels")  # what a canvas keeps
-# What fits two CPU cores: few steps need larger ones. With ResNet14 on 32 x 32 images one core takes
-# about 20 s for the quick ones and 80 s for the standard ones.
+# What fits two CPU cores: few steps need larger ones. One core takes, with ResNet14 on 32 x 32
+# images, about 20 s for the quick ones and 80 s for the standard ones.
 QUICK: dict[str, Any] = {
     "images": 256,
     "batch_size": 128,

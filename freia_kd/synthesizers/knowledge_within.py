@@ -41,8 +41,8 @@ class KnowledgeWithinOptions(InversionOptions):
         ValueError: If a value makes no sense.
     """
 
-    statistics: float = 1.0
-    inception: float = 1.0
+    statistics: float = 5.0
+    inception: float = 0.1
     smoothness: float = 1.0
     blur: float = 1.0
 
