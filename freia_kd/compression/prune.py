@@ -15,6 +15,10 @@ from .cost import CONVOLUTIONS, count_macs, trace_layers
 from .quantize import FakeQuantized
 from .surgery import copied, require_finite, require_inputs
 
+MOST_PRUNED = 100  # times fewer weights than before, as far as is believed of a file
+MOST_CHANNELS = 2**24
+MOST_DIMENSIONS = 5
+
 
 def prune(
     net: nn.Module,
@@ -52,8 +56,8 @@ def prune(
 
     Returns:
         The copy, in the net's mode, and how it was made as plain JSON types, for
-        :func:`restructure_pruned`: the `shapes` that changed, the `macs` before and after, and
-        the `skipped` layers with reasons.
+        :func:`restructure_pruned`: the `shapes` that changed, old and new, the `macs` before and
+        after, and the `skipped` layers with reasons.
 
     Raises:
         ImportError: If torch-pruning is missing; the message names the extra.
@@ -118,7 +122,12 @@ def restructure_pruned(net: nn.Module, step: Mapping[str, Any]) -> nn.Module:
     Raises:
         ValueError: If the dictionary is malformed or does not fit the net.
     """
-    shapes = _checked_shapes(net, step)
+    shapes = {name: new for name, (_, new) in _shapes(step).items()}
+    state = net.state_dict()
+    for name, (old, _) in _shapes(step).items():
+        found = tuple(state[name].shape) if name in state else None
+        if found != old:
+            raise ValueError(f"Expected a net whose {name!r} has the shape {old}; got {found}.")
     net = copied(net)
     for path, module in net.named_modules():
         names = [n for n in (*module._parameters, *module._buffers) if _join(path, n) in shapes]
@@ -129,20 +138,37 @@ def restructure_pruned(net: nn.Module, step: Mapping[str, Any]) -> nn.Module:
     return net
 
 
-def _checked_shapes(net: nn.Module, step: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def unpruned_state(state: Mapping[str, Tensor], step: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A pruned net's state with the shapes it had before, for nets that read their widths off it.
+
+    The tensors that had other shapes have no values (they are on the device `meta`).
+
+    Raises:
+        ValueError: If the dictionary is malformed, or the shapes are beyond what pruning leaves.
+    """
+    shapes = _shapes(step)
+    before = {name: torch.empty(old, device="meta") for name, (old, _) in shapes.items()}
+    after = sum(value.numel() for value in state.values())
+    if sum(math.prod(old) for old, _ in shapes.values()) > MOST_PRUNED * after:
+        raise ValueError(f"Expected a net that lost less than {MOST_PRUNED - 1} of {MOST_PRUNED}.")
+    return {**state, **before}
+
+
+def _shapes(step: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The shapes of tensors before and after, checked.
+
+    Raises:
+        ValueError: If the dictionary is malformed.
+    """
     try:
-        shapes = {str(name): tuple(shape) for name, shape in step["shapes"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
+        shapes = {str(n): (tuple(old), tuple(new)) for n, (old, new) in step["shapes"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"Not a pruning: {step!r} ({error!r}).") from error
-    state = net.state_dict()
-    for name, shape in shapes.items():
-        old = tuple(state[name].shape) if name in state else None
-        integers = all(isinstance(n, int) and not isinstance(n, bool) for n in shape)
-        fits = old is not None and integers and len(shape) == len(old)
-        if not fits or not all(1 <= n <= m for n, m in zip(shape, old or (), strict=True)):
-            raise ValueError(
-                f"Expected a shape of at most {old or 'one of the net'} for {name!r}; got {shape}."
-            )
+    for name, (old, new) in shapes.items():
+        integers = all(isinstance(n, int) and not isinstance(n, bool) for n in (*old, *new))
+        fits = integers and len(old) == len(new) and len(old) <= MOST_DIMENSIONS
+        if not fits or not all(1 <= n <= m <= MOST_CHANNELS for n, m in zip(new, old, strict=True)):
+            raise ValueError(f"Expected shapes before and after for {name!r}; got {old} and {new}.")
     return shapes
 
 
@@ -178,10 +204,10 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _changed_shapes(net: nn.Module, smaller: nn.Module) -> dict[str, list[int]]:
+def _changed_shapes(net: nn.Module, smaller: nn.Module) -> dict[str, list[list[int]]]:
     before = net.state_dict()
     return {
-        name: list(value.shape)
+        name: [list(before[name].shape), list(value.shape)]
         for name, value in smaller.state_dict().items()
         if value.shape != before[name].shape
     }

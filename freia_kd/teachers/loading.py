@@ -47,7 +47,7 @@ class Checkpoint:
 
     @property
     def own(self) -> dict[str, Any]:
-        """The metadata of this package: `arch`, `domain`, perhaps `plan`; else empty."""
+        """The metadata of this package: `arch`, `domain`, perhaps `compression`; else empty."""
         own = self.meta.get(META_KEY, {})
         return own if isinstance(own, dict) else {}
 
@@ -268,9 +268,7 @@ def load_classifier(
     checkpoint = read_checkpoint(path)
     arch = _choose_arch(path, checkpoint, arch)
     domain = _choose_domain(path, checkpoint, domain, arch)
-    net = build_net(arch, domain, checkpoint.state)
-    if "plan" in checkpoint.own:
-        net = _restructure(path, net, checkpoint.own["plan"])
+    net = _build(path, checkpoint, arch, domain)
     _load_weights(path, net, checkpoint.state, arch)
     classifier = Classifier(net, domain, arch).eval()
     _check(path, classifier)
@@ -351,14 +349,23 @@ def _check_sizes(path: PathLike, state: dict[str, Tensor], domain: Domain, arch:
         raise UsageError(f"The weights in {path} are for {' and '.join(faults)}.")
 
 
-def _restructure(path: PathLike, net: nn.Module, plan: dict[str, Any]) -> nn.Module:
-    from ..compression import restructure  # only students need it
+def _build(path: PathLike, checkpoint: Checkpoint, arch: str, domain: Domain) -> nn.Module:
+    """The net that a checkpoint's weights are of, with other values."""
+    if not {"compression", "plan"} & set(checkpoint.own):
+        return build_net(arch, domain, checkpoint.state)
+    from ..compression.methods import original_state, rebuild  # only students need it
 
     try:
-        return restructure(net, plan)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        steps = checkpoint.own.get("compression", [])
+        if "plan" in checkpoint.own:
+            steps = [{"method": "tucker", **dict(checkpoint.own["plan"])}]
+        net = build_net(arch, domain, original_state(checkpoint.state, steps))
+        return rebuild(net, steps)
+    except UsageError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path} records a compression plan that does not fit its net: {error}"
+            f"{path} records a compression that does not fit its net: {error}"
         ) from error
 
 
@@ -407,7 +414,9 @@ def save_classifier(
     Arguments:
         path: The file, safetensors if it ends in `.safetensors`; replaced as a whole.
         classifier: The classifier.
-        meta: More metadata, of JSON types, e.g. `{"plan": ...}` for a compressed net.
+        meta: More metadata, of JSON types. A compressed net needs its `{"compression": steps}`
+            (:func:`freia_kd.compression.methods.rebuild`) to be loaded again. The weights of
+            quantised layers are then written as int8.
 
     Raises:
         TypeError: If the metadata are not of JSON types.
@@ -418,7 +427,7 @@ def save_classifier(
     # Tied weights are written twice: safetensors takes no tensors that share memory.
     state = {
         key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for key, value in classifier.net.state_dict().items()
+        for key, value in _state(classifier.net, own).items()
     }
     with atomic(path) as temporary:
         if Path(path).suffix == ".safetensors":
@@ -428,3 +437,11 @@ def save_classifier(
             # Given a name, torch.save would write that (temporary) name into the file.
             with temporary.open("wb") as file:
                 torch.save({STATE_KEYS[0]: state, META_KEY: json.loads(text)}, file)
+
+
+def _state(net: nn.Module, own: dict[str, Any]) -> dict[str, Tensor]:
+    if "compression" not in own:
+        return net.state_dict()
+    from ..compression.quantize import int8_state  # only students need it
+
+    return int8_state(net)

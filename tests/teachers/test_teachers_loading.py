@@ -197,7 +197,9 @@ def test_compressed_students_load_without_the_teacher(tmp_path, net, name, stude
     plan = student_plan(net, "lenet5", student)
     compressed = apply_plan(net, plan).eval()
     classifier = Classifier(compressed, MNIST, "lenet5")
-    save_classifier(tmp_path / name, classifier, {"plan": plan.to_dict()})
+    save_classifier(
+        tmp_path / name, classifier, {"compression": [{"method": "tucker", **plan.to_dict()}]}
+    )
     x = torch.rand(2, 1, 32, 32)
     assert torch.equal(load_classifier(tmp_path / name)(x), classifier(x))
 
@@ -210,7 +212,9 @@ def test_compressed_mlp_of_other_widths_loads(tmp_path):
     net, domain = MLP(32, 3, (48, 40)), Domain((32,), 3)
     plan = make_plan(net, ["layers.0", "layers.1"], ranks=4)
     classifier = Classifier(apply_plan(net, plan), domain, "mlp")
-    save_classifier(tmp_path / "a.pt", classifier, {"plan": plan.to_dict()})
+    save_classifier(
+        tmp_path / "a.pt", classifier, {"compression": [{"method": "tucker", **plan.to_dict()}]}
+    )
     x = torch.rand(2, 32)
     assert torch.equal(load_classifier(tmp_path / "a.pt")(x), classifier(x))
 
@@ -221,12 +225,15 @@ def own_file(path, net, **changes):
     return path
 
 
+LAYERS = {"conv9": {"method": "tucker2", "ranks": [1, 1]}}
+
+
 @pytest.mark.parametrize(
-    "plan", [3, {}, {"layers": {"conv9": {"method": "tucker2", "ranks": [1, 1]}}}]
+    "steps", [3, {}, [3], [{}], [{"method": "tucker"}], [{"method": "tucker", "layers": LAYERS}]]
 )
-def test_a_malformed_plan_is_refused(tmp_path, net, plan):
-    path = own_file(tmp_path / "a.pt", net, plan=plan)
-    with pytest.raises(CheckpointError, match=r"a\.pt records a compression plan"):
+def test_a_malformed_compression_is_refused(tmp_path, net, steps):
+    path = own_file(tmp_path / "a.pt", net, compression=steps)
+    with pytest.raises(CheckpointError, match=r"a\.pt records a compression that does not fit"):
         load_classifier(path)
 
 
