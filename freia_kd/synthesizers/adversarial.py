@@ -76,7 +76,7 @@ class DFAD(Unconditional):
     Options = DFADOptions
     needs_student = True
     presets: ClassVar = {
-        "quick": {"steps": 150, "batch_size": 64, "channels": (64, 32)},
+        "quick": {"steps": 100, "batch_size": 64, "channels": (64, 32)},
         "standard": {"steps": 400, "batch_size": 96, "channels": (64, 32)},
     }
 

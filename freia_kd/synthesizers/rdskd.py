@@ -79,8 +79,8 @@ class RDSKD(Unconditional):
     name = "rdskd"
     Options = RDSKDOptions
     presets: ClassVar = {
-        "quick": {"steps": 360, "batch_size": 128, "channels": (64, 32)},
-        "standard": {"steps": 960, "batch_size": 256, "channels": (64, 32)},
+        "quick": {"steps": 240, "batch_size": 128, "channels": (64, 32)},
+        "standard": {"steps": 720, "batch_size": 256, "channels": (64, 32)},
     }
 
     def fit(

@@ -45,3 +45,6 @@ class Samples(Bank):
         x, y = samples.take(torch.arange(len(samples)))
         self.inputs, self.labels = x.to(device), y.to(device)
         self.keep(run)
+
+    def examine(self, teacher: Teacher, generator: torch.Generator | None = None) -> None:
+        """Nothing: nothing was learned that could have failed."""

@@ -122,8 +122,6 @@ class Unconditional(Bank):
             return super().sample(n, labels, generator)
         if labels is None:
             return self._draw(self.teacher, n, generator)
-        if len(labels) != n:
-            raise ValueError(f"Expected {n} labels; got {len(labels)}.")
         return self._pool(self.teacher, labels, generator).sample(n, labels, generator)
 
     def _pool(self, teacher: Teacher, labels: Tensor, generator: torch.Generator | None) -> Bank:

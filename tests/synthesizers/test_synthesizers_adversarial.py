@@ -114,6 +114,25 @@ def test_the_students_step_is_momentum_and_weight_decay_by_hand():
         assert torch.allclose(p, value, atol=1e-7)
 
 
+def test_the_options_reach_the_student():
+    net, teacher, student = game()
+    reference, velocity = copy.deepcopy(student), None
+    latents = generator()
+    for _ in range(2):
+        x = net(torch.randn(16, 4, generator=latents)).detach()
+        loss = (reference(x) - teacher(x)).abs().mean()
+        slopes = torch.autograd.grad(loss, list(reference.parameters()))
+        with torch.no_grad():
+            slopes = [g + 0.2 * p for g, p in zip(slopes, reference.parameters(), strict=True)]
+            velocity = [0.5 * v + g for v, g in zip(velocity or [0, 0, 0, 0], slopes, strict=True)]
+            for p, v in zip(reference.parameters(), velocity, strict=True):
+                p -= 0.1 * v
+    changes = {"student_learning_rate": 0.1, "momentum": 0.5, "weight_decay": 0.2}
+    play(net, teacher, student, options(student_steps=2, **changes), generator())
+    for p, q in zip(student.parameters(), reference.parameters(), strict=True):
+        assert torch.allclose(p, q, atol=1e-6)
+
+
 def test_students_steps_a_step_of_the_generator_each_with_fresh_latents():
     net, teacher, student = game()
     seen = []
@@ -180,6 +199,15 @@ def test_a_loss_that_is_not_finite_is_rolled_back():
     for module in (net, student, *kept):
         assert all(p.isfinite().all() for p in module.parameters())
     assert torch.equal(kept[2].weight, net.weight)
+
+
+def test_a_rollback_brings_no_untrained_snapshot_back(monkeypatch):
+    monkeypatch.setattr("freia_kd.runs.loop.SNAPSHOT_EVERY", 3)
+    net, teacher, student = game()
+    start = net.weight.clone()
+    failing = Fails(student, {9})  # in the fifth round, after the second snapshot, of the fourth
+    kept = play(net, teacher, failing, options(steps=6, snapshots=3), generator())
+    assert not any(torch.equal(k.weight, start) for k in kept)
 
 
 def test_a_loss_that_stays_non_finite_ends_the_game():

@@ -86,6 +86,10 @@ def test_it_is_restored_from_its_run(teacher, tmp_path):
     assert torch.equal(y, labels)
 
 
+def test_there_is_no_health_of_real_inputs(teacher):
+    assert fitted(teacher, 12).examine(teacher) is None
+
+
 def test_no_samples_and_wrong_ones_are_refused(teacher):
     assert Samples.why_not(teacher) == "needs real samples, and none are given"
     with pytest.raises(UsageError, match="none are given"):
