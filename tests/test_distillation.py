@@ -1,14 +1,21 @@
 """How a student is trained, and how its agreement is measured."""
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
+import scipy.stats
 import torch
 
 from freia_kd.data.synthetic import SyntheticSet, SyntheticWriter, dequantise, quantise
-from freia_kd.distillation import DistillationOptions, agreement, train_student
+from freia_kd.distillation import DistillationOptions, agreement, losses, mix, train_student
+from freia_kd.errors import UsageError
+from freia_kd.objectives import ActivationBoundaries
 from freia_kd.runs import Run
+from freia_kd.runs.loop import TrainingLoop
+from freia_kd.synthesizers import build_synthesizers
+from freia_kd.synthesizers.fresh import Fresh
 from freia_kd.teachers import Classifier
 
 
@@ -87,8 +94,6 @@ def test_the_best_weights_survive_a_resume(teacher, data, tmp_path, monkeypatch)
 
     whole = train(Run(tmp_path / "a", {}))
     accept = "freia_kd.runs.loop.TrainingLoop.accept"
-    from freia_kd.runs.loop import TrainingLoop
-
     original = TrainingLoop.accept
 
     def interrupted(self, *arguments):
@@ -138,3 +143,222 @@ def test_batch_statistics_of_the_student_stay_the_teachers(tmp_path):
     assert running
     assert all(torch.equal(before[k], after[k]) for k in running)
     assert not torch.equal(before["linear.weight"], after["linear.weight"])
+
+
+def weights(teacher, data, tmp_path=None, resume=False, heldout=None, **changes):
+    """The weights of a student trained in six steps, a run of its own if there is a folder."""
+    student = worse(teacher)
+    run = None if tmp_path is None else Run(tmp_path, {}, resume=resume)
+    options = DistillationOptions(**{"steps": 6, "batch_size": 8, **changes})
+    generator = torch.Generator().manual_seed(0)
+    train_student(student, data, options, generator, run, heldout=heldout, teacher=teacher)
+    return student.state_dict()
+
+
+def equal(one, other):
+    return all(torch.equal(v, other[k]) for k, v in one.items())
+
+
+WAYS = [
+    {"divergence": "forward-kl"},
+    {"divergence": "forward-kl", "temperature": 4.0},
+    {"boundaries": 0.5},
+    {"mixup": 1.0},
+    {"ema": 0.9},
+]
+
+
+@pytest.mark.parametrize("changes", WAYS)
+def test_every_option_has_an_effect_and_repeats(teacher, data, changes):
+    one, usual = weights(teacher, data, **changes), weights(teacher, data)
+    assert not equal(one, usual)
+    assert equal(one, weights(teacher, data, **changes))
+    if "temperature" in changes:
+        assert not equal(one, weights(teacher, data, divergence="forward-kl"))
+
+
+def fresh(teacher):
+    sources = build_synthesizers("spectral+uniform")
+    for source in sources:
+        source.fit(teacher)
+    return Fresh(sources, teacher, seed=0, chunk=24)
+
+
+@pytest.mark.parametrize("at", [("student-boundaries", 1), ("student", 1), ("student", 2)])
+@pytest.mark.parametrize("source", ["stored", "fresh"])
+def test_all_options_resume_exactly(teacher, data, tmp_path, monkeypatch, at, source):
+    """Killed in either phase, in the middle of a chunk of fresh inputs too."""
+    monkeypatch.setattr("freia_kd.runs.loop.SAVE_EVERY", 0.0)
+    changes = {"boundaries": 0.5, "mixup": 1.0, "ema": 0.9, "check_every": 1}
+
+    def train(folder, resume=False):
+        inputs = data if source == "stored" else fresh(teacher)
+        return weights(teacher, inputs, tmp_path / folder, resume, heldout=data, **changes)
+
+    whole, original = train("a"), TrainingLoop.accept
+
+    def interrupted(self, *arguments):
+        if (self.name, self.step) == at:
+            raise KeyboardInterrupt
+        return original(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingLoop, "accept", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train("b")
+    assert equal(train("b", resume=True), whole)
+
+
+def test_fresh_inputs_differ_in_every_step(teacher, data, monkeypatch):
+    seen = []
+    endless = fresh(teacher)
+    original = endless.batch
+    monkeypatch.setattr(endless, "batch", lambda rows: seen.append(rows) or original(rows))
+    weights(teacher, endless, boundaries=0.5)  # both phases
+    assert torch.equal(torch.cat(seen), torch.arange(6 * 8))
+
+
+def test_the_teacher_answers_mixed_inputs(teacher, data, tmp_path):
+    class Spy(type(teacher)):
+        def forward(self, x):
+            seen.append(x)
+            return super().forward(x)
+
+    spy, seen = Spy(teacher.net, teacher.domain, teacher.arch), []
+    student, run = worse(teacher), Run(tmp_path / "run", {})
+    options = DistillationOptions(steps=1, batch_size=8, mixup=1.0, learning_rate=0.0)
+    train_student(
+        student, data, options, torch.Generator().manual_seed(0), run, "student", teacher=spy
+    )
+    (x,) = seen
+    with torch.no_grad():
+        expected = (student(x) - teacher(x)).abs().mean().item()
+    assert run.metrics()[-1]["loss"] == pytest.approx(expected, rel=1e-5)
+    whole = data.batch(torch.arange(64))[0]
+    distance = torch.cdist(x.flatten(1), whole.flatten(1)).amin(1)
+    assert (distance > 1).sum() >= 6  # a permutation may pair some with themselves
+
+
+def test_mix_is_a_beta_mixture_of_pairs():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.eye(200)
+    shares = []
+    for _ in range(400):
+        mixed = mix(x, 0.5, generator)
+        assert torch.allclose(mixed.sum(1), torch.ones(200))
+        assert ((mixed > 0).sum(1) <= 2).all()
+        shares.append(mixed.diagonal().min().item())
+    # Beta(1/2, 1/2) is the arcsine law
+    assert scipy.stats.kstest(shares, scipy.stats.beta(0.5, 0.5).cdf).pvalue > 0.01
+
+
+def test_the_averaged_weights_are_kept(teacher, data, monkeypatch):
+    before, original = [], TrainingLoop.accept
+
+    def record(self, *arguments):
+        before.append(copy.deepcopy(self.parts["student"].state_dict()))
+        return original(self, *arguments)
+
+    monkeypatch.setattr(TrainingLoop, "accept", record)
+    last = weights(teacher, data, steps=3)
+    before.clear()
+    kept = weights(teacher, data, steps=3, ema=0.6)
+    key = "net.conv2.weight"
+    average = before[1][key]
+    for step in (before[2][key], last[key]):
+        average = 0.6 * average + 0.4 * step
+    torch.testing.assert_close(kept[key], average)
+    judged = []
+    monkeypatch.setattr(
+        "freia_kd.distillation.agreement",
+        lambda student, heldout, half: judged.append(copy.deepcopy(student.state_dict())) or 1.0,
+    )
+    chosen = weights(teacher, data, steps=3, ema=0.6, heldout=data)
+    assert equal(chosen, kept)
+    assert equal(chosen, judged[-1])
+
+
+def test_activation_boundaries_are_learned_first(teacher, data, tmp_path):
+    student, run = worse(teacher), Run(tmp_path / "run", {})
+    names = ("net.conv1", "net.conv2", "net.conv3", "net.fc1")
+    x, _, _ = data.batch(torch.arange(64))
+    loss = ActivationBoundaries(student, teacher, dict(zip(names, names, strict=True)), x)
+
+    def distance():
+        with torch.no_grad(), loss.observe(student, teacher) as features:
+            student(x)
+            teacher(x)
+        return loss(features).item()
+
+    before = distance()
+    options = DistillationOptions(steps=21, boundaries=20 / 21, batch_size=64)
+    train_student(student, data, options, torch.Generator(), run, teacher=teacher)
+    stages = {line["stage"]: line for line in run.metrics()}
+    assert stages["student-boundaries"]["step"] == 20
+    assert stages["student"]["step"] == 1
+    assert stages["student-boundaries"]["loss"] < before / 2
+    assert distance() < before / 2
+
+
+def test_losses_by_name():
+    options = DistillationOptions(temperature=4.0)
+    assert losses() == ["forward-kl", "reverse-kl", "js", "l1", "activation-boundaries"]
+    assert options.with_loss("js") == replace(options, divergence="js")
+    assert options.with_loss("activation-boundaries") == replace(options, boundaries=0.25)
+    assert not options.with_loss("js").needs_teacher
+    assert options.with_loss("activation-boundaries").needs_teacher
+    path = "freia_kd.objectives.divergences:l1"
+    assert options.with_loss(path).divergence == path
+    with pytest.raises(UsageError, match="forward-kl, reverse-kl, js, l1, activation-boundaries"):
+        options.with_loss("hinge")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"divergence": "hinge"}, "known ones are forward-kl, reverse-kl, js, l1"),
+        ({"divergence": "activation-boundaries"}, "pass boundaries=0.25"),
+        ({"temperature": 0.0}, "a positive number for temperature; got 0.0"),
+        ({"boundaries": 1.0}, "below 1 for boundaries; got 1.0"),
+        ({"mixup": -1.0}, "for mixup; got -1.0"),
+        ({"ema": 1.0}, "below 1 for ema; got 1.0"),
+        ({"steps": 0}, "at least 1 for steps; got 0"),
+        ({"batch_size": 0}, "at least 1 for batch_size"),
+        ({"learning_rate": float("nan")}, "for learning_rate; got nan"),
+        ({"check_every": 0}, "at least 1 for check_every"),
+    ],
+)
+def test_options_without_sense_are_refused(changes, message):
+    with pytest.raises(UsageError, match=message):
+        DistillationOptions(**changes)
+
+
+@pytest.mark.parametrize("changes", [{"mixup": 1.0}, {"boundaries": 0.5}])
+def test_options_that_need_the_teacher_say_so(teacher, data, changes):
+    with pytest.raises(UsageError, match="pass teacher="):
+        train_student(worse(teacher), data, DistillationOptions(**changes))
+
+
+def test_activation_boundaries_need_layers_in_common(teacher, data):
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 10))
+    student = Classifier(net, teacher.domain, "other")
+    with pytest.raises(UsageError, match="has conv1, conv2, conv3, fc1, the student none"):
+        train_student(student, data, DistillationOptions(boundaries=0.5), teacher=teacher)
+
+
+def test_the_memory_layout_changes_no_result(teacher, data, monkeypatch):
+    fast = weights(teacher, data)
+    assert all(v.is_contiguous() for v in fast.values())
+    seen = []
+
+    def score(student, heldout, half):
+        weight = student.net.conv2.weight
+        seen.append(weight.is_contiguous(memory_format=torch.channels_last))
+        return 1.0
+
+    monkeypatch.setattr("freia_kd.distillation.agreement", score)
+    weights(teacher, data, heldout=data)
+    assert seen == [True]
+    monkeypatch.setattr("freia_kd.distillation.channels_last", lambda net: nullcontext())
+    for key, value in weights(teacher, data).items():
+        torch.testing.assert_close(fast[key], value, rtol=1e-3, atol=1e-4)
