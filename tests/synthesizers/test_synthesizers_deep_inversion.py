@@ -312,15 +312,17 @@ def test_coarse_images_have_half_the_size_and_are_enlarged():
 
 
 def test_the_first_share_of_the_steps_is_coarse(monkeypatch):
-    sizes, step = [], torch.optim.Adam.step
+    sizes, moments, step = [], [], torch.optim.Adam.step
 
     def record(self, *arguments):
+        moments.append(len(self.state))
         sizes.append([p.shape[2] for p in self.param_groups[0]["params"] if p.grad is not None])
         return step(self, *arguments)
 
     monkeypatch.setattr(torch.optim.Adam, "step", record)
     fit(DeepInversionOptions(images=12, batch_size=6, steps=4, coarse=0.25))
     assert sizes == [[4], [8], [8], [8]] * 2
+    assert moments == [0, 0, 1, 1] * 2  # Adam starts anew with each batch and size
 
 
 def test_the_teacher_sees_pixels_of_its_own_size_only():
