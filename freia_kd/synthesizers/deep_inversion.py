@@ -69,8 +69,8 @@ class AdaptiveDeepInversionOptions(DeepInversionOptions):
             )
 
 
-# The paper's weights leave no share of few steps to the classes. A constant rate was better here.
-WEIGHTS: dict[str, Any] = {"decay": False, "statistics": 0.3, "variation": 3e-3}
+# The paper's weights leave no share of few steps to the classes.
+WEIGHTS: dict[str, Any] = {"statistics": 0.3, "variation": 1e-2}
 
 
 class DeepInversion(Inversion):
