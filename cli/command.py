@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # Of freia_kd.domain.DOMAINS and freia_kd.presets.PRESETS, which a test compares, so that `--help`
 # needs neither torch nor them.
 DOMAIN_NAMES = ("mnist", "fashion-mnist", "svhn", "cifar10", "digits")
-PRESET_NAMES = ("quick", "standard", "best")
+PRESET_NAMES = ("quick", "standard", "best", "paper")
 
 INTERRUPTED = 130  # as shells report a process that SIGINT ended
 

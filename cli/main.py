@@ -12,6 +12,7 @@ from freia_kd import __version__
 COMMANDS = {
     "distill": "The main job: a smaller classifier and a report, without data.",
     "compare": "Methods side by side, and which is best for this teacher.",
+    "reproduce": "The paper's Table 1, from teachers trained from scratch.",
     "train-teacher": "Train a classifier on real data.",
     "extract": "Fit a synthesizer to a teacher and make a synthetic set.",
     "sample": "Draw images from what a run has learned.",

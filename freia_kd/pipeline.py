@@ -21,7 +21,7 @@ from .domain import Domain
 from .errors import UsageError
 from .files import atomic
 from .job import Job
-from .presets import get_preset
+from .presets import Preset, get_preset
 from .runs.progress import Progress
 from .runs.report import Report, write_report
 from .runs.run import Run
@@ -132,7 +132,7 @@ def open_job(
     settings: Mapping[str, Any] | None = None,
     flow: str | None = None,
     gamma: float | None = None,
-    preset: str = "standard",
+    preset: str | Preset = "standard",
     seed: int = 0,
     device: str = "auto",
     out: PathLike | None = None,
@@ -155,7 +155,7 @@ def open_job(
             `"bdnf.steps"` is one synthesizer's alone.
         flow: The option of that name of BDNF: a name, YAML file or `package.module:function`.
         gamma: The option of that name of BDNF, the weight of the samples' likelihood (eq. 9).
-        preset: `"quick"`, `"standard"` or `"best"`.
+        preset: `"quick"`, `"standard"`, `"best"` or `"paper"`, or sizes of one's own.
         seed: The seed of all random numbers.
         device: `"auto"`, `"cpu"` or `"cuda"`.
         out: The run's folder; by default a new one under `runs/`.
@@ -176,10 +176,10 @@ def open_job(
         teacher = load_teacher(teacher, arch, domain)
     recipes = as_recipes(students)
     for recipe in recipes:
-        recipe.plan(teacher.net, teacher.arch, teacher.domain.shape)
+        recipe.check(teacher.net, teacher.arch, teacher.domain.shape)
     few = None if samples is None else load(samples, teacher.domain, "train", resize=resize)
     synthesizer = synthesizer or ("bdnf+spectral" if teacher.domain.is_image else "bdnf")
-    synthesizers = build_synthesizers(synthesizer, preset, {**(settings or {}), **own})
+    synthesizers = build_synthesizers(synthesizer, sizes.name, {**(settings or {}), **own})
     expect_able(synthesizers, teacher, few)
     options = {
         "teacher": path,
@@ -188,7 +188,7 @@ def open_job(
         "domain": teacher.domain.to_dict(),
         "samples": None if few is None else few.name,
         "samples_sha256": None if few is None else fingerprint({"x": few.inputs, "y": few.labels}),
-        "preset": {"name": preset, **asdict(sizes)},
+        "preset": asdict(sizes),
         "synthesizer": synthesizer,
         "synthesizers": {s.name: s.settings for s in synthesizers},
         "flow_sha256": [_file_hash(getattr(s.options, "flow", "")) for s in synthesizers],

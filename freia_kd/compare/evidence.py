@@ -97,8 +97,8 @@ def rank_methods(verdicts: Sequence[Verdict], seed: int = 0) -> Ranking | None:
 
     with the score :math:`s_m` of method m and the ease :math:`u_{jb}` of judge j in block b (a
     seed and a student), by least squares. The fit is repeated on resamples of seeds and judges with
-    replacement; how often the same method wins is the certainty. It is too sure where they are few: among
-    methods that are equal, the best seemed so in 95 % of resamples in 1 of 40 simulations of 6
+    replacement; how often the same method wins is the certainty. With few of them it is too sure:
+    among equal methods, the best seemed so in 95 % of resamples in 1 of 40 simulations of 6
     methods, 5 judges and 3 seeds, but in 14 of 40 of 2 methods and 2 judges.
 
     Arguments:

@@ -48,39 +48,65 @@ def _attempt(cell: Cell, progress: Progress | None) -> str | None:
     return None
 
 
-def _work(cell: Cell, answer: connection.Connection) -> None:
+class _Worker:
+    """A process that runs one cell after the other, so that it loads its libraries once."""
+
+    def __init__(self) -> None:
+        context = get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs,), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.cell: Cell | None = None
+
+    def begin(self, cell: Cell) -> None:
+        """Hands it a cell."""
+        self.cell = cell
+        self.connection.send(cell)
+
+    def answer(self) -> tuple[Cell, str | None]:
+        """The cell that it had, with the error if it failed or took the process with it."""
+        assert self.cell is not None
+        try:
+            return self.cell, self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            code = self.process.exitcode
+            return self.cell, f"its process died (exit code {code}); it may have run out of memory"
+
+    def end(self) -> None:
+        """Stops it at once."""
+        self.process.terminate()
+        self.process.join()
+
+
+def _work(parent: connection.Connection) -> None:
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends this one
     torch.set_num_threads(1)
-    answer.send(_attempt(cell, None))
+    while True:
+        try:
+            cell = parent.recv()
+        except EOFError:
+            return
+        parent.send(_attempt(cell, None))
 
 
 def _side_by_side(waiting: list[Cell], workers: int) -> Iterator[tuple[Cell, str | None]]:
-    context = get_context("spawn")
-    running: dict[int, tuple[Any, connection.Connection, Cell]] = {}
+    idle: list[_Worker] = []
+    busy: dict[Any, _Worker] = {}
     try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                cell = waiting.pop(0)
-                receiver, sender = context.Pipe(duplex=False)
-                process = context.Process(target=_work, args=(cell, sender), daemon=True)
-                process.start()
-                sender.close()
-                running[process.sentinel] = process, receiver, cell
-            ended = connection.wait(list(running))
-            for sentinel in [s for s in running if s in ended]:
-                process, receiver, cell = running.pop(sentinel)
-                process.join()
-                yield cell, _answer(receiver, process.exitcode)
+        while waiting or busy:
+            while waiting and len(busy) < workers:
+                worker = idle.pop() if idle else _Worker()
+                worker.begin(waiting.pop(0))
+                busy[worker.connection] = worker
+            for ended in connection.wait(list(busy)):
+                worker = busy.pop(ended)
+                yield worker.answer()
+                if worker.process.is_alive():
+                    idle.append(worker)
     finally:
-        for process, _, _ in running.values():
-            process.terminate()
-            process.join()
-
-
-def _answer(receiver: connection.Connection, exitcode: int | None) -> str | None:
-    try:
-        return receiver.recv() if receiver.poll() else f"its process died (exit code {exitcode})"
-    except EOFError:
-        return f"its process died (exit code {exitcode}); it may have run out of memory"
+        for worker in [*idle, *busy.values()]:
+            worker.end()

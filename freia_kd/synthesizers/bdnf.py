@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
@@ -62,6 +62,10 @@ class BDNFOptions:
     contrast: tuple[float, float] | None = None
 
 
+# As the paper and its code have it; neither tells the number of steps.
+PUBLISHED: dict[str, Any] = {"base": "gaussian", "prior": False, "contrast": (1.0, 2.0)}
+
+
 class BDNF(Synthesizer):
     r"""The paper's method: inputs :math:`x = f(z; y)` of a flow trained by eq. (4) or eq. (9).
 
@@ -81,6 +85,7 @@ class BDNF(Synthesizer):
     presets: ClassVar = {
         "quick": {"steps": 200, "batch_size": 64},
         "best": {"steps": 2_000},
+        "paper": {**PUBLISHED, "learning_rate": 1e-4, "steps": 20_000},
     }
     flow: ConditionalFlow
 

@@ -23,7 +23,7 @@ class NoiseOptions:
         tries: How many times more inputs are drawn, at most, when labels are asked for.
     """
 
-    tries: int = 50
+    tries: int = 10
 
 
 class Noise(Synthesizer):
