@@ -226,7 +226,7 @@ def test_the_teacher_answers_mixed_inputs(teacher, data, tmp_path):
 
     spy, seen = Spy(teacher.net, teacher.domain, teacher.arch), []
     student, run = worse(teacher), Run(tmp_path / "run", {})
-    options = DistillationOptions(steps=1, batch_size=8, mixup=1.0, learning_rate=0.0)
+    options = DistillationOptions(steps=1, batch_size=16, mixup=1.0, learning_rate=0.0)
     train_student(
         student, data, options, torch.Generator().manual_seed(0), run, "student", teacher=spy
     )
@@ -236,7 +236,7 @@ def test_the_teacher_answers_mixed_inputs(teacher, data, tmp_path):
     assert run.metrics()[-1]["loss"] == pytest.approx(expected, rel=1e-5)
     whole = data.batch(torch.arange(64))[0]
     distance = torch.cdist(x.flatten(1), whole.flatten(1)).amin(1)
-    assert (distance > 1).sum() >= 6  # a permutation may pair some with themselves
+    assert (distance > 0.1).sum() >= 12  # a permutation may pair some with themselves
 
 
 def test_mix_is_a_beta_mixture_of_pairs():
