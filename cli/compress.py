@@ -28,8 +28,8 @@ from .students import make_recipes, recipe_options
         "--synthetic",
         type=click.Path(exists=True, file_okay=False),
         metavar="RUN",
-        help="The run whose synthetic images judge what a --target or --max-drop asks for; "
-        "without it, noise does, which is less like what the net was trained on.",
+        help="The run whose synthetic images are used for what needs some: a --target or "
+        "--max-drop, prune and quantize; without it noise is, which is less like real images.",
     ),
     click.option(
         "--plot",
@@ -54,13 +54,14 @@ def command(
     target_latency: float | None,
     max_drop: float | None,
     methods: tuple[str, ...],
+    prune_share: float | None,
     synthetic: str | None,
     plot: str | None,
     out: str,
     as_json: bool,
     **domain: Any,
 ) -> None:
-    """Compress a teacher without any training, by Tucker decomposition and SVD.
+    """Compress a teacher without any training: lower ranks, fewer channels, integers.
 
     Example: freiakd compress --teacher net.pt --layers 'layers3.*' --ranks 0.25 --out small.pt
     """
@@ -72,6 +73,7 @@ def command(
         ranks,
         plan,
         methods,
+        prune_share,
         target_params=target_params,
         target_macs=target_macs,
         target_latency=target_latency,
@@ -93,13 +95,20 @@ def command(
 
 
 def _show(result: dict[str, Any]) -> None:
-    from freia_kd.runs.details import budget_remarks, cost_rows, layer_rows, sensitivity_rows
+    from freia_kd.runs.details import (
+        budget_remarks,
+        chosen_ranks,
+        cost_rows,
+        layer_rows,
+        sensitivity_rows,
+        skipped_remarks,
+    )
 
     show_table(layer_rows(result["costs"]))
-    for skipped in result["plan"]["skipped"]:
-        click.echo(f"{skipped['name']} was left alone: {skipped['reason']}.")
+    for remark in skipped_remarks(result["steps"]):
+        click.echo(remark)
     if result["budget"]:
-        ranks = {name: layer["ranks"] for name, layer in result["plan"]["layers"].items()}
+        ranks = chosen_ranks(result["steps"])
         show_table(sensitivity_rows(result["budget"]["sensitivity"], ranks))
         for remark in budget_remarks(result["budget"]):
             click.echo(remark)

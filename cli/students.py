@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 # Of freia_kd.compression.recipe and batchnorm, which a test compares, so that `--help` needs no
 # torch.
-METHOD_NAMES = ("tucker",)
+METHOD_NAMES = ("tucker", "prune", "quantize")
 BATCHNORM_NAMES = ("freeze", "reestimate", "train")
 TARGETS = {
     "target_params": "params",
@@ -71,7 +71,14 @@ recipe_options = options(
         "methods",
         type=click.Choice(METHOD_NAMES),
         multiple=True,
-        help="What is done to the net, in this order; repeatable. By default tucker.",
+        help="What is done to the net, in this order: low ranks (tucker, the default), fewer "
+        "channels (prune), eight-bit integers (quantize, last); repeatable.",
+    ),
+    click.option(
+        "--prune-share",
+        type=float,
+        metavar="SHARE",
+        help="Of the multiply-accumulates, which --method prune leaves. By default 0.5.",
     ),
 )
 
@@ -89,6 +96,7 @@ def make_recipes(
     ranks: str | None,
     plan: str | None,
     methods: tuple[str, ...],
+    prune_share: float | None = None,
     bn: str | None = None,
     **targets: float | None,
 ) -> list[Recipe] | None:
@@ -99,9 +107,13 @@ def make_recipes(
     """
     from freia_kd.compression import Recipe, read_rules
     from freia_kd.compression.recipe import as_usage
+    from freia_kd.errors import UsageError
 
     shared: dict[str, Any] = {"methods": methods} if methods else {}
     shared |= {} if bn is None else {"bn": bn}
+    shared |= {} if prune_share is None else {"prune_share": prune_share}
+    if prune_share is not None and "prune" not in methods:
+        raise UsageError("--prune-share is of --method prune, which is not given.")
     _expect_one_choice(students, layers, ranks, plan, targets)
     goals = {name: goal for name, goal in targets.items() if goal is not None}
     if goals:

@@ -6,12 +6,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .compression import Plan, Recipe, apply_plan, plot_sensitivity
+from .compression.methods import Step, rebuild
 from .data.datasets import LabelledData
 from .data.synthetic import SyntheticSet, SyntheticWriter, dequantise, quantise
 from .distillation import train_student
@@ -19,11 +21,12 @@ from .errors import UsageError
 from .files import write_json
 from .measuring import measure_student, measure_teacher
 from .presets import Preset
+from .runs.details import chosen_ranks
 from .runs.pictures import draw_figure, draw_grid
 from .runs.run import Run
 from .synthesizers.contract import Synthesizer
 from .synthesizers.noise import Noise, Normal, Spectral
-from .teachers import Classifier, Teacher, load_classifier, save_classifier
+from .teachers import Classifier, Teacher, read_checkpoint, save_classifier
 
 JUDGING = 512  # synthetic inputs on which budgets are judged
 SHARD = 4096  # synthetic inputs in a shard, the grain in which making a set resumes
@@ -55,7 +58,7 @@ class Job:
     synthesizers: Sequence[Synthesizer] = ()
     recipes: dict[str, Recipe] = field(init=False)
     _fitted: set[str] = field(default_factory=set, init=False, repr=False)
-    _plans: dict[str, tuple[Plan, dict[str, Any] | None]] = field(default_factory=dict, init=False)
+    _budgets: dict[str, dict[str, Any]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         known = self.run.record.get("students", {})
@@ -117,13 +120,18 @@ class Job:
                 self.samples,
                 self.run,
                 self.generator(stage, self.device),
-                self.compress(str(student))[0] if own else None,
+                self._first(str(student)) if own else None,
             )
             if not self.run.done(stage):
                 self._examine(synthesizer)
         # One that plays with a student holds what it learned with the last one only.
         self._fitted = {s for s in self._fitted if not s.startswith(f"{synthesizer.name}-")}
         self._fitted.add(stage)
+
+    def _first(self, name: str) -> Classifier:
+        """A student by the first of its methods, for a synthesizer to play with."""
+        net, _ = self._apply(name, self.recipe(name).methods[0], self.teacher.net)
+        return self._classifier(net)
 
     def _examine(self, synthesizer: Synthesizer) -> None:
         """Records the health of what was learned, and says what looks wrong."""
@@ -176,7 +184,7 @@ class Job:
         known = self.run.record.setdefault("students", {})
         for recipe in recipes:
             fields = json.loads(json.dumps(recipe.to_dict()))
-            old = known.get(recipe.name, fields)
+            old = Recipe.from_dict(known.get(recipe.name, fields)).to_dict()
             if old != fields:
                 changed = [
                     f"{k} was {old[k]!r}, is {v!r}" for k, v in fields.items() if v != old[k]
@@ -195,76 +203,117 @@ class Job:
             self.enlist([Recipe(student=name)])
         return self.recipes[name]
 
-    def plan(self, name: str) -> tuple[Plan, dict[str, Any] | None]:
-        """The plan of a student's layers, and of a budget how it was found.
+    def budget(self, name: str) -> dict[str, Any] | None:
+        """How a student's plan was found, if it was searched for.
 
-        A budget is searched for once and then read from the run's folder, since the latency that
-        is measured is never the same again.
+        It is searched for once and then read from the run's folder, since the latency that is
+        measured is never the same again.
 
         Raises:
-            UsageError: If there is none.
+            UsageError: If no plan meets the target.
         """
-        if name not in self._plans:
-            recipe, teacher = self.recipe(name), self.teacher
-            if recipe.target is not None:
-                budget = self._budget(recipe)
-                self._plans[name] = Plan.from_dict(budget["plan"]), budget
-            else:
-                plan = recipe.plan(teacher.net, teacher.arch, teacher.domain.shape)
-                self._plans[name] = plan or Plan(), None
-        return self._plans[name]
+        recipe = self.recipe(name)
+        if recipe.target is not None and name not in self._budgets:
+            self._budgets[name] = self._budget(recipe)
+        return self._budgets.get(name)
 
     def _budget(self, recipe: Recipe) -> dict[str, Any]:
         path = self.run / f"budget-{recipe.name}.json"
         if not path.exists():
             title = f"search {recipe.name}"
             with self.run.stage(title), self.run.progress.stage(title, 1) as stage:
-                inputs, source = self._judging_inputs()
+                inputs, source = self._judging_inputs(recipe.name)
                 found = recipe.search(self.teacher.net, self.teacher.domain.normalize(inputs))
                 draw_figure(self.run / "sensitivity.png", plot_sensitivity(found.sensitivity))
                 write_json(path, {**found.to_dict(), "inputs": source})
                 stage.update(1, {"agreement": found.agreement})
         return json.loads(path.read_text(encoding="utf-8"))
 
-    def _judging_inputs(self) -> tuple[Tensor, str]:
-        """Inputs on which budgets are judged, never the held-out ones, and what they are."""
+    def _judging_inputs(self, name: str) -> tuple[Tensor, str]:
+        """Inputs that budgets, pruning and quantisation see, never held-out ones; what they are."""
         purpose = "judging inputs"
-        if not self.shares_inputs:
+        if not self.shares_inputs and not self.run.done(f"train set {name}"):
             inputs = draw_noise(self.teacher, JUDGING, self.generator(purpose, self.device))
             return inputs, "noise, since the synthetic inputs need a student first"
-        data = self.sets()[0]
+        data = self.sets(name)[0]
         rows = torch.randperm(len(data), generator=self.generator(purpose))[:JUDGING]
         return data.batch(rows)[0].to(self.device), "synthetic inputs to learn from"
 
-    def compress(self, name: str) -> tuple[Classifier, dict[str, Any]]:
-        """A fresh student before any training, and its plan.
+    def compress(self, name: str) -> tuple[Classifier, list[Step]]:
+        """A fresh student before any training, by all its methods, and their steps.
 
         Raises:
             ValueError: If there is no such student of this teacher.
         """
-        teacher, plan = self.teacher, self.plan(name)[0]
-        net = apply_plan(teacher.net, plan).requires_grad_(True)
-        return Classifier(net, teacher.domain, teacher.arch).to(self.device).eval(), plan.to_dict()
+        net, steps = self.teacher.net, list[Step]()
+        for method in self.recipe(name).methods:
+            net, step = self._apply(name, method, net)
+            steps.append(step)
+        return self._classifier(net), steps
+
+    def _apply(self, name: str, method: str, net: nn.Module) -> tuple[nn.Module, Step]:
+        recipe, budget, domain = self.recipe(name), self.budget(name), self.teacher.domain
+        if method == "tucker" and budget is not None:
+            plan = Plan.from_dict(budget["plan"])
+            return apply_plan(net, plan), {"method": "tucker", **plan.to_dict()}
+        if recipe.methods == ("tucker",):  # which needs only their shape
+            inputs = torch.zeros(2, *domain.shape, device=self.device)
+        else:
+            inputs = domain.normalize(self._judging_inputs(name)[0])
+        return recipe.apply(method, net, self.teacher.arch, inputs)
+
+    def _classifier(self, net: nn.Module) -> Classifier:
+        student = Classifier(net.requires_grad_(True), self.teacher.domain, self.teacher.arch)
+        return student.to(self.device).eval()
 
     def train(self, name: str, data: SyntheticSet) -> Classifier:
-        """Distils student `name` and keeps it in the run's folder."""
-        student, plan = self.compress(name)
-        stage = f"student-{name}"
-        path = self.run / f"{stage}.safetensors"
-        if self.run.done(stage) and path.exists():
-            return load_classifier(path, arch=self.teacher.arch).to(self.device)
-        options = replace(self.preset.student, bn=self.recipe(name).bn)
-        with self.run.stage(stage):
-            heldout = self.sets(name)[1]
-            train_student(student, data, options, self.generator(stage), self.run, stage, heldout)
-            self.save_student(stage, student, plan)
+        """Compresses and distils student `name`, method by method; keeps it in the run's folder."""
+        last = list(self._stages(name))[-1]
+        if self.run.done(last) and self._student_path(name).exists():
+            return self._load(self._student_path(name))[0]
+        net, steps = self.teacher.net, list[Step]()
+        for stage, method in self._stages(name).items():
+            path = self.run.state_path(f"{stage}-net")
+            if self.run.done(stage) and path.exists():
+                student, steps = self._load(path)
+            else:
+                net, step = self._apply(name, method, net)
+                student, steps = self._classifier(net), [*steps, step]
+                with self.run.stage(stage):
+                    self._distil(name, stage, student, data)
+                    if stage == last:
+                        self.save_student(f"student-{name}", student, steps)
+                    else:
+                        save_classifier(path, student, {"compression": steps})
+            net = student.net
         return student.eval()
 
-    def save_student(self, stem: str, student: Classifier, plan: dict[str, Any]) -> None:
+    def _stages(self, name: str) -> dict[str, str]:
+        """The stages that train a student, with their methods."""
+        first, *others = self.recipe(name).methods
+        return {f"student-{name}": first, **{f"student-{name}-{m}": m for m in others}}
+
+    def _student_path(self, name: str) -> Path:
+        return self.run / f"student-{name}.safetensors"
+
+    def _distil(self, name: str, stage: str, student: Classifier, data: SyntheticSet) -> None:
+        options = replace(self.preset.student, bn=self.recipe(name).bn)
+        heldout = self.sets(name)[1]
+        train_student(student, data, options, self.generator(stage), self.run, stage, heldout)
+
+    def _load(self, path: Path) -> tuple[Classifier, list[Step]]:
+        """A student that this run has trained, and its steps; any teacher's, also in memory."""
+        checkpoint = read_checkpoint(path)
+        steps = checkpoint.own["compression"]
+        net = rebuild(self.teacher.net, steps)
+        net.load_state_dict(checkpoint.state)
+        return self._classifier(net), steps
+
+    def save_student(self, stem: str, student: Classifier, steps: list[Step]) -> None:
         """Writes a student as .safetensors and .pt, each of which rebuilds it alone."""
         on_cpu = Classifier(student.net, student.domain, student.arch)
         for suffix in (".pt", ".safetensors"):
-            save_classifier(self.run / f"{stem}{suffix}", on_cpu, {"plan": plan})
+            save_classifier(self.run / f"{stem}{suffix}", on_cpu, {"compression": steps})
 
     def measure(
         self, names: Sequence[str], evaluation: LabelledData | None
@@ -286,16 +335,16 @@ class Job:
         return measure_teacher(self.teacher, evaluation), rows
 
     def _measure_student(self, name: str, evaluation: LabelledData | None) -> dict[str, Any]:
-        data, heldout = self.sets(name)
-        before, plan = self.compress(name)
-        student = self.train(name, data)  # which only loads it: it is trained
-        budget = self.plan(name)[1]
+        heldout = self.sets(name)[1]
+        before = self.compress(name)[0]
+        student, steps = self._load(self._student_path(name))
+        budget = self.budget(name)
         return {
             "name": name,
             "file": f"student-{name}.pt",
             "recipe": self.run.record["students"][name],
-            "ranks": {layer: fields["ranks"] for layer, fields in plan["layers"].items()},
-            "skipped": plan["skipped"],
+            "steps": steps,
+            "ranks": chosen_ranks(steps),
             "budget": budget and {k: v for k, v in budget.items() if k != "plan"},
             **measure_student(self.teacher, before, student, heldout, evaluation),
         }

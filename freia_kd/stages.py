@@ -150,8 +150,8 @@ def compress(
         student: One of the papers' students, or a recipe.
         arch: The architecture, if the file does not tell.
         domain: The input domain, if the file does not tell.
-        synthetic: A run's folder, or a synthetic set's, whose inputs judge what a target asks
-            for; without it, 1/f noise does.
+        synthetic: A run's folder, or a synthetic set's, whose inputs are used for what needs some:
+            a target, pruning and quantisation; without it, 1/f noise is.
         plot: Where a picture of the layers' sensitivity goes, if a target is searched for.
         seed: The seed of the choice of those inputs.
 
@@ -163,20 +163,26 @@ def compress(
     (recipe,) = as_recipes([student])
     if plot is not None and recipe.target is None:
         raise UsageError("Only the search for a target measures sensitivity; leave --plot away.")
-    plan = recipe.plan(loaded.net, loaded.arch, loaded.domain.shape)
-    found = None
-    if plan is None:
-        inputs, source = _judging_inputs(loaded, synthetic, seed)
-        budget = recipe.search(loaded.net, loaded.domain.normalize(inputs))
-        plan, found = budget.plan, {**budget.to_dict(), "inputs": source}
-        if plot is not None:
-            draw_figure(plot, plot_sensitivity(budget.sensitivity))
-    net = apply_plan(loaded.net, plan)
-    save_classifier(out, Classifier(net, loaded.domain, loaded.arch), {"plan": plan.to_dict()})
+    recipe.check(loaded.net, loaded.arch, loaded.domain.shape)
+    inputs, source = _judging_inputs(loaded, synthetic, seed)
+    inputs = loaded.domain.normalize(inputs)
+    net, steps, budget = loaded.net, list[dict[str, Any]](), None
+    for method in recipe.methods:
+        if method == "tucker" and recipe.target is not None:
+            budget = recipe.search(net, inputs)
+            net = apply_plan(net, budget.plan)
+            steps.append({"method": "tucker", **budget.plan.to_dict()})
+        else:
+            net, step = recipe.apply(method, net, loaded.arch, inputs)
+            steps.append(step)
+    if plot is not None and budget is not None:
+        draw_figure(plot, plot_sensitivity(budget.sensitivity))
+    save_classifier(out, Classifier(net, loaded.domain, loaded.arch), {"compression": steps})
     costs = compare_costs(loaded.net, net, loaded.domain.shape)
+    found = None if budget is None else {**budget.to_dict(), "inputs": source}
     return {
         "file": os.fspath(out),
-        "plan": plan.to_dict(),
+        "steps": steps,
         "parameters": costs.after.parameters,
         "teacher_parameters": costs.before.parameters,
         "macs": costs.after.macs,
@@ -327,7 +333,7 @@ def inspect(path: PathLike) -> dict[str, Any]:
         "kind": "checkpoint",
         "arch": checkpoint.own.get("arch", "not recorded"),
         "domain": checkpoint.own.get("domain", "not recorded"),
-        "plan": checkpoint.own.get("plan", {}).get("layers", {}),
+        "compression": checkpoint.own.get("compression", []),
         "parameters": sum(v.numel() for v in checkpoint.state.values()),
         "tensors": {name: list(value.shape) for name, value in checkpoint.state.items()},
     }

@@ -52,6 +52,7 @@ def tiny():
     from freia_kd.synthesizers.bdnf import BDNF
 
     preset = presets.Preset(
+        "quick",
         set_size=64,
         heldout_size=32,
         student=DistillationOptions(steps=6, batch_size=16),

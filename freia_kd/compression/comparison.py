@@ -14,9 +14,11 @@ from .cost import (
     count_parameters,
     file_bytes,
     measure_latencies,
+    measure_latency,
     peak_bytes,
     trace_layers,
 )
+from .quantize import FakeQuantized
 from .tucker import is_matrix
 
 
@@ -45,7 +47,8 @@ class LayerCosts:
 
     Arguments:
         name: The layer's name in the net.
-        ranks: The input and output rank, or the one rank of an SVD.
+        ranks: The input and output rank, or the one rank of an SVD; none where the ranks stayed.
+        change: What became of it: `"low rank"`, `"fewer channels"`, `"int8"`, joined by commas.
         parameters: Parameters before and after.
         macs: Multiply-accumulates before and after.
         latency: Latency of the layer alone before and after.
@@ -53,6 +56,7 @@ class LayerCosts:
 
     name: str
     ranks: tuple[int, ...]
+    change: str
     parameters: tuple[int, int]
     macs: tuple[int, int]
     latency: tuple[Latency, Latency]
@@ -90,7 +94,7 @@ def compare_costs(
 
     Arguments:
         before: The teacher.
-        after: The student that :func:`apply_plan` made of it.
+        after: The student that compression made of it: layers keep their names.
         shape: The shape of one input, without the batch.
         batches: The batch sizes at which to measure latency and memory.
         seconds: About how long to time each net at each batch size; a fifth of it per layer.
@@ -105,6 +109,8 @@ def compare_costs(
         >>> compared = compare_costs(net, small, (64,), seconds=0.01)
         >>> compared.before.macs, compared.after.macs, compared.layers[0].ranks
         (4736, 1664, (8,))
+        >>> compared.layers[0].change
+        'low rank'
     """
     latency = {
         batch: measure_latencies([before, after], shape, batch, seconds) for batch in batches
@@ -127,22 +133,39 @@ def _compare_layers(
     before: nn.Module, after: nn.Module, shape: Sequence[int], seconds: float
 ) -> tuple[LayerCosts, ...]:
     rows = []
+    uses = trace_layers(after, shape)
     for name, use in trace_layers(before, shape).items():
         old, new = before.get_submodule(name), after.get_submodule(name)
-        if not use.calls or type(old) is type(new):
+        change = _change(old, new)
+        if not use.calls or not change:
             continue
-        inputs = [s[1:] for s in use.inputs]
-        times = measure_latencies([old, new], inputs[0], seconds=seconds)
+        first = uses[f"{name}.0" if isinstance(new, nn.Sequential) else name]
+        inputs = [s[1:] for s in first.inputs]
+        times = [measure_latency(old, use.inputs[0][1:], seconds=seconds / 2)]
+        times += [measure_latency(new, inputs[0], seconds=seconds / 2)]
         rows.append(
             LayerCosts(
                 name,
-                _ranks(old, new),
+                _ranks(old, new) if isinstance(new, nn.Sequential) else (),
+                change,
                 (count_parameters(old), count_parameters(new)),
                 (use.macs, sum(count_macs(new, s) for s in inputs)),
                 (times[0], times[1]),
             )
         )
     return tuple(rows)
+
+
+def _change(old: Any, new: Any) -> str:
+    """What became of a layer, in words; empty if nothing did."""
+    parts = list(new) if isinstance(new, nn.Sequential) else [new]
+    ends = parts[0].weight.shape[1], parts[-1].weight.shape[0]
+    found = {
+        "low rank": isinstance(new, nn.Sequential),
+        "fewer channels": ends != (old.weight.shape[1], old.weight.shape[0]),
+        "int8": any(isinstance(part, FakeQuantized) for part in parts),
+    }
+    return ", ".join(change for change, there in found.items() if there)
 
 
 def _ranks(old: Any, new: Any) -> tuple[int, ...]:
@@ -158,6 +181,11 @@ def _warnings(before: Costs, after: Costs, layers: Sequence[LayerCosts]) -> tupl
     """Where fewer multiply-accumulates do not mean faster, or fewer parameters not smaller."""
     found = []
     share = after.macs / before.macs if before.macs else 1.0
+    if any("int8" in row.change for row in layers):
+        return (
+            "Its integers are computed in floating point here, so that these times say nothing of "
+            "eight-bit hardware: a file by `freiakd export` does, in its own runtime.",
+        )
     for batch, old in before.latency.items():
         new = after.latency[batch]
         times = f"{old.median:.2f} ms before, {new.median:.2f} ms after"

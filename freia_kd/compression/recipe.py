@@ -8,15 +8,17 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
 from .batchnorm import BatchNorm
 from .budget import Budget, Target, check_goal, expect_reachable, search_plan
+from .methods import METHODS, Step
 from .plans import Plan, Ranks, make_plan, student_plan
-from .surgery import require_sound
+from .surgery import apply_plan, require_finite, require_sound, restructure
 
-METHODS = ("tucker",)
+NOISE = 16  # random inputs on which a recipe is tried before any work
 
 
 @dataclass(frozen=True)
@@ -24,16 +26,18 @@ class Recipe:
     """Which layers of a teacher become smaller, how far, and by which methods.
 
     Tucker decomposition takes one of a paper's student, rules, or a target; other methods alone
-    take none of them.
+    take none of them. Methods are `"tucker"` (low ranks), `"prune"` (fewer channels) and
+    `"quantize"` (eight-bit integers), which comes last.
 
     Arguments:
         name: The student's name, in file names too; by default the paper's, `"custom"` for rules,
-            and one such as `"macs-0.5"` for a target.
+            one such as `"macs-0.5"` for a target, or the methods'.
         student: The papers' student, `"1"` to `"3"`.
         rules: Patterns of layer names and their ranks, for :func:`make_plan`.
         target: What a budget bounds, for :func:`search_plan`.
         goal: The bound: a share of the teacher's cost, or a drop in percentage points.
         methods: What is done to the net, in this order, each followed by distillation.
+        prune_share: The share of the multiply-accumulates that pruning leaves.
         bn: What becomes of batch normalisation, see :class:`DistillationOptions`.
 
     Raises:
@@ -52,6 +56,7 @@ class Recipe:
     target: Target | None = None
     goal: float | None = None
     methods: tuple[str, ...] = ("tucker",)
+    prune_share: float = 0.5
     bn: BatchNorm = "freeze"
 
     def __post_init__(self) -> None:
@@ -78,6 +83,12 @@ class Recipe:
         twice = sorted({m for m in self.methods if self.methods.count(m) > 1})
         if twice:
             raise UsageError(f"Each method can be used once; got {', '.join(twice)} twice.")
+        if "quantize" in self.methods[:-1]:
+            raise UsageError(f"Quantisation comes last; got the methods {', '.join(self.methods)}.")
+        if not 0 < self.prune_share < 1:
+            raise UsageError(
+                f"Expected a share between 0 and 1 that pruning leaves; got {self.prune_share}."
+            )
 
     def _check_choice(self) -> None:
         choices = {"student": self.student, "rules": self.rules, "target": self.target}
@@ -97,6 +108,11 @@ class Recipe:
         if self.target is not None and self.goal is not None:
             with as_usage():
                 check_goal(self.target, self.goal)
+            if self.methods[0] != "tucker":
+                raise UsageError(
+                    "A target is searched for in the teacher itself, so that tucker must be the "
+                    f"first method; got {', '.join(self.methods)}."
+                )
         if self.student not in (None, "1", "2", "3"):
             raise UsageError(
                 f"Expected student 1, 2 or 3; got {self.student!r}. For others give layer patterns."
@@ -106,6 +122,56 @@ class Recipe:
         if "tucker" not in self.methods:
             return "-".join(self.methods)
         return self.student or ("custom" if self.rules else f"{self.target}-{self.goal:g}")
+
+    def check(self, net: nn.Module, arch: str, shape: Sequence[int]) -> None:
+        """Raises unless a net can be compressed so, as far as that can be told without inputs.
+
+        Methods after the first are tried on noise.
+
+        Arguments:
+            net: The teacher's net, which is not modified.
+            arch: The name of its architecture.
+            shape: The shape of one input.
+
+        Raises:
+            UsageError: If it cannot be, or a library is missing.
+            ValueError: If the net is not sound.
+        """
+        require_finite(net)
+        noise = torch.randn(NOISE, *shape, generator=torch.Generator().manual_seed(0))
+        with torch.random.fork_rng():
+            for method in self.methods:
+                if method == "tucker":
+                    plan = self.plan(net, arch, shape)
+                    net = net if plan is None else restructure(net, plan)
+                else:
+                    net = self._compress(method, net, noise, importance="magnitude")[0]
+
+    def apply(
+        self, method: str, net: nn.Module, arch: str, inputs: Tensor
+    ) -> tuple[nn.Module, Step]:
+        """A smaller copy of a net by one of the methods, and the step for :func:`rebuild`.
+
+        Arguments:
+            method: The method.
+            net: The net, which is not modified.
+            arch: The name of its architecture.
+            inputs: What the net eats, with shape `(N, *shape)`.
+
+        Raises:
+            UsageError: If the net cannot be compressed so, or a library is missing.
+        """
+        if method != "tucker":
+            return self._compress(method, net, inputs)
+        plan = self.plan(net, arch, inputs.shape[1:]) or self.search(net, inputs).plan
+        return apply_plan(net, plan), {"method": "tucker", **plan.to_dict()}
+
+    def _compress(
+        self, method: str, net: nn.Module, inputs: Tensor, **options: Any
+    ) -> tuple[nn.Module, Step]:
+        pruning = {"share": self.prune_share, **options}
+        with as_usage():
+            return METHODS[method].apply(net, inputs, **(pruning if method == "prune" else {}))
 
     def plan(self, net: nn.Module, arch: str, shape: Sequence[int]) -> Plan | None:
         """The plan of the layers, or `None` where it is to be searched for.
@@ -214,8 +280,8 @@ def _plain(ranks: Ranks) -> Any:
 
 @contextmanager
 def as_usage() -> Iterator[None]:
-    """Turns a ValueError of what was asked for into a UsageError."""
+    """Turns errors of what was asked for into a UsageError."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         raise UsageError(str(error)) from error

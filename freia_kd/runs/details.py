@@ -31,7 +31,8 @@ def student_blocks(student: Mapping[str, Any]) -> list[Block]:
     name, blocks = student["name"], []
     costs = student["costs"]
     blocks.append(Block(f"Student {name}: costs", cost_rows(costs), tuple(costs["warnings"])))
-    blocks.append(Block(f"Student {name}: layers", layer_rows(costs), tuple(_skipped(student))))
+    skipped = tuple(skipped_remarks(student["steps"]))
+    blocks.append(Block(f"Student {name}: layers", layer_rows(costs), skipped))
     if student["budget"]:
         budget = student["budget"]
         rows = sensitivity_rows(budget["sensitivity"], student["ranks"])
@@ -58,12 +59,13 @@ def cost_rows(costs: Mapping[str, Any]) -> Rows:
 
 def layer_rows(costs: Mapping[str, Any]) -> Rows:
     """What each compressed layer costs, before and after."""
-    rows = [["layer", "ranks", "parameters", "MACs", "latency, ms"]]
+    rows = [["layer", "change", "ranks", "parameters", "MACs", "latency, ms"]]
     for layer in costs["layers"]:
         times = [f"{latency['median']:.3f}" for latency in layer["latency"]]
         rows.append(
             [
                 layer["name"],
+                layer["change"],
                 " x ".join(map(str, layer["ranks"])),
                 " → ".join(f"{n:,}" for n in layer["parameters"]),
                 " → ".join(f"{n:,}" for n in layer["macs"]),
@@ -110,8 +112,24 @@ def budget_remarks(budget: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _skipped(student: Mapping[str, Any]) -> list[str]:
-    return [f"{s['name']} was left alone: {s['reason']}." for s in student["skipped"]]
+def skipped_remarks(steps: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The layers that the steps of compression left alone, and why."""
+    verbs = {"tucker": "was left alone", "prune": "was not pruned", "quantize": "was not quantised"}
+    return [
+        f"{layer['name']} {verbs[step['method']]}: {layer['reason']}."
+        for step in steps
+        for layer in step["skipped"]
+    ]
+
+
+def chosen_ranks(steps: Sequence[Mapping[str, Any]]) -> dict[str, Sequence[int]]:
+    """The ranks that Tucker decomposition gave each layer."""
+    return {
+        name: layer["ranks"]
+        for step in steps
+        if step["method"] == "tucker"
+        for name, layer in step["layers"].items()
+    }
 
 
 def _share(before: float, after: float) -> str:

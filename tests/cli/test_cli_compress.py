@@ -13,7 +13,7 @@ from freia_kd.cli.main import main
 from freia_kd.compression import count_macs, count_parameters
 from freia_kd.compression.batchnorm import BatchNorm
 from freia_kd.compression.budget import Target
-from freia_kd.compression.recipe import METHODS
+from freia_kd.compression.methods import METHODS
 
 
 def call(*arguments, code=0):
@@ -42,13 +42,14 @@ def distill(teacher_file, tmp_path, tiny):
 
 
 def test_names_in_help_are_the_librarys():
-    assert students.METHOD_NAMES == METHODS
+    assert tuple(METHODS) == students.METHOD_NAMES
     assert get_args(BatchNorm) == students.BATCHNORM_NAMES
     assert tuple(students.TARGETS.values()) == get_args(Target)
 
 
 def ranks(result):
-    return {n: tuple(p["ranks"]) for n, p in result["plan"]["layers"].items()}
+    (step,) = result["steps"]
+    return {n: tuple(p["ranks"]) for n, p in step["layers"].items()}
 
 
 def test_layers_and_ranks(compress, tmp_path):

@@ -165,6 +165,6 @@ def test_warnings_in_plain_words(after, message):
 
 def test_a_slower_layer_is_named():
     fast, slow = Latency(1.0, 0.9, 1.1, 1, 5), Latency(2.0, 1.9, 2.1, 1, 5)
-    row = LayerCosts("conv1", (1, 1), (9, 3), (9, 3), (fast, slow))
+    row = LayerCosts("conv1", (1, 1), "low rank", (9, 3), (9, 3), (fast, slow))
     (warning,) = comparison._warnings(costs(9, 1, 1, 1), costs(9, 1, 1, 1), [row])
     assert "conv1 (1.000 to 2.000 ms)" in warning
