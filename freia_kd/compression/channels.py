@@ -82,6 +82,8 @@ def find_groups(
             tied[root] = group, sides
         else:
             skipped[root] = reason
+    if not tied:
+        return [], skipped
     scores = _scores(copy, [group for group, _ in tied.values()], inputs, importance, generator)
     groups = [
         Group(root, score, sides)
@@ -200,7 +202,7 @@ def without(
             for name in channels:
                 group(name).prune()
             got = copy(inputs[:PROBES])
-    except (RuntimeError, ValueError, IndexError, AssertionError):
+    except Exception:  # torch-pruning checks little before it fails
         return copy, False
     scale = max(expected.abs().max().item(), 1e-30)
     same = got.shape == expected.shape

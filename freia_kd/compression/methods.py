@@ -58,7 +58,7 @@ METHODS: dict[str, Method] = {
 }
 
 
-def apply(
+def apply_methods(
     net: nn.Module, inputs: Tensor, methods: Mapping[str, Mapping[str, Any]]
 ) -> tuple[nn.Module, list[Step]]:
     """Applies methods one after the other, to a copy of a net.
@@ -78,7 +78,8 @@ def apply(
         >>> import torch
         >>> net = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10))
         >>> x = torch.randn(64, 32)
-        >>> student, steps = apply(net, x, {"tucker": {"ranks": 0.25}, "quantize": {}})
+        >>> methods = {"tucker": {"ranks": 0.25}, "quantize": {}}
+        >>> student, steps = apply_methods(net, x, methods)
         >>> [step["method"] for step in steps]
         ['tucker', 'quantize']
         >>> rebuild(net, steps).load_state_dict(student.state_dict())

@@ -25,7 +25,7 @@ def prune(
     inputs: Tensor,
     share: float = 0.5,
     *,
-    importance: Importance = "taylor",
+    importance: Importance = "magnitude",
     keep: Sequence[str] = (),
     generator: torch.Generator | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
@@ -39,7 +39,7 @@ def prune(
     The importance of a channel is
 
     .. math:: \sum_w |w|\ \Bigl|\frac{\partial}{\partial w} \sum_{n,c} v_{nc} f_c(x_n)\Bigr|
-              \quad \text{or} \quad \sum_w w^2
+              \quad \text{(taylor)} \quad \text{or} \quad \sum_w w^2 \quad \text{(magnitude)}
 
     over the weights that make and read it, relative to the mean of its group. The channels of all
     groups are ranked together; a tenth of each group stays. Molchanov et al. take the gradient of
@@ -50,7 +50,8 @@ def prune(
         net: The net, which is not modified.
         inputs: What the net eats (normalised), with shape `(N, *shape)`; may be synthetic.
         share: The share of the multiply-accumulates to keep at most, between 0 and 1.
-        importance: `"taylor"`, the first-order change of the logits, or `"magnitude"`.
+        importance: `"taylor"`, the first-order change of the logits, or `"magnitude"`. The first
+            leaves a better net, the second one that is at least as good once it is distilled.
         keep: Names or shell-style patterns of layers whose output channels stay.
         generator: The source of the signs, on the CPU; the same ones by default.
 
@@ -222,18 +223,18 @@ def _choose(
 ) -> dict[str, list[int]]:
     """The least important channels whose removal leaves a share of the computation."""
     ledger = _Ledger(net, shape)
-    most = share * ledger.macs
+    total, most = ledger.macs, share * ledger.macs
     removed: list[tuple[int, int]] = []
     for index, channel in _ranked(groups):
         if ledger.macs <= most:
             break
         ledger.add(groups[index], -1)
         removed.append((index, channel))
-    if ledger.macs > most:
+    if ledger.macs > most or not removed:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
         raise ValueError(
             f"Expected a share that can be reached; got {share}, but at least "
-            f"{share * ledger.macs / most:.3f} of the computation must stay ({reasons})."
+            f"{ledger.macs / total if total else 1:.3f} of the computation must stay ({reasons})."
         )
     chosen: dict[str, list[int]] = {}
     for index, channel in reversed(removed):  # the last channel may have saved more than needed
