@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..data.datasets import LabelledData
 from ..distillation import predict
+from ..domain import Domain
 from ..errors import TrainingError, UsageError
 from ..pipeline import check_source, fingerprint, load, versions
+from ..presets import Preset
 from ..runs.progress import Progress
 from ..runs.run import Run
 from ..synthesizers import SYNTHESIZERS, get_synthesizer
@@ -106,7 +108,7 @@ def compare(
         "seeds": seeds,
         "samples": None if few is None else f"{few.name} ({len(few)})",
         "reference": reference,
-        "options": {k: v for k, v in options.items() if isinstance(v, str | int | float | dict)},
+        "options": {k: _plain(v) for k, v in options.items()},
     }
     run = Run(out, record, resume, progress)
     common = {**options, "teacher": teacher, "samples": few}
@@ -135,6 +137,13 @@ def compare(
     }
     write_comparison(run.folder, data)
     return Comparison(run.folder, data)
+
+
+def _plain(value: Any) -> Any:
+    """An option as JSON has it."""
+    if isinstance(value, Domain):
+        return value.to_dict()
+    return asdict(value) if isinstance(value, Preset) else value
 
 
 def _own(cell: Cell, accuracies: Accuracies) -> dict[str, float | None]:
