@@ -276,6 +276,9 @@ def _restore(run: Run, domain: Domain, name: str | None, flow: str | None) -> Sy
     if ":" in recorded and flow != recorded:
         raise UsageError(f"This run's flow is code of its own; pass --flow {recorded}.")
     source = kind(kind.Options(**settings)) if kind.Options else kind()
+    if kind.needs_student:  # and so learned with each of them; the first one's will do
+        stages = [s for s in run.record["done"] if s.startswith(f"{kind.name}-")]
+        source.stage = next(iter(stages), kind.name)
     source.restore(domain, run)
     return source
 
