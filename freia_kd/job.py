@@ -16,7 +16,7 @@ from .compression import Plan, Recipe, apply_plan, plot_sensitivity
 from .compression.methods import Step, rebuild
 from .data.datasets import LabelledData
 from .data.synthetic import SyntheticSet, SyntheticWriter, dequantise, quantise
-from .distillation import train_student
+from .distillation import agreement, train_student
 from .errors import UsageError
 from .files import write_json
 from .measuring import measure_student, measure_teacher
@@ -345,9 +345,17 @@ class Job:
             "recipe": self.run.record["students"][name],
             "steps": steps,
             "ranks": chosen_ranks(steps),
+            "agreements": self._agreements(name, heldout),
             "budget": budget and {k: v for k, v in budget.items() if k != "plan"},
             **measure_student(self.teacher, before, student, heldout, evaluation),
         }
+
+    def _agreements(self, name: str, heldout: SyntheticSet) -> dict[str, float]:
+        """The agreement after each method's training, on held-out inputs of odd index."""
+        *others, last = self._stages(name).items()
+        paths = {method: self.run.state_path(f"{stage}-net") for stage, method in others}
+        paths[last[1]] = self._student_path(name)
+        return {m: agreement(self._load(p)[0], heldout, half="odd") for m, p in paths.items()}
 
 
 def draw_noise(teacher: Teacher, count: int, generator: torch.Generator) -> Tensor:

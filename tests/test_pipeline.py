@@ -406,6 +406,54 @@ def test_a_damaged_teacher_in_memory_fails_before_any_work(teacher, tmp_path, ti
     assert not (tmp_path / "run").exists()
 
 
+CHAIN = Recipe(student="3", methods=("tucker", "prune", "quantize"), prune_share=0.6)
+NOISE = {"preset": "quick", "device": "cpu", "synthesizer": "spectral"}
+
+
+def test_methods_one_after_the_other(teacher, tmp_path, tiny, monkeypatch):
+    pytest.importorskip("torch_pruning", reason="the extra freia_kd[prune] is not installed")
+    report = distill(teacher, students=[CHAIN], out=tmp_path / "run", **NOISE)
+    (row,) = report.students
+    assert [step["method"] for step in row["steps"]] == ["tucker", "prune", "quantize"]
+    assert list(row["agreements"]) == ["tucker", "prune", "quantize"]
+    assert row["agreements"]["quantize"] == row["agreement"]
+    assert {"student-3", "student-3-prune", "student-3-quantize"} <= set(report.data["seconds"])
+    assert "Student 3: methods" in (tmp_path / "run/report.md").read_text()
+    changes = {layer["name"]: layer["change"] for layer in row["costs"]["layers"]}
+    assert all("int8" in change for change in changes.values())
+    assert {"low rank", "fewer channels"} <= set(", ".join(changes.values()).split(", "))
+    assert row["steps"][1]["macs"][1] <= 0.6 * row["steps"][1]["macs"][0]
+    assert row["costs"]["after"]["bytes"] < 0.25 * row["costs"]["before"]["bytes"]
+    student = freia_kd.load_student(tmp_path / "run/student-3.pt")
+    assert student(torch.rand(2, 1, 32, 32)).shape == (2, 10)
+
+    accept = TrainingLoop.accept
+
+    def stop(self, *arguments):
+        if self.name == "student-3-quantize":
+            raise KeyboardInterrupt
+        return accept(self, *arguments)
+
+    monkeypatch.setattr(TrainingLoop, "accept", stop)
+    with pytest.raises(KeyboardInterrupt):
+        distill(teacher, students=[CHAIN], out=tmp_path / "stopped", **NOISE)
+    monkeypatch.setattr(TrainingLoop, "accept", accept)
+    distill(teacher, out=tmp_path / "stopped", resume=True, **NOISE)
+    for suffix in (".pt", ".safetensors"):
+        whole = (tmp_path / f"run/student-3{suffix}").read_bytes()
+        assert (tmp_path / f"stopped/student-3{suffix}").read_bytes() == whole
+
+
+def test_a_teacher_in_memory_needs_no_architecture_by_name(tmp_path, tiny):
+    from freia_kd.teachers import Teacher
+
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 48), torch.nn.Linear(48, 4))
+    teacher = Teacher(net, freia_kd.Domain((1, 8, 8), 4), "nameless")
+    report = distill(teacher, students=["1"], out=tmp_path / "run", **NOISE)
+    assert list(report.students[0]["ranks"]) == ["1"]
+
+
 @pytest.mark.parametrize("bn", ["freeze", "train"])
 def test_batch_normalisation_of_a_student(tmp_path, tiny, bn):
     from freia_kd.teachers import Teacher, build_net
@@ -427,3 +475,38 @@ def test_the_first_student_is_the_student(finished):
     by_folder = freia_kd.load_student(finished.folder)
     by_file = freia_kd.load_student(finished.folder / "student.pt")
     assert torch.equal(by_folder(x), by_file(x))
+
+
+def test_a_method_that_plays_has_inputs_for_each_student(teacher, tmp_path, tiny, monkeypatch):
+    from freia_kd.stages import draw_samples
+    from freia_kd.synthesizers.adversarial import DFAD
+
+    monkeypatch.setattr(DFAD, "presets", {"quick": {"steps": 2, "batch_size": 4, "snapshots": 1}})
+    out = tmp_path / "run"
+    report = run(teacher, out, synthesizer="dfad")
+    first, third = (SyntheticSet(out / f"synthetic-{k}/train") for k in ("1", "3"))
+    rows = torch.arange(8)
+    assert not torch.equal(first.batch(rows)[0], third.batch(rows)[0])
+    assert {"dfad-1", "dfad-3", "train set 1", "train set 3"} <= set(report.data["seconds"])
+    before = finals(out)
+    (out / "student-3.safetensors").unlink()
+    run(teacher, out, synthesizer="dfad", resume=True)
+    assert finals(out) == before
+    assert draw_samples(out, tmp_path / "s.npz", count=2) == 20
+    job = open_job(teacher, synthesizer="dfad", preset="quick", device="cpu", out=tmp_path / "x")
+    with pytest.raises(UsageError, match="dfad plays with a student"):
+        job.extract()
+
+
+def test_a_method_that_cannot_work_says_so_before_any_work(teacher, tmp_path):
+    with pytest.raises(UsageError, match=r"'deepinversion' needs the statistics.*those that can"):
+        run(teacher, tmp_path / "run", synthesizer="deepinversion")
+    with pytest.raises(UsageError, match="'samples' needs real samples"):
+        run(teacher, tmp_path / "run", synthesizer="spectral+samples")
+    with pytest.raises(UsageError, match="Expected different synthesizers"):
+        run(teacher, tmp_path / "run", synthesizer="spectral+spectral")
+    with pytest.raises(UsageError, match=r"Unknown option 'boats' of bdnf; known ones are bdnf\."):
+        run(teacher, tmp_path / "run", synthesizer="bdnf", settings={"boats": 1})
+    with pytest.raises(UsageError, match=r"like 600 for bdnf.steps; got 'many'"):
+        run(teacher, tmp_path / "run", synthesizer="bdnf", settings={"steps": "many"})
+    assert not (tmp_path / "run").exists()

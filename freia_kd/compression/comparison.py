@@ -158,8 +158,8 @@ def _compare_layers(
 
 def _change(old: Any, new: Any) -> str:
     """What became of a layer, in words; empty if nothing did."""
-    parts = list(new) if isinstance(new, nn.Sequential) else [new]
-    ends = parts[0].weight.shape[1], parts[-1].weight.shape[0]
+    parts: list[Any] = list(new) if isinstance(new, nn.Sequential) else [new]
+    ends: Any = parts[0].weight.shape[1], parts[-1].weight.shape[0]
     found = {
         "low rank": isinstance(new, nn.Sequential),
         "fewer channels": ends != (old.weight.shape[1], old.weight.shape[0]),
@@ -183,8 +183,8 @@ def _warnings(before: Costs, after: Costs, layers: Sequence[LayerCosts]) -> tupl
     share = after.macs / before.macs if before.macs else 1.0
     if any("int8" in row.change for row in layers):
         return (
-            "Its integers are computed in floating point here, so that these times say nothing of "
-            "eight-bit hardware: a file by `freiakd export` does, in its own runtime.",
+            "Its integers are computed in floating point here, so that these times and this memory "
+            "say nothing of eight-bit hardware: a file by `freiakd export` does, in its runtime.",
         )
     for batch, old in before.latency.items():
         new = after.latency[batch]

@@ -31,6 +31,9 @@ def student_blocks(student: Mapping[str, Any]) -> list[Block]:
     name, blocks = student["name"], []
     costs = student["costs"]
     blocks.append(Block(f"Student {name}: costs", cost_rows(costs), tuple(costs["warnings"])))
+    if len(student["agreements"]) > 1:
+        rows = method_rows(student["steps"], student["agreements"])
+        blocks.append(Block(f"Student {name}: methods", rows))
     skipped = tuple(skipped_remarks(student["steps"]))
     blocks.append(Block(f"Student {name}: layers", layer_rows(costs), skipped))
     if student["budget"]:
@@ -54,6 +57,20 @@ def cost_rows(costs: Mapping[str, Any]) -> Rows:
         old, new = before["latency"][batch], after["latency"][batch]
         share = _share(old["median"], new["median"])
         rows.append([f"latency, batch {batch}", _time(old), _time(new), share])
+    return rows
+
+
+def method_rows(steps: Sequence[Mapping[str, Any]], agreements: Mapping[str, float]) -> Rows:
+    """What each method did, in order, and the agreement after its training."""
+    rows = [["method", "what it did", "agreement, synthetic"]]
+    for step in steps:
+        method = step["method"]
+        did = {
+            "tucker": lambda s: f"{len(s['layers'])} layers at lower ranks",
+            "prune": lambda s: f"MACs {s['macs'][0]:,} → {s['macs'][1]:,}",
+            "quantize": lambda s: f"{len(s['layers'])} layers of integers",
+        }[method](step)
+        rows.append([method, did, f"{agreements[method]:.1%}"])
     return rows
 
 

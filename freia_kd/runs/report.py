@@ -72,7 +72,10 @@ class Report:
         """What a reader should know before trusting the table."""
         real, latency = self.data["real_data"], []
         for s in self.students:
-            if s["latency_ms"] > 0.97 * s["teacher_latency_ms"]:
+            if (
+                s["macs"] < self.data["teacher"]["macs"]
+                and s["latency_ms"] > 0.97 * s["teacher_latency_ms"]
+            ):
                 latency.append(s["name"])
         used = (
             f"{real['count']} real images, from {real['samples']}"
@@ -89,9 +92,9 @@ class Report:
         worse = [s["name"] for s in self.students if _is_worse(s)]
         if worse:
             remarks.append(
-                f"Student {', '.join(worse)}: distillation made it worse than Tucker only on the "
-                "evaluation data; the synthetic images do not suit this teacher. Take the one of "
-                "freiakd compress, or give a few real images with --samples."
+                f"Student {', '.join(worse)}: distillation made it worse than compression alone on "
+                "the evaluation data; the synthetic images do not suit this teacher. Take the one "
+                "of freiakd compress, or give a few real images with --samples."
             )
         if latency:
             remarks.append(

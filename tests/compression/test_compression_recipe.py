@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 from functools import partial
 
 import pytest
@@ -36,6 +37,7 @@ RECIPES = {
     "custom": Recipe(rules={"conv*": 0.25, "conv1": "keep", "fc1": 8, "conv3": (5, 8)}),
     "macs-0.5": Recipe(target="macs", goal=0.5, bn="reestimate"),
     "drop-1": Recipe(target="drop", goal=1.0),
+    "prune-quantize": Recipe(methods=("prune", "quantize"), prune_share=0.6),
     "tight": Recipe("tight", target="params", goal=0.3),
 }
 
@@ -61,6 +63,13 @@ WRONG = {
     "student": ({"student": "7"}, "student 1, 2 or 3; got '7'"),
     "method": ({"student": "1", "methods": ("glue",)}, "methods of tucker.*; got glue"),
     "no method": ({"student": "1", "methods": ()}, "got none"),
+    "order": ({"methods": ("quantize", "prune")}, "Quantisation comes last; got the methods"),
+    "target later": (
+        {"target": "macs", "goal": 0.5, "methods": ("prune", "tucker")},
+        "tucker must be the first method",
+    ),
+    "student without": ({"student": "1", "methods": ("prune",)}, "no student without the method"),
+    "prune share": ({"methods": ("prune",), "prune_share": 1.0}, "share between 0 and 1"),
     "twice": ({"student": "1", "methods": ("tucker", "tucker")}, "tucker twice"),
     "bn": ({"student": "1", "bn": "melt"}, "freeze, reestimate, train; got 'melt'"),
     "name": ({"student": "1", "name": "../x"}, "name of letters"),
@@ -128,6 +137,25 @@ def test_what_this_net_cannot_be_is_refused_before_any_work(case, net):
     fields, message = IMPOSSIBLE[case]
     with pytest.raises(UsageError, match=message):
         Recipe(**fields).plan(net, "lenet5", SHAPE)
+
+
+def test_other_methods_are_tried_before_any_work(net):
+    pytest.importorskip("torch_pruning", reason="the extra freia_kd[prune] is not installed")
+    Recipe(student="2", methods=("tucker", "prune", "quantize")).check(net, "lenet5", SHAPE)
+    with pytest.raises(UsageError, match=r"got 0\.001, but at least"):
+        Recipe(methods=("prune",), prune_share=0.001).check(net, "lenet5", SHAPE)
+
+
+def test_checks_leave_no_trace_in_the_random_numbers(net):
+    before = torch.get_rng_state()
+    Recipe(student="2", methods=("tucker", "quantize")).check(net, "lenet5", SHAPE)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_pruning_without_its_library_names_the_extra(net, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    with pytest.raises(UsageError, match=r"freia_kd\[prune\]"):
+        Recipe(methods=("prune",)).check(net, "lenet5", SHAPE)
 
 
 def nan(net):

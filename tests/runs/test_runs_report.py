@@ -13,7 +13,7 @@ def remarks(finished, **changes):
 
 def test_a_student_that_distillation_made_worse_is_named(finished):
     worse = remarks(finished, accuracy_before=0.9, accuracy=0.8)
-    assert any("Student 1" in r and "worse than Tucker only" in r for r in worse)
+    assert any("Student 1" in r and "worse than compression alone" in r for r in worse)
     data = copy.deepcopy(finished.data)
     for student in data["students"]:
         student |= {"accuracy_before": 0.8, "accuracy": 0.9}
