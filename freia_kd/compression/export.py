@@ -128,8 +128,8 @@ def export_classifier(
             :func:`freia_kd.load_student` reads; `"onnx"`; or `"torch-export"`, an
             `ExportedProgram`.
         inputs: Pixels to compare on, with shape `(N, *domain.shape)`, at least 2.
-        meta: Metadata of JSON types; a compressed net needs its `{"plan": ...}` in the first two
-            formats. Architecture and domain are added.
+        meta: Metadata of JSON types; a compressed net needs its `{"compression": ...}` in the
+            first two formats. Architecture and domain are added.
         seconds: About how long to measure the latency.
 
     Raises:

@@ -351,14 +351,12 @@ def _check_sizes(path: PathLike, state: dict[str, Tensor], domain: Domain, arch:
 
 def _build(path: PathLike, checkpoint: Checkpoint, arch: str, domain: Domain) -> nn.Module:
     """The net that a checkpoint's weights are of, with other values."""
-    if not {"compression", "plan"} & set(checkpoint.own):
+    if "compression" not in checkpoint.own:
         return build_net(arch, domain, checkpoint.state)
     from ..compression.methods import original_state, rebuild  # only students need it
 
     try:
-        steps = checkpoint.own.get("compression", [])
-        if "plan" in checkpoint.own:
-            steps = [{"method": "tucker", **dict(checkpoint.own["plan"])}]
+        steps = checkpoint.own["compression"]
         net = build_net(arch, domain, original_state(checkpoint.state, steps))
         return rebuild(net, steps)
     except UsageError:

@@ -48,7 +48,8 @@ LARGE_NETS = {
 
 
 def compressed(net, domain, arch, plan):
-    return Classifier(apply_plan(net, plan), domain, arch), {"plan": plan.to_dict()}
+    steps = [{"method": "tucker", **plan.to_dict()}]
+    return Classifier(apply_plan(net, plan), domain, arch), {"compression": steps}
 
 
 def make(name):
