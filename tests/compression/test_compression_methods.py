@@ -147,3 +147,11 @@ def test_states_keep_their_tensors_where_nothing_was_pruned():
     state = student.net.state_dict()
     assert original_state(state, steps).keys() == state.keys()
     assert all(torch.equal(original_state(state, steps)[k], v) for k, v in state.items())
+
+
+def test_a_method_is_taken_once_even_where_it_would_fit_again():
+    step = {"method": "tucker", "layers": {"fc1": {"method": "svd", "ranks": [84]}}}
+    again = {"method": "tucker", "layers": {"fc1.0": {"method": "svd", "ranks": [84]}}}
+    rebuild(rebuild(LeNet5(), [step]), [again])
+    with pytest.raises(ValueError, match="each method once"):
+        rebuild(LeNet5(), [step, again])
