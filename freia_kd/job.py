@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .compression import Plan, Recipe, apply_plan, plot_sensitivity
 from .compression.methods import Step, rebuild
 from .data.datasets import LabelledData
-from .data.synthetic import SyntheticSet, SyntheticWriter, dequantise, quantise
+from .data.synthetic import SyntheticSet, SyntheticWriter
 from .distillation import agreement, train_student
 from .errors import UsageError
 from .files import write_json
@@ -25,6 +25,7 @@ from .runs.details import chosen_ranks
 from .runs.pictures import draw_figure, draw_grid
 from .runs.run import Run
 from .synthesizers.contract import Synthesizer
+from .synthesizers.fresh import Fresh, answered
 from .synthesizers.noise import Noise, Normal, Spectral
 from .teachers import Classifier, Teacher, read_checkpoint, save_classifier
 
@@ -164,15 +165,7 @@ class Job:
             for shard in range(writer.shards, shards):
                 generator = self.generator(f"{path} shard {shard}", self.device)
                 count = min(SHARD, size - shard * SHARD)
-                ends = [round(count * i / len(sources)) for i in range(len(sources) + 1)]
-                made = [
-                    source.sample(end - start, generator=generator)
-                    for source, start, end in zip(sources, ends, ends[1:], strict=False)
-                    if end > start
-                ]
-                inputs = quantise(torch.cat([x for x, _ in made]))
-                logits = [self.teacher(dequantise(part)) for part in inputs.split(1024)]
-                writer.append(inputs, torch.cat(logits), torch.cat([c for _, c in made]))
+                writer.append(*answered(sources, self.teacher, count, generator))
                 stage.update(shard + 1, {})
 
     def enlist(self, recipes: Iterable[Recipe]) -> None:
@@ -299,7 +292,20 @@ class Job:
     def _distil(self, name: str, stage: str, student: Classifier, data: SyntheticSet) -> None:
         options = replace(self.preset.student, bn=self.recipe(name).bn)
         heldout = self.sets(name)[1]
-        train_student(student, data, options, self.generator(stage), self.run, stage, heldout)
+        source: SyntheticSet | Fresh = data
+        if self.preset.fresh:
+            seed = int(torch.randint(2**62, (), generator=self.generator(f"{stage} inputs")))
+            source = Fresh([s.part(heldout=False) for s in self.synthesizers], self.teacher, seed)
+        train_student(
+            student,
+            source,
+            options,
+            self.generator(stage),
+            self.run,
+            stage,
+            heldout,
+            teacher=self.teacher,
+        )
 
     def _load(self, path: Path) -> tuple[Classifier, list[Step]]:
         """A student that this run has trained, and its steps; any teacher's, also in memory."""

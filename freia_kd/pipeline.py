@@ -21,7 +21,7 @@ from .domain import Domain
 from .errors import UsageError
 from .files import atomic
 from .job import Job
-from .presets import Preset, get_preset
+from .presets import STUDENT, Preset, get_preset, resize_preset
 from .runs.progress import Progress
 from .runs.report import Report, write_report
 from .runs.run import Run
@@ -132,6 +132,8 @@ def open_job(
     settings: Mapping[str, Any] | None = None,
     flow: str | None = None,
     gamma: float | None = None,
+    loss: str | None = None,
+    fresh: bool = False,
     preset: str | Preset = "standard",
     seed: int = 0,
     device: str = "auto",
@@ -152,9 +154,12 @@ def open_job(
         synthesizer: What makes the inputs, by name or `package.module:Class`; several joined by
             `+`, each an equal share. By default `"bdnf+spectral"`, or `"bdnf"` for vectors.
         settings: Options of the synthesizers that differ from the preset's, by name; a name like
-            `"bdnf.steps"` is one synthesizer's alone.
+            `"bdnf.steps"` is one synthesizer's alone, `"student.steps"` the students'
+            (:class:`~freia_kd.distillation.DistillationOptions`).
         flow: The option of that name of BDNF: a name, YAML file or `package.module:function`.
         gamma: The option of that name of BDNF, the weight of the samples' likelihood (eq. 9).
+        loss: The students' loss by name, if not the preset's.
+        fresh: Whether the students see new inputs in every step, instead of a stored set.
         preset: `"quick"`, `"standard"`, `"best"` or `"paper"`, or sizes of one's own.
         seed: The seed of all random numbers.
         device: `"auto"`, `"cpu"` or `"cuda"`.
@@ -166,8 +171,9 @@ def open_job(
         UsageError: If the options do not fit together.
         CheckpointError: If the teacher's file is not sound.
     """
-    sizes = get_preset(preset)
+    sizes = resize_preset(get_preset(preset), settings or {}, loss, fresh)
     own = {k: v for k, v in (("flow", flow), ("gamma", gamma)) if v is not None}
+    theirs = {k: v for k, v in (settings or {}).items() if not k.startswith(STUDENT)}
     place = choose_device(device)
     if resume and out is None:
         raise UsageError("To resume, pass --out with the folder of the run.")
@@ -179,7 +185,7 @@ def open_job(
         recipe.check(teacher.net, teacher.arch, teacher.domain.shape)
     few = None if samples is None else load(samples, teacher.domain, "train", resize=resize)
     synthesizer = synthesizer or ("bdnf+spectral" if teacher.domain.is_image else "bdnf")
-    synthesizers = build_synthesizers(synthesizer, sizes.name, {**(settings or {}), **own})
+    synthesizers = build_synthesizers(synthesizer, sizes.name, {**theirs, **own})
     expect_able(synthesizers, teacher, few)
     options = {
         "teacher": path,

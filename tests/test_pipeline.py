@@ -498,7 +498,7 @@ def test_a_method_that_plays_has_inputs_for_each_student(teacher, tmp_path, tiny
         job.extract()
 
 
-def test_a_method_that_cannot_work_says_so_before_any_work(teacher, tmp_path):
+def test_a_method_that_cannot_work_says_so_before_any_work(teacher, tmp_path, tiny):
     with pytest.raises(UsageError, match=r"'deepinversion' needs the statistics.*those that can"):
         run(teacher, tmp_path / "run", synthesizer="deepinversion")
     with pytest.raises(UsageError, match="'samples' needs real samples"):
@@ -507,6 +507,56 @@ def test_a_method_that_cannot_work_says_so_before_any_work(teacher, tmp_path):
         run(teacher, tmp_path / "run", synthesizer="spectral+spectral")
     with pytest.raises(UsageError, match=r"Unknown option 'boats' of bdnf; known ones are bdnf\."):
         run(teacher, tmp_path / "run", synthesizer="bdnf", settings={"boats": 1})
-    with pytest.raises(UsageError, match=r"like 600 for bdnf.steps; got 'many'"):
+    with pytest.raises(UsageError, match=r"like 4 for bdnf.steps; got 'many'"):
         run(teacher, tmp_path / "run", synthesizer="bdnf", settings={"steps": "many"})
+    assert not (tmp_path / "run").exists()
+
+
+def test_students_learn_as_told_and_resume_so(teacher_file, tmp_path, tiny):
+    from click.testing import CliRunner
+
+    from freia_kd.cli.main import main
+
+    def distill(*arguments):
+        result = CliRunner().invoke(main, ["distill", *map(str, arguments), "--json"])
+        assert result.exit_code == 0, (result.output, result.exception)
+        return json.loads(result.stdout)
+
+    def student(out):
+        return (out / "student-3.safetensors").read_bytes()
+
+    common = ("--teacher", teacher_file, "--preset", "quick", "--device", "cpu", "--student", 3)
+    told = {
+        "usual": (),
+        "loss": ("--loss", "forward-kl", "--set", "student.temperature=4"),
+        "boundaries": ("--loss", "activation-boundaries"),
+        "mixup": ("--set", "student.mixup=1.0"),
+        "fresh": ("--fresh",),
+    }
+    students = {}
+    for name, arguments in told.items():
+        distill(*common, "--out", tmp_path / name, *arguments)
+        students[name] = student(tmp_path / name)
+    assert len(set(students.values())) == len(told)
+    for name in ("loss", "fresh"):
+        record = json.loads((tmp_path / name / "run.json").read_text())
+        record["done"].remove("student-3")
+        (tmp_path / name / "run.json").write_text(json.dumps(record))
+        (tmp_path / name / "checkpoints/student-3.safetensors").unlink()
+        distill("--out", tmp_path / name, "--resume")
+        assert student(tmp_path / name) == students[name]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": "boat"}, "Unknown loss 'boat'; known ones are .*activation-boundaries"),
+        ({"settings": {"student.boat": 1}}, "Unknown option boat of student; known ones are"),
+        ({"settings": {"student.steps": 1.5}}, "value like 6 for student.steps; got 1.5"),
+        ({"settings": {"student.mixup": -1}}, "Expected 0 or a positive number for mixup"),
+    ],
+)
+def test_ways_to_learn_that_make_no_sense_are_refused(teacher, tmp_path, tiny, options, message):
+    with pytest.raises(UsageError, match=message):
+        run(teacher, tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()

@@ -15,6 +15,7 @@ from ..errors import UsageError
 from ..files import write_json
 from ..job import Job
 from ..pipeline import load_student, open_job
+from ..presets import STUDENT
 from ..runs.progress import Progress
 from ..synthesizers import get_synthesizer
 from ..teachers import Classifier
@@ -163,7 +164,7 @@ def _settings(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     for name in _synthesizers(method).split("+"):
         kind = get_synthesizer(name)
         known |= {f"{title}{o}" for o in kind.known_options() for title in ("", f"{kind.name}.")}
-    return {key: value for key, value in settings.items() if key in known}
+    return {k: v for k, v in settings.items() if k in known or k.startswith(STUDENT)}
 
 
 def _warnings(job: Job) -> list[str]:

@@ -115,7 +115,7 @@ def compare(
     cells = list(_cells(run.folder, [NONE, *methods], students, seeds, common))
     if reference and eval_data is not None:
         real = load(eval_data, taught.domain, "train", *place)
-        only = {**common, "samples": real, "settings": None}
+        only = {**common, "samples": real}
         cells += _cells(run.folder, [REFERENCE], students, seeds, only)
     failed = _run(cells, workers or count_workers(options.get("device", "auto")), run)
     cells = [cell for cell in cells if cell.result is not None]

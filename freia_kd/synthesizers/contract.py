@@ -16,6 +16,7 @@ from ..errors import UsageError
 from ..flows.bases import GaussianBase, SpectralBase
 from ..objectives.batchnorm import normalization_layers
 from ..objectives.monitors import Health, examine
+from ..options import change
 from ..runs.run import Run
 from ..teachers.classifier import Classifier, Teacher
 
@@ -52,21 +53,12 @@ class Synthesizer(ABC):
         Raises:
             UsageError: If it has no such option, or the value makes no sense.
         """
-        unknown = sorted(set(settings or {}) - set(cls.known_options()))
-        if unknown:
-            raise UsageError(
-                f"The synthesizer {cls.name!r} has no option {', '.join(unknown)}; it has "
-                f"{', '.join(cls.known_options()) or 'none'}."
-            )
         if cls.Options is None:
+            if settings:
+                raise UsageError(f"The synthesizer {cls.name!r} has no options; got {settings}.")
             return cls()
-        usual, changes = cls.Options(), {**cls.presets.get(preset, {}), **(settings or {})}
-        for name in settings or {}:
-            _expect_like(f"{cls.name}.{name}", changes[name], getattr(usual, name))
-        try:
-            return cls(replace(usual, **changes))
-        except ValueError as error:
-            raise UsageError(f"The synthesizer {cls.name!r}: {error}") from error
+        usual = replace(cls.Options(), **cls.presets.get(preset, {}))
+        return cls(change(usual, settings or {}, cls.name))
 
     @classmethod
     def known_options(cls) -> list[str]:
@@ -187,14 +179,3 @@ def draw_labels(
     if len(labels) != n:
         raise ValueError(f"Expected {n} labels; got {len(labels)}.")
     return labels
-
-
-def _expect_like(name: str, value: Any, usual: Any) -> None:
-    """Raises `UsageError` unless a value is of the kind of the usual one (if that tells)."""
-    kinds: dict[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float)}
-    kinds[str] = (str,)
-    expected = kinds.get(type(usual))
-    if expected and (
-        not isinstance(value, expected) or isinstance(value, bool) != (expected == (bool,))
-    ):
-        raise UsageError(f"Expected a value like {usual!r} for {name}; got {value!r}.")
