@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,6 +23,7 @@ DOMAIN_NAMES = ("mnist", "fashion-mnist", "svhn", "cifar10", "digits")
 PRESET_NAMES = ("quick", "standard", "best", "paper")
 
 INTERRUPTED = 130  # as shells report a process that SIGINT ended
+OBJECT_PATH = re.compile(r"(?<![\w./\\])([A-Za-z_]\w*)(?:\.\w+)*:[A-Za-z_]")  # module:attribute
 
 
 class Failure(click.ClickException):
@@ -40,6 +45,7 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         debug = ctx.params.pop("debug")
         try:
+            find_modules_here(ctx.params)
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
@@ -53,6 +59,34 @@ class Command(click.Command):
             if debug:
                 raise
             raise _failure(error) from error
+
+
+def find_modules_here(params: Mapping[str, Any]) -> None:
+    """Lets Python find modules of the current folder that are typed, as `module:attribute`.
+
+    A console script does not look there. The folder goes to the end of `sys.path`, so that it hides
+    nothing that is installed; and only if a module is typed that is there and nowhere else, so that
+    no file of a folder is run just because a command was called in it. What a file names (a
+    checkpoint, a run's record, a flow's YAML) is not typed. `PYTHONSAFEPATH` forbids it.
+
+    Arguments:
+        params: The values of a command's options.
+    """
+    if getattr(sys.flags, "safe_path", False):
+        return
+    for module in dict.fromkeys(m for text in _texts(params) for m in OBJECT_PATH.findall(text)):
+        is_known = module in sys.modules or find_spec(module) is not None
+        if not is_known and PathFinder.find_spec(module, [os.getcwd()]):
+            sys.path.append(os.getcwd())
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts in an option's value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for entry in value.values():
+            yield from _texts(entry)
 
 
 def _failure(error: Exception) -> Failure:
@@ -191,8 +225,15 @@ run_options = options(
         metavar="NAME=VALUE",
         multiple=True,
         callback=_settings,
-        help="An option of the synthesizer that differs, as steps=500; repeatable.",
+        help="An option that differs, as steps=500 of the synthesizer, or student.mixup=1 of the "
+        "student's training; repeatable.",
     ),
+    click.option(
+        "--loss",
+        metavar="NAME|MODULE:FUNCTION",
+        help="The student's: l1 (the default), forward-kl, reverse-kl, js, activation-boundaries.",
+    ),
+    click.option("--fresh", is_flag=True, help="New inputs in every step of the student."),
     click.option(
         "--gamma",
         type=click.FloatRange(0),
@@ -328,6 +369,7 @@ def _remembered(fields: dict[str, Any]) -> dict[str, Any]:
         ("arch", old["arch"]),
         ("synthesizer", old["synthesizer"]),
         ("flow", flow or ""),
+        ("loss", old["preset"]["student"]["divergence"]),
     ):
         if ":" in value and not fields[name]:  # importing what a file names would run it
             raise UsageError(
@@ -336,7 +378,7 @@ def _remembered(fields: dict[str, Any]) -> dict[str, Any]:
             )
     settings = {
         f"{name}.{option}": value
-        for name, options in old["synthesizers"].items()
+        for name, options in {**old["synthesizers"], "student": old["preset"]["student"]}.items()
         for option, value in options.items()
     }
     return {
@@ -344,6 +386,7 @@ def _remembered(fields: dict[str, Any]) -> dict[str, Any]:
         "arch": fields["arch"] or old["arch"],
         "synthesizer": fields["synthesizer"] or old["synthesizer"],
         "settings": settings,
+        "fresh": old["preset"]["fresh"],
         "domain": fields["domain"] or Domain.from_dict(old["domain"]),
         "samples": fields["samples"] or old["samples"],
         "resize": True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from .errors import UsageError
@@ -26,7 +26,11 @@ def import_object(path: str) -> Any:
     try:
         target: Any = importlib.import_module(module_name)
     except ImportError as error:
-        raise UsageError(f"Cannot import module {module_name!r} of {path!r}: {error}.") from error
+        is_lost = isinstance(error, ModuleNotFoundError) and error.name == module_name.split(".")[0]
+        hint = " Is its folder in PYTHONPATH?" if is_lost else ""
+        raise UsageError(
+            f"Cannot import module {module_name!r} of {path!r}: {error}.{hint}"
+        ) from error
     for part in attribute.split("."):
         try:
             target = getattr(target, part)
@@ -59,11 +63,20 @@ class Registry(Mapping[str, Any]):
             return import_object(self.builtin[name])
         for entry in entry_points(group=self.group):
             if entry.name == name:
-                return entry.load()
+                return self._load(entry)
         raise UsageError(
             f"Unknown {self.kind} {name!r}; known ones are {', '.join(self)}, "
             "or a path package.module:attribute."
         )
+
+    def _load(self, entry: EntryPoint) -> Any:
+        try:
+            return entry.load()
+        except (ImportError, AttributeError) as error:
+            raise UsageError(
+                f"Cannot load the {self.kind} {entry.name!r}, which an installed package names as "
+                f"{entry.value!r}: {error}."
+            ) from error
 
     def __iter__(self) -> Iterator[str]:
         found = {entry.name for entry in entry_points(group=self.group)}

@@ -19,6 +19,21 @@ def test_builtin_names_paths_and_entry_points(monkeypatch):
     assert list(FLOWS) == ["root", "power"]
 
 
+@pytest.mark.parametrize("value", ["nowhere_at_all:x", "math:nothing", "'math:pow'"])
+def test_an_entry_point_that_cannot_be_loaded(monkeypatch, value):
+    entry = EntryPoint("power", value, "freia_kd.test")
+    monkeypatch.setattr(registry, "entry_points", lambda group: [entry])
+    with pytest.raises(UsageError, match=r"Cannot load the function 'power'.*package"):
+        FLOWS["power"]
+
+
+def test_a_lost_module_asks_for_its_folder():
+    with pytest.raises(UsageError, match=r"nowhere_at_all.*Is its folder in PYTHONPATH\?$"):
+        import_object("nowhere_at_all.inner:x")
+    with pytest.raises(UsageError, match=r"math\.inner[^?]*$"):
+        import_object("math.inner:x")
+
+
 def test_unknown_names_list_the_known_ones():
     with pytest.raises(UsageError, match=r"Unknown function 'cube'; known ones are root"):
         FLOWS["cube"]
