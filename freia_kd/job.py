@@ -59,6 +59,7 @@ class Job:
     synthesizers: Sequence[Synthesizer] = ()
     recipes: dict[str, Recipe] = field(init=False)
     _fitted: set[str] = field(default_factory=set, init=False, repr=False)
+    _plans: dict[str, Plan] = field(default_factory=dict, init=False, repr=False)
     _budgets: dict[str, dict[str, Any]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -246,13 +247,15 @@ class Job:
 
     def _apply(self, name: str, method: str, net: nn.Module) -> tuple[nn.Module, Step]:
         recipe, budget, domain = self.recipe(name), self.budget(name), self.teacher.domain
-        if method == "tucker" and budget is not None:
-            plan = Plan.from_dict(budget["plan"])
+        if budget is not None and name not in self._plans:
+            self._plans[name] = Plan.from_dict(budget["plan"])
+        if method == "tucker" and net is self.teacher.net:
+            if name not in self._plans:  # of a deep net they take a while
+                plan = recipe.plan(net, self.teacher.arch, domain.shape)
+                self._plans[name] = plan or Plan()
+            plan = self._plans[name]
             return apply_plan(net, plan), {"method": "tucker", **plan.to_dict()}
-        if recipe.methods == ("tucker",):  # which needs only their shape
-            inputs = torch.zeros(2, *domain.shape, device=self.device)
-        else:
-            inputs = domain.normalize(self._judging_inputs(name)[0])
+        inputs = domain.normalize(self._judging_inputs(name)[0])
         return recipe.apply(method, net, self.teacher.arch, inputs)
 
     def _classifier(self, net: nn.Module) -> Classifier:

@@ -1,0 +1,79 @@
+"""torchvision's nets with random weights through the whole command, on tiny settings."""
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torchvision import models
+
+import freia_kd
+from freia_kd.cli.main import main
+
+FACTORIES = """
+from torch import nn
+from torchvision import models
+
+def resnet18():
+    return models.resnet18(num_classes=10)
+
+def mobilenet_v2():
+    return models.mobilenet_v2(num_classes=10, width_mult=0.25)
+
+def vgg11_bn():  # without the two layers that hold nine tenths of its 129 million weights
+    net = models.vgg11_bn(num_classes=10)
+    net.classifier[0], net.classifier[3] = nn.Linear(25088, 32), nn.Linear(32, 64)
+    net.classifier[6] = nn.Linear(64, 10)
+    return net
+"""
+DOMAIN = ["--input-shape", "3,32,32", "--mean", ".5", "--std", ".25", "--classes", "10"]
+
+
+@pytest.fixture
+def distill(tmp_path, monkeypatch, tiny):
+    """Arguments of a run whose teacher is one of torchvision's nets."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "torchvision_factories.py").write_text(FACTORIES)
+    import torchvision_factories
+
+    def arguments(name):
+        torch.manual_seed(0)
+        file = tmp_path / "teacher.pt"
+        torch.save(getattr(torchvision_factories, name)().state_dict(), file)
+        out = ["--out", tmp_path / "run", "--preset", "quick", "--device", "cpu", "--json"]
+        synthesizer = ["--arch", f"torchvision_factories:{name}", "--synthesizer", "spectral"]
+        return ["distill", "--teacher", file, *DOMAIN, *synthesizer, *out]
+
+    return arguments
+
+
+def report(arguments, folder):
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert (folder / "report.html").exists()
+    return json.loads(result.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "vgg11_bn"])
+def test_students_and_a_budget(name, distill, tmp_path):
+    arguments = distill(name)
+    found = report([*arguments, "--student", 1, "--student", 2, "--student", 3], tmp_path / "run")
+    sizes = [student["parameters"] for student in found["students"]]
+    assert found["teacher"]["parameters"] > sizes[0] > sizes[1] >= sizes[2] > 0
+    found = report([*arguments, "--resume", "--target-params", 0.5], tmp_path / "run")
+    (budget,) = found["students"]
+    assert budget["parameters"] <= 0.5 * found["teacher"]["parameters"]
+    arch = f"torchvision_factories:{name}"
+    student = freia_kd.load_student(tmp_path / "run/student-params-0.5.pt", arch)
+    assert student(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
+@pytest.mark.slow
+def test_a_net_of_torchvision_by_its_own_name(distill, tmp_path):
+    arguments = [str(a) for a in distill("resnet18")]
+    torch.manual_seed(0)
+    torch.save(models.mobilenet_v3_small().state_dict(), tmp_path / "teacher.pt")
+    arguments[arguments.index("--arch") + 1] = "torchvision.models:mobilenet_v3_small"
+    arguments[arguments.index("--classes") + 1] = "1000"
+    assert report([*arguments, "--student", 2], tmp_path / "run")["students"][0]["ranks"]
