@@ -57,8 +57,8 @@ def search_plan(
     Every layer is tried alone at several ranks (:func:`measure_sensitivity`). From no
     compression, the layer that suffers the least divergence for what it saves goes down a step,
     again and again, as if divergences added up; that gives a path of plans. The first of them
-    that meets the target is taken, and the layer moved last given back as much rank as the
-    target allows. For `"drop"`, where the path saves parameters and multiply-accumulates
+    that meets the target is taken, and its layers, from the one moved last, are given back as
+    much rank as the target allows. For `"drop"`, where the path saves parameters and multiply-accumulates
     alike, it is the last whose measured agreement is high enough.
 
     Agreement is that before distillation, which wins back most of what is lost: bounds on cost
@@ -187,14 +187,18 @@ class _Search:
         )
 
     def _give_back(self, layers: Layers) -> Layers:
-        """Raises the rank of the layer that was moved last, as far as the goal allows."""
+        """Raises ranks as far as the goal allows: of the layer moved last, then of the others."""
         at = self.path.index(layers)
         before = self.path[at - 1] if at else {}
-        name = next(n for n in layers if layers[n] != before.get(n))
-        for plan in self.judge.low_rank[name].descent():
-            if self._meets({**layers, name: plan}):
-                return {**layers, name: plan}
-        return layers
+        now = dict(layers)
+        for name in sorted(now, key=lambda n: layers[n] == before.get(n)):
+            for plan in self.judge.low_rank[name].descent():
+                if plan == now[name]:
+                    break
+                if self._meets({**now, name: plan}):
+                    now[name] = plan
+                    break
+        return now
 
     def _too_costly(self) -> str:
         best = self.path[-1]

@@ -241,3 +241,16 @@ def test_bad_inputs(net, inputs):
         search_plan(net, inputs[:, :2], "params", 0.5)
     with pytest.raises(ValueError, match="no layer of the net gains"):
         search_plan(nn.Linear(2, 2), torch.randn(4, 2), "params", 0.5)
+
+
+@pytest.mark.parametrize("goal", [0.35, 0.5, 0.65])
+def test_no_layer_could_have_a_higher_rank(net, inputs, goal):
+    budget = search_plan(net, inputs, "params", goal)
+    judge = Judge(net, inputs)
+    before = count_parameters(net)
+    for name, plan in budget.plan.layers.items():
+        plans = judge.low_rank[name].descent()
+        higher = plans[: plans.index(plan)] if plan in plans else []
+        for other in higher:
+            larger = apply_plan(net, Plan({**budget.plan.layers, name: other}))
+            assert count_parameters(larger) > goal * before
