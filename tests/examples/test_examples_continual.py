@@ -43,12 +43,42 @@ def test_all_digits_are_both_parts(rows):
         assert both == pytest.approx((180 * old + 180 * new) / 360, abs=0.1)
 
 
-def test_the_wider_classifier_begins_as_the_old_one():
+@pytest.fixture
+def untrained():
+    """The example, an old classifier that knows nothing, and the old and new test digits."""
     example = runpy.run_path(EXAMPLE)
+    old, new = example["load"]("test")
     with torch.random.fork_rng():
-        net = example["make_net"]().eval()
-        old = example["load"]("test")[0]
-        teacher = example["Teacher"](net, example["measure_domain"](old), "continual")
+        teacher = example["Teacher"](example["make_net"](), example["measure_domain"](old), "c")
+    return example, teacher, old, new
+
+
+def test_as_many_images_of_each_old_class(untrained):
+    example, teacher, *_ = untrained
+    data = example["synthesize"](example["Spectral"](), teacher, 10, torch.Generator())
+    assert data.labels.bincount().tolist() == [2] * 5
+
+
+def test_the_former_self_is_followed_where_images_are_replayed(untrained):
+    example, teacher, _, new = untrained
+    black = example["LabelledData"](torch.zeros(5, 1, 16, 16), torch.arange(5), "black")
+    seen = []
+
+    def spy(student_logits, teacher_logits):
+        seen.append((student_logits.detach(), teacher_logits))
+        return student_logits.sum()
+
+    example["learn"].__globals__["forward_kl"] = spy
+    example["learn"](teacher, new, black, 1, torch.Generator().manual_seed(0))
+    ((student_logits, teacher_logits),) = seen
+    assert student_logits.shape == (64, 5)
+    torch.testing.assert_close(student_logits, student_logits[:1].expand(64, 5))  # all are black
+    torch.testing.assert_close(teacher_logits, teacher(black.inputs[:1]).expand(64, 5))
+
+
+def test_the_wider_classifier_begins_as_the_old_one(untrained):
+    example, teacher, old, _ = untrained
+    with torch.random.fork_rng():
         wider = example["widen"](teacher).eval()
     x, _ = old.take(torch.arange(4))
     torch.testing.assert_close(wider(x)[:, :5], teacher(x))
