@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -137,7 +138,8 @@ def table1(
 ) -> dict[str, Any]:
     """Reproduces Table 1: teachers from scratch, a new one for each seed, and every row of it.
 
-    The test split is read after all weights are fixed. The ten real images of the rows with
+    It goes seed by seed, and writes the table after each. The test split is read after all weights
+    of a seed are fixed, and nothing is chosen by it. The ten real images of the rows with
     samples are one of each class, others for each seed.
 
     Arguments:
@@ -175,25 +177,25 @@ def table1(
     run = Run(out, options, resume, progress)
     place = {"data_root": data_root, "download": download, "device": device}
     cells: dict[tuple[str, str, int], Cell] = {}
-    for name in names:
-        for seed in range(seeds):
+    failed: dict[str, str] = {}
+    result: dict[str, Any] = {}
+    for seed in range(seeds):
+        for name in names:
             teacher = _train(run, name, seed, preset, place)
             common = {"teacher": teacher, "preset": _sizes(name, preset), "device": device}
             for approach in APPROACHES:
                 cells[name, approach, seed] = _cell(run, name, approach, seed, common, sets[name])
-    failed = _run(run, list(cells.values()), workers or count_workers(device))
-    result = {
-        "conditions": {**options, "device": device},
-        "parts": {
-            n: _part(n, seeds, cells, load_dataset(n, DOMAINS[n], "test", data_root, download))
-            for n in names
-        },
-        "failed": failed,
-        "seconds": run.record["seconds"],
-        "versions": versions(),
-    }
-    write_json(run / "table1.json", result)
-    write_text(run / "table1.md", markdown(result))
+        new = [cell for (_, _, s), cell in cells.items() if s == seed]
+        failed |= _run(run, new, workers or count_workers(device), f"Table 1, seed {seed}")
+        result = {
+            "conditions": {**options, "seeds": seed + 1, "device": device},
+            "parts": {name: _part(name, seed + 1, cells, data_root, download) for name in names},
+            "failed": failed,
+            "seconds": run.record["seconds"],
+            "versions": versions(),
+        }
+        write_json(run / "table1.json", result)
+        write_text(run / "table1.md", markdown(result))
     return result
 
 
@@ -242,26 +244,31 @@ def one_of_each(data: LabelledData, seed: int) -> LabelledData:
     return LabelledData(data.inputs[rows], data.labels[rows], f"{data.name}, one of each class")
 
 
-def _run(run: Run, cells: Sequence[Cell], workers: int) -> dict[str, str]:
+def _run(run: Run, cells: Sequence[Cell], workers: int, title: str) -> dict[str, str]:
     """Runs what has not been run; the errors of what failed."""
     failed: dict[str, str] = {}
     waiting = [cell for cell in cells if cell.result is None]
-    with run.stage("cells"), run.progress.stage("Table 1", len(cells)) as stage:
+    with run.stage("cells"), run.progress.stage(title, len(cells)) as stage:
         done = len(cells) - len(waiting)
         for cell, error in run_cells(waiting, min(workers, len(waiting) or 1), run.progress):
             done += 1
             stage.update(done, {})
-            title = f"{cell.folder.parent.name} {cell.folder.name}"
+            name = f"{cell.folder.parent.name} {cell.folder.name}"
             if error is not None:
-                failed[title] = error
-            run.progress.note(f"{title}: {error or 'done'}")
+                failed[name] = error
+            run.progress.note(f"{name}: {error or 'done'}")
     return failed
 
 
 def _part(
-    name: str, seeds: int, cells: Mapping[tuple[str, str, int], Cell], test: LabelledData
+    name: str,
+    seeds: int,
+    cells: Mapping[tuple[str, str, int], Cell],
+    data_root: PathLike | None,
+    download: bool,
 ) -> dict[str, Any]:
     """The rows of one data set."""
+    test = load_dataset(name, DOMAINS[name], "test", data_root, download)
     right = {
         (approach, seed): _accuracies(cells[name, approach, seed], test)
         for approach in APPROACHES
@@ -284,7 +291,11 @@ def _part(
 
 
 def _accuracies(cell: Cell, test: LabelledData) -> dict[str, float]:
-    return {name: _accuracy(cell.student(name), test) for name in STUDENTS}
+    """The accuracy of each student of a cell, measured once."""
+    path = cell.folder / "accuracy.json"
+    if not path.exists():
+        write_json(path, {name: _accuracy(cell.student(name), test) for name in STUDENTS})
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _accuracy(classifier: Classifier, test: LabelledData) -> float:

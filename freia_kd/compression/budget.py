@@ -58,8 +58,8 @@ def search_plan(
     compression, the layer that suffers the least divergence for what it saves goes down a step,
     again and again, as if divergences added up; that gives a path of plans. The first of them
     that meets the target is taken, and its layers, from the one moved last, are given back as
-    much rank as the target allows. For `"drop"`, where the path saves parameters and multiply-accumulates
-    alike, it is the last whose measured agreement is high enough.
+    much rank as the target allows. For `"drop"`, where the path saves parameters and
+    multiply-accumulates alike, it is the last whose measured agreement is high enough.
 
     Agreement is that before distillation, which wins back most of what is lost: bounds on cost
     may be tight, and `"drop"` is careful.
