@@ -228,7 +228,7 @@ def test_impossible_statistics_are_taken_as_they_are():
 def test_options_that_make_no_sense_are_refused(settings):
     with pytest.raises(UsageError, match="blur"):
         KWMixture.build("best", settings)
-    with pytest.raises(UsageError, match="no option"):
+    with pytest.raises(UsageError, match="Unknown option competition"):
         KWMixture.build("best", {"competition": 1.0})
 
 
