@@ -25,6 +25,8 @@ from .synthesizers.fresh import Fresh
 from .teachers.classifier import Classifier, Teacher
 from .teachers.training import channels_last
 
+RATE = 2e-3  # Adam's, where none is given
+GENTLE_RATE = 2e-4  # the same for students with batch normalisation
 BOUNDARIES = "activation-boundaries"
 STATISTICS = 2_048  # synthetic inputs from which batch statistics are re-estimated
 BOUNDARY_SHARE = 0.25  # of the steps, where that loss is asked for by name
@@ -57,7 +59,12 @@ class DistillationOptions:
             ends with; 0 for the last weights themselves.
         steps: Training steps.
         batch_size: Inputs in a step.
-        learning_rate: Adam's, falling to 0 as a cosine.
+        learning_rate: Adam's, falling to 0 as a cosine. `None` is 2e-3, or 2e-4 for students with
+            batch normalisation: their frozen statistics fit only weights that stay near the
+            teacher's. (ResNet14 on Fashion-MNIST, student 3, 100 steps on spectral noise, one
+            seed: agreement on held-out noise 81.4, 87.5, 87.3 and 82.0 % with 2e-3, 5e-4, 2e-4
+            and 1e-4, of which we take the lowest within a point of the best; accuracy 16.1,
+            40.2, 45.4 and 48.2 %, which was in view.)
         check_every: Steps between checks of the agreement on held-out synthetic inputs.
         patience: Checks without a better agreement after which training stops early; `None` for
             never. The learning rate then has not fallen to 0, so patience should be long.
@@ -84,7 +91,7 @@ class DistillationOptions:
     ema: float = 0.0
     steps: int = 2_000
     batch_size: int = 256
-    learning_rate: float = 2e-3
+    learning_rate: float | None = None
     check_every: int = 200
     patience: int | None = None
     bn: BatchNorm = "freeze"
@@ -103,11 +110,17 @@ class DistillationOptions:
             ("ema", 0 <= self.ema < 1, "a decay from 0, below 1"),
             ("steps", self.steps >= 1, "at least 1"),
             ("batch_size", self.batch_size >= 1, "at least 1"),
-            ("learning_rate", self.learning_rate >= 0, "0 or a positive number"),
+            ("learning_rate", (self.learning_rate or 0) >= 0, "0 or a positive number"),
             ("check_every", self.check_every >= 1, "at least 1"),
         ):
             if not fits:
                 raise UsageError(f"Expected {expected} for {name}; got {getattr(self, name)}.")
+
+    def rate(self, student: nn.Module) -> float:
+        """The learning rate for a student."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return GENTLE_RATE if any(True for _ in batchnorm_layers(student)) else RATE
 
     @property
     def needs_teacher(self) -> bool:
@@ -312,7 +325,7 @@ def _learn_boundaries(
     x = torch.zeros(2, *teacher.domain.shape, device=next(student.parameters()).device)
     layers = _common_layers(student.net, teacher.net, teacher.domain.normalize(x))
     loss = ActivationBoundaries(student, teacher, layers, x, generator=generator)
-    optimizer = torch.optim.Adam([*student.parameters(), *loss.parameters()], options.learning_rate)
+    optimizer = torch.optim.Adam([*student.parameters(), *loss.parameters()], options.rate(student))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     _keep_layout(optimizer)
     parts: dict[str, Stateful] = {
@@ -366,7 +379,7 @@ def _learn_logits(
     """Trains the student on the teacher's logits, and leaves it with the weights to be kept."""
     divergence = DIVERGENCES[options.divergence]
     averaged = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(options.ema)).eval()
-    optimizer = torch.optim.Adam(student.parameters(), options.learning_rate)
+    optimizer = torch.optim.Adam(student.parameters(), options.rate(student))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     _keep_layout(optimizer)
     best = Best(averaged.module)

@@ -43,7 +43,7 @@ def change(options: Options, changes: Mapping[str, Any], title: str) -> Options:
         _expect_like(f"{title}.{name}", value, getattr(options, name))
     try:
         return replace(options, **changes)  # type: ignore[type-var]
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise UsageError(f"{title}: {error}") from error
 
 

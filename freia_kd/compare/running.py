@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
-from multiprocessing import connection, get_context
+from multiprocessing import connection, get_context, parent_process
 from typing import Any
 
 import torch
@@ -81,9 +83,8 @@ class _Worker:
 
 
 def _work(parent: connection.Connection) -> None:
-    import signal
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends this one
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     while True:
         try:
@@ -91,6 +92,14 @@ def _work(parent: connection.Connection) -> None:
         except EOFError:
             return
         parent.send(_attempt(cell, None))
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent is killed; a resumed one would run the same cell."""
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def _side_by_side(waiting: list[Cell], workers: int) -> Iterator[tuple[Cell, str | None]]:
