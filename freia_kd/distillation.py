@@ -40,13 +40,13 @@ class DistillationOptions:
 
     The defaults come from agreement with the teacher on noise that neither the students nor their
     synthesizers knew: MNIST and Fashion-MNIST, LeNet5, three seeds each, students 2 and 3, 300
-    steps (`benchmarks/results/distillation-*.md`). In the mean of both sets L1 agrees on 85.2 %, the
-    best other loss (Jensen-Shannon) on 85.9 %, mixup on 85.6 %, fresh inputs on 85.4 %, averaging on
-    83.8 %, activation boundaries on 82.3 %, where seeds differ by 4 to 7 points: so L1 stays, and
-    nothing is added to it. The rate is the lowest within a point of the best. This evidence is
-    weak: its rank correlation with test accuracy over these ways is 0.17 on MNIST and -0.47 on
-    Fashion-MNIST. There soft targets (`"forward-kl"` at T = 20) are the most accurate, 83.3 against
-    82.6 % in the mean of both sets, and worth a try where labelled data can judge.
+    steps (`benchmarks/results/distillation-*.md`). In the mean of both sets L1 agrees on 85.2 %,
+    the best other loss (Jensen-Shannon) on 85.9 %, mixup on 85.6 %, fresh inputs on 85.4 %,
+    averaging on 83.8 %, activation boundaries on 82.3 %, where seeds differ by 4 to 7 points: so
+    L1 stays, and nothing is added to it. The rate is the lowest within a point of the best. This
+    evidence is weak: its rank correlation with test accuracy over these ways is 0.17 on MNIST and
+    -0.47 on Fashion-MNIST. There soft targets (`"forward-kl"` at T = 20) are the most accurate,
+    83.3 against 82.6 % in the mean of both sets, and worth a try where labelled data can judge.
 
     Arguments:
         divergence: The loss against the teacher's logits, by name.
