@@ -16,7 +16,7 @@ COMMANDS = {
     "train-teacher": "Train a classifier on real data.",
     "extract": "Fit a synthesizer to a teacher and make a synthetic set.",
     "sample": "Draw images from what a run has learned.",
-    "compress": "Compress a teacher by Tucker decomposition, without training.",
+    "compress": "Compress a teacher by low ranks, pruning or 8-bit integers, untrained.",
     "export": "Write a student for ONNX Runtime, torch.export or torch, and check the file.",
     "evaluate": "Measure a checkpoint or the students of a run on real data.",
     "toy": "Draw the paper's figure 2: flows on two-dimensional data.",
