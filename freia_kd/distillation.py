@@ -424,7 +424,7 @@ def _keep_layout(optimizer: torch.optim.Optimizer) -> None:
 def agreement(
     classifier: nn.Module,
     data: SyntheticSet,
-    batch_size: int = 1024,
+    batch_size: int = 128,
     half: Literal["even", "odd"] | None = None,
 ) -> float:
     """The share of a synthetic set's inputs on which a classifier and the teacher say the same.
@@ -446,7 +446,7 @@ def agreement(
 
 
 @torch.no_grad()
-def predict(classifier: nn.Module, data: LabelledData, batch_size: int = 1024) -> Tensor:
+def predict(classifier: nn.Module, data: LabelledData, batch_size: int = 128) -> Tensor:
     """The predicted class of every input, with shape `(N,)`."""
     device = next(classifier.parameters()).device
     return torch.cat(

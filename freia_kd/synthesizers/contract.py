@@ -165,6 +165,9 @@ class Synthesizer(ABC):
         raise UsageError(f"The synthesizer {self.name!r} cannot sample without its teacher.")
 
 
+ANSWERED = 128  # inputs that a teacher answers at a time: larger batches are slower on CPUs
+
+
 def draw_labels(
     n: int, classes: int, labels: Tensor | None, generator: torch.Generator | None
 ) -> Tensor:

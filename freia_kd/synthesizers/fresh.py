@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..data.synthetic import dequantise, quantise
 from ..teachers.classifier import Teacher
-from .contract import Synthesizer
+from .contract import ANSWERED, Synthesizer
 
 
 @torch.no_grad()
@@ -37,7 +37,7 @@ def answered(
         if end > start
     ]
     inputs = quantise(torch.cat([x for x, _ in made]))
-    logits = torch.cat([teacher(dequantise(part)) for part in inputs.split(1024)])
+    logits = torch.cat([teacher(dequantise(part)) for part in inputs.split(ANSWERED)])
     return inputs, logits, torch.cat([c for _, c in made])
 
 

@@ -21,6 +21,7 @@ from ..objectives.batchnorm import BatchStatistics, LayerStatistics
 from ..objectives.contract import Terms
 from ..runs.run import Run
 from ..teachers.classifier import Classifier, Teacher
+from .contract import ANSWERED
 from .inversion import QUICK, STANDARD, Inversion, InversionOptions, Loss
 from .noise import Noise
 
@@ -157,7 +158,7 @@ class KWStatistics(KnowledgeWithin):
     @torch.no_grad()
     def label(self, teacher: Teacher, images: Tensor, labels: Tensor) -> Tensor:
         """The teacher's own answers."""
-        return torch.cat([teacher(part).argmax(1) for part in images.split(1024)])
+        return torch.cat([teacher(part).argmax(1) for part in images.split(ANSWERED)])
 
 
 class KWMixture(KnowledgeWithin):

@@ -12,7 +12,7 @@ from ..data.datasets import LabelledData
 from ..flows.bases import SpectralBase
 from ..runs.run import Run
 from ..teachers.classifier import Classifier, Teacher
-from .contract import Synthesizer
+from .contract import ANSWERED, Synthesizer
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Noise(Synthesizer):
 
     @torch.no_grad()
     def _label(self, x: Tensor) -> Tensor:
-        return torch.cat([self.teacher(part).argmax(1) for part in x.split(1024)])
+        return torch.cat([self.teacher(part).argmax(1) for part in x.split(ANSWERED)])
 
     def _reject(self, wanted: Tensor, generator: torch.Generator | None) -> Tensor:
         x = self.draw(len(wanted), generator)

@@ -12,6 +12,7 @@ from ..domain import Domain
 from ..runs.run import Run
 from ..teachers.classifier import Teacher
 from .bank import Bank
+from .contract import ANSWERED
 from .generators import DenseGenerator, ImageGenerator, as_inputs, build_seeded
 
 KEPT = 1024  # inputs kept in a run's folder, for those who have no teacher
@@ -146,4 +147,4 @@ class Unconditional(Bank):
         for k, net in enumerate(self.generators):
             for rows in torch.nonzero(which == k).flatten().split(256):
                 x[rows] = net(z[rows])
-        return x, torch.cat([teacher(part).argmax(1) for part in x.split(1024)])
+        return x, torch.cat([teacher(part).argmax(1) for part in x.split(ANSWERED)])
