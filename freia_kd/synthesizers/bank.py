@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ class Bank(Synthesizer):
     run by :meth:`keep`.
     """
 
+    spared: ClassVar[int] = 2 * HELDOUT  # how many there must be to spare some for that
     inputs: Tensor
     labels: Tensor
 
@@ -32,9 +33,9 @@ class Bank(Synthesizer):
         return len(self.inputs)
 
     def part(self, heldout: bool) -> Bank:
-        """Every fifth input is held out; a bank of fewer than ten serves as both."""
+        """Every fifth input is held out; a bank of fewer than `spared` serves as both."""
         part = copy.copy(self)
-        if len(self.inputs) >= 2 * HELDOUT:
+        if len(self.inputs) >= self.spared:
             rows = torch.arange(len(self.inputs), device=self.inputs.device)
             chosen = (rows % HELDOUT == HELDOUT - 1) == heldout
             part.inputs, part.labels = self.inputs[chosen], self.labels[chosen]

@@ -56,14 +56,14 @@ def test_labels_asked_for_are_those_of_the_samples(teacher):
     assert few(20).labels[rows(x, few(20))].tolist() == wanted.tolist()
 
 
-def test_ten_samples_are_split_and_fewer_serve_as_both(teacher):
+def test_fifty_samples_are_split_and_fewer_serve_as_both(teacher):
     def kept(count, heldout):
         part = fitted(teacher, count).part(heldout)
-        return set(rows(part.sample(40, generator=generator())[0], few(count)))
+        return set(rows(part.sample(99, generator=generator())[0], few(count)))
 
-    assert kept(10, False) == {0, 1, 2, 3, 5, 6, 7, 8}
-    assert kept(10, True) == {4, 9}
-    assert kept(9, False) == kept(9, True) == set(range(9))
+    assert kept(50, True) == set(range(4, 50, 5))
+    assert kept(50, False) == set(range(50)) - kept(50, True)
+    assert kept(10, False) == kept(10, True) == set(range(10))
 
 
 def test_vectors():
