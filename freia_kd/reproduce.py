@@ -308,9 +308,9 @@ def _recovery(
     """(student - Tucker) / (on training data - Tucker), where there is something to recover."""
     shares: dict[str, list[float]] = {name: [] for name in STUDENTS}
     for seed in range(seeds):
-        found = [right.get((a, seed)) for a in ("Tucker (T)", approach, "T+training data")]
-        for name in STUDENTS:
-            low, value, high = (f[name] if f else float("nan") for f in found)
+        needed = [(a, seed) for a in ("Tucker (T)", approach, "T+training data")]
+        for name in STUDENTS if all(key in right for key in needed) else ():
+            low, value, high = (right[key][name] for key in needed)
             if high - low >= LEAST:
                 shares[name].append((value - low) / (high - low))
     return {name: spread(values) for name, values in shares.items()}

@@ -125,8 +125,14 @@ def test_recovery_is_relative_to_training_data():
         for approach, value in (("Tucker (T)", 0.5), ("T+BDNF", 0.7), ("T+training data", 0.9))
     }
     assert reproduce._recovery(right, "T+BDNF", 1)["2"]["mean"] == pytest.approx(0.5)
+    # A cell that failed leaves its seed out.
+    right |= {(a, 1): dict.fromkeys("123", v) for a, v in (("Tucker (T)", 0.5), ("T+BDNF", 0.6))}
+    assert reproduce._recovery(right, "T+BDNF", 2)["2"] == {"mean": pytest.approx(0.5), "std": 0.0}
+    right |= {("T+training data", 1): dict.fromkeys("123", 0.9)}
+    del right["T+BDNF", 1]
+    assert reproduce._recovery(right, "T+BDNF", 2)["2"]["mean"] == pytest.approx(0.5)
     right["T+training data", 0] = dict.fromkeys("123", 0.505)
-    assert reproduce._recovery(right, "T+BDNF", 1)["2"] is None
+    assert reproduce._recovery(right, "T+BDNF", 2)["2"] is None
     assert APPROACHES["T+training data"] == REFERENCE
 
 
