@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # Of freia_kd.compression.recipe and batchnorm, which a test compares, so that `--help` needs no
 # torch.
 METHOD_NAMES = ("tucker", "prune", "quantize")
-BATCHNORM_NAMES = ("freeze", "reestimate", "train")
+BATCHNORM_NAMES = ("match", "freeze", "reestimate", "train")
 TARGETS = {
     "target_params": "params",
     "target_macs": "macs",
@@ -85,8 +85,9 @@ recipe_options = options(
 bn_option = click.option(
     "--bn",
     type=click.Choice(BATCHNORM_NAMES),
-    help="Batch normalisation of the students: keep the teacher's statistics (freeze, the "
-    "default), take those of the synthetic images, or let them follow the batches.",
+    help="Batch normalisation of the students: the teacher's statistics, moved by what compression "
+    "did to the features (match, the default) or as they are (freeze), those of the synthetic "
+    "images (reestimate), or those of the batches (train).",
 )
 
 

@@ -68,9 +68,11 @@ class DistillationOptions:
         check_every: Steps between checks of the agreement on held-out synthetic inputs.
         patience: Checks without a better agreement after which training stops early; `None` for
             never. The learning rate then has not fallen to 0, so patience should be long.
-        bn: What becomes of batch normalisation. `"freeze"` keeps the teacher's statistics,
-            `"reestimate"` takes those of synthetic inputs before training and keeps them, and
-            `"train"` lets them follow the batches.
+        bn: What becomes of batch normalisation. `"match"` moves the teacher's statistics by what
+            compression did to the features and keeps them
+            (:func:`~freia_kd.compression.match_batchnorm`), `"freeze"` keeps the teacher's, as the
+            paper does, `"reestimate"` takes those of synthetic inputs before training and keeps
+            them, and `"train"` lets them follow the batches.
 
     Raises:
         UsageError: If there is no such divergence, or a number makes no sense.
@@ -94,7 +96,7 @@ class DistillationOptions:
     learning_rate: float | None = None
     check_every: int = 200
     patience: int | None = None
-    bn: BatchNorm = "freeze"
+    bn: BatchNorm = "match"
 
     def __post_init__(self) -> None:
         if self.divergence == BOUNDARIES:
@@ -197,12 +199,13 @@ def train_student(
     name: str = "student",
     heldout: SyntheticSet | None = None,
     teacher: Teacher | None = None,
+    origin: nn.Module | None = None,
 ) -> None:
     """Trains a student in place on the teacher's logits of synthetic inputs.
 
     The student stays in eval mode, dropout included, since it is to match the function that the
-    teacher is in eval mode. By default its normalisation layers keep the teacher's statistics,
-    which the paper found to be better (section 5.2).
+    teacher is in eval mode. By default its normalisation layers keep the statistics of the training
+    data, which the paper found to be better (section 5.2), moved by what compression changed.
 
     Arguments:
         student: The student, on the device to train on.
@@ -216,6 +219,8 @@ def train_student(
             student ends with the ones that agree best with the teacher on those of even index.
             Without them it ends with the last weights.
         teacher: The teacher on the same device, for options that need it.
+        origin: The net that the student was compressed from, to match its batch normalisation; by
+            default the teacher's.
 
     Raises:
         TrainingError: If the loss stays non-finite.
@@ -227,8 +232,16 @@ def train_student(
         raise UsageError("Mixup and activation boundaries need the teacher; pass teacher=.")
     generator = generator or torch.Generator().manual_seed(torch.seed())
     student.eval().requires_grad_(True)
-    if options.bn != "freeze":
-        prepare_batchnorm(student.net, options.bn, _some_inputs(student, data, generator))
+    estimates = options.bn in ("match", "reestimate")
+    if estimates and any(True for _ in batchnorm_layers(student)):
+        origin = teacher.net if origin is None and teacher is not None else origin
+        if options.bn == "match" and origin is None:
+            raise UsageError(
+                "Matching batch normalisation needs the teacher; pass teacher=, or the option "
+                'bn="freeze".'
+            )
+        inputs = _some_inputs(student, data, generator)
+        prepare_batchnorm(student.net, options.bn, inputs, origin)
     early, late = _phases(options)
 
     def batches(step: int) -> tuple[Tensor, Tensor]:

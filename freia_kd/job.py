@@ -273,10 +273,10 @@ class Job:
             if self.run.done(stage) and path.exists():
                 student, steps = self._load(path)
             else:
-                net, step = self._apply(name, method, net)
+                origin, (net, step) = net, self._apply(name, method, net)
                 student, steps = self._classifier(net), [*steps, step]
                 with self.run.stage(stage):
-                    self._distil(name, stage, student, data)
+                    self._distil(name, stage, student, data, origin)
                     if stage == last:
                         self.save_student(f"student-{name}", student, steps)
                     else:
@@ -292,8 +292,11 @@ class Job:
     def _student_path(self, name: str) -> Path:
         return self.run / f"student-{name}.safetensors"
 
-    def _distil(self, name: str, stage: str, student: Classifier, data: SyntheticSet) -> None:
-        options = replace(self.preset.student, bn=self.recipe(name).bn)
+    def _distil(
+        self, name: str, stage: str, student: Classifier, data: SyntheticSet, origin: nn.Module
+    ) -> None:
+        options, bn = self.preset.student, self.recipe(name).bn
+        options = options if bn is None else replace(options, bn=bn)
         heldout = self.sets(name)[1]
         source: SyntheticSet | Fresh = data
         if self.preset.fresh:
@@ -308,6 +311,7 @@ class Job:
             stage,
             heldout,
             teacher=self.teacher,
+            origin=origin,
         )
 
     def _load(self, path: Path) -> tuple[Classifier, list[Step]]:

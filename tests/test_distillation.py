@@ -124,7 +124,7 @@ def test_training_stops_early_when_agreement_gets_no_better(teacher, data, tmp_p
         assert again.load("student")["step"] == steps
 
 
-def test_batch_statistics_of_the_student_stay_the_teachers(tmp_path):
+def test_batch_statistics_of_the_student_stay_where_nothing_was_compressed(tmp_path):
     from freia_kd.domain import Domain
     from freia_kd.teachers import Teacher, build_net
 
@@ -137,7 +137,7 @@ def test_batch_statistics_of_the_student_stay_the_teachers(tmp_path):
     SyntheticWriter(tmp_path / "set", domain).append(x, 2 * logits, logits.argmax(1))
     student = Classifier(copy.deepcopy(teacher.net), domain, "resnet14")
     options = DistillationOptions(steps=2, batch_size=8)
-    train_student(student, SyntheticSet(tmp_path / "set"), options)
+    train_student(student, SyntheticSet(tmp_path / "set"), options, teacher=teacher)
     before, after = teacher.net.state_dict(), student.net.state_dict()
     running = [k for k in before if "running" in k]
     assert running

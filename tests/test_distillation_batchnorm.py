@@ -1,4 +1,4 @@
-"""Batch normalisation while a student learns: frozen, re-estimated, trained."""
+"""Batch normalisation while a student learns: matched, frozen, re-estimated, trained."""
 
 import copy
 
@@ -7,6 +7,7 @@ import torch
 
 from freia_kd.data.synthetic import SyntheticSet, SyntheticWriter, dequantise, quantise
 from freia_kd.distillation import DistillationOptions, train_student
+from freia_kd.errors import UsageError
 from freia_kd.teachers import Classifier
 
 
@@ -33,14 +34,16 @@ def normalised(teacher):
     return Classifier(net, teacher.domain, "custom")
 
 
-@pytest.mark.parametrize("bn", ["freeze", "reestimate", "train"])
-def test_batch_normalisation_is_frozen_reestimated_or_trained(normalised, data, bn):
+@pytest.mark.parametrize("bn", ["match", "freeze", "reestimate", "train"])
+def test_batch_normalisation_is_matched_frozen_reestimated_or_trained(normalised, data, bn):
     conv, norm = copy.deepcopy(normalised.net[0]), normalised.net[1]
     x = normalised.domain.normalize(data.batch(torch.arange(64))[0])
     seen = conv(x).detach().transpose(0, 1).flatten(1)
     options = DistillationOptions(steps=3, batch_size=16, bn=bn)
-    train_student(normalised, data, options, torch.Generator().manual_seed(0))
-    expected = {"freeze": torch.zeros(4), "reestimate": seen.mean(1)}
+    origin = copy.deepcopy(normalised.net)
+    origin[0].bias.data += 1.0  # so that compression would have lowered all features by 1
+    train_student(normalised, data, options, torch.Generator().manual_seed(0), origin=origin)
+    expected = {"match": -torch.ones(4), "freeze": torch.zeros(4), "reestimate": seen.mean(1)}
     if bn == "train":
         assert norm.num_batches_tracked == 3
         assert not torch.allclose(norm.running_mean, torch.zeros(4))
@@ -48,6 +51,11 @@ def test_batch_normalisation_is_frozen_reestimated_or_trained(normalised, data, 
         torch.testing.assert_close(norm.running_mean, expected[bn])
     assert not normalised.training
     assert not norm.training
+
+
+def test_matching_asks_for_the_net_to_match(normalised, data):
+    with pytest.raises(UsageError, match="needs the teacher; pass teacher="):
+        train_student(normalised, data, DistillationOptions(steps=1))
 
 
 def test_dropout_does_not_blur_what_the_student_learns(normalised, data):

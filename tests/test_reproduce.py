@@ -100,6 +100,14 @@ def test_rows_are_the_papers_methods(made):
     assert "one of each" in options("T-BDNF-Sample-")["samples"]
     assert "one of each" in options("T-Sample")["samples"]
     assert options("T-training-data")["samples"] == "svhn"
+    kept = {row.name[:-2]: options(row.name[:-2])["preset"]["student"]["bn"] for row in cells(made)}
+    assert kept.pop("T-our-default") == "match"
+    assert len(kept) == len(APPROACHES) - 1
+    assert set(kept.values()) == {"freeze"}
+
+
+def cells(made):
+    return [folder for folder in (made[1] / "svhn").iterdir() if folder.is_dir()]
 
 
 def test_it_is_resumed(made, monkeypatch):

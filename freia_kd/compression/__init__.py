@@ -1,6 +1,6 @@
 """Compression: ranks by EVBMF, low-rank layers, plans of which layers, and what they cost."""
 
-from .batchnorm import prepare_batchnorm, reestimate_batchnorm, train_mode
+from .batchnorm import match_batchnorm, prepare_batchnorm, reestimate_batchnorm, train_mode
 from .budget import Budget, search_plan
 from .comparison import Comparison, compare_costs
 from .cost import Latency, count_macs, count_parameters, measure_latencies, measure_latency
@@ -33,6 +33,7 @@ __all__ = [
     "evbmf_rank",
     "evbmf_ranks",
     "make_plan",
+    "match_batchnorm",
     "measure_latencies",
     "measure_latency",
     "measure_sensitivity",

@@ -38,7 +38,8 @@ class Recipe:
         goal: The bound: a share of the teacher's cost, or a drop in percentage points.
         methods: What is done to the net, in this order, each followed by distillation.
         prune_share: The share of the multiply-accumulates that pruning leaves.
-        bn: What becomes of batch normalisation, see :class:`DistillationOptions`.
+        bn: What becomes of batch normalisation, see :func:`prepare_batchnorm`; by default what
+            the students' options say.
 
     Raises:
         UsageError: If the fields do not fit together.
@@ -57,13 +58,13 @@ class Recipe:
     goal: float | None = None
     methods: tuple[str, ...] = ("tucker",)
     prune_share: float = 0.5
-    bn: BatchNorm = "freeze"
+    bn: BatchNorm | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "methods", tuple(self.methods))
         self._check_methods()
         self._check_choice()
-        if self.bn not in get_args(BatchNorm):
+        if self.bn not in (None, *get_args(BatchNorm)):
             raise UsageError(
                 f"Expected batch normalisation {', '.join(get_args(BatchNorm))}; got {self.bn!r}."
             )
