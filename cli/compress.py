@@ -29,7 +29,8 @@ from .students import make_recipes, recipe_options
         type=click.Path(exists=True, file_okay=False),
         metavar="RUN",
         help="The run whose synthetic images are used for what needs some: a --target or "
-        "--max-drop, prune and quantize; without it noise is, which is less like real images.",
+        "--max-drop, prune, quantize, batch normalisation; without it noise is, which is less like "
+        "real images.",
     ),
     click.option(
         "--plot",

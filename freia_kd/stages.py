@@ -18,6 +18,7 @@ from .compression import (
     as_recipes,
     compare_costs,
     count_parameters,
+    match_batchnorm,
     plot_sensitivity,
 )
 from .data.datasets import LabelledData, load_dataset, measure_domain, resize_images
@@ -144,6 +145,9 @@ def compress(
 ) -> dict[str, Any]:
     """Compresses a teacher without any training, and writes the student.
 
+    Batch normalisation is matched to the compressed net
+    (:func:`~freia_kd.compression.match_batchnorm`), on the inputs that are there.
+
     Arguments:
         teacher: The teacher's checkpoint.
         out: The student's file.
@@ -151,7 +155,7 @@ def compress(
         arch: The architecture, if the file does not tell.
         domain: The input domain, if the file does not tell.
         synthetic: A run's folder, or a synthetic set's, whose inputs are used for what needs some:
-            a target, pruning and quantisation; without it, 1/f noise is.
+            a target, pruning, quantisation and batch normalisation; without it, 1/f noise is.
         plot: Where a picture of the layers' sensitivity goes, if a target is searched for.
         seed: The seed of the choice of those inputs.
 
@@ -168,6 +172,7 @@ def compress(
     inputs = loaded.domain.normalize(inputs)
     net, steps, budget = loaded.net, list[dict[str, Any]](), None
     for method in recipe.methods:
+        origin = net
         if method == "tucker" and recipe.target is not None:
             budget = recipe.search(net, inputs)
             net = apply_plan(net, budget.plan)
@@ -175,6 +180,7 @@ def compress(
         else:
             net, step = recipe.apply(method, net, loaded.arch, inputs)
             steps.append(step)
+        match_batchnorm(net, origin, inputs)
     if plot is not None and budget is not None:
         draw_figure(plot, plot_sensitivity(budget.sensitivity))
     save_classifier(out, Classifier(net, loaded.domain, loaded.arch), {"compression": steps})

@@ -14,6 +14,8 @@ from freia_kd.compression import count_macs, count_parameters
 from freia_kd.compression.batchnorm import BatchNorm
 from freia_kd.compression.budget import Target
 from freia_kd.compression.methods import METHODS
+from freia_kd.domain import Domain
+from freia_kd.teachers import Classifier, build_net, save_classifier
 
 
 def call(*arguments, code=0):
@@ -147,3 +149,17 @@ def test_distill_by_layers_by_budget_and_again(distill, tmp_path):
     assert "Budget: at most 50.0% of the teacher's MACs" in shown
     assert (run / "sensitivity.png").exists()
     assert (run / "student-macs-0.5.pt").exists()
+
+
+def test_batch_normalisation_is_matched_from_the_first_compressed_layer_on(tmp_path):
+    domain = Domain((1, 16, 16), 3)
+    torch.manual_seed(0)
+    teacher = Classifier(build_net("resnet14", domain), domain, "resnet14")
+    save_classifier(tmp_path / "teacher.pt", teacher)
+    out = tmp_path / "small.pt"
+    call("compress", "--teacher", tmp_path / "teacher.pt", "--student", 2, "--out", out)
+    before, after = teacher.net.state_dict(), freia_kd.load_student(out).net.state_dict()
+    kept = {k for k, v in before.items() if "running" in k and torch.allclose(v, after[k])}
+    moved = {k for k in before if "running" in k} - kept
+    layers = ("layers3.0.bn2", "layers3.1.bn1", "layers3.1.bn2")  # compressed, or after such a one
+    assert moved == {f"{name}.running_{x}" for name in layers for x in ("mean", "var")}
