@@ -15,7 +15,7 @@ from freia_kd.compare.cells import REFERENCE
 from freia_kd.data.datasets import LabelledData
 from freia_kd.distillation import DistillationOptions, predict
 from freia_kd.errors import UsageError
-from freia_kd.presets import Preset
+from freia_kd.presets import PRESETS, Preset
 from freia_kd.reproduce import APPROACHES, TABLE1, one_of_each, table1
 from freia_kd.synthesizers.bdnf import BDNF
 from freia_kd.synthesizers.kegnet import KegNet
@@ -108,6 +108,19 @@ def test_rows_are_the_papers_methods(made):
 
 def cells(made):
     return [folder for folder in (made[1] / "svhn").iterdir() if folder.is_dir()]
+
+
+def test_presets():
+    kegnet, ours = (
+        {preset: reproduce._sizes("mnist", row, preset) for preset in reproduce.SIZES}
+        for row in ("T+KegNet", "T+our default")
+    )
+    assert [kegnet[p].set_size for p in reproduce.SIZES] == [8_192, 65_536, 6_400]
+    assert kegnet["paper"].student.divergence == "forward-kl"
+    assert {sizes.student.bn for sizes in kegnet.values()} == {"freeze"}
+    assert ours["quick"].set_size == 8_192
+    assert ours["standard"] == ours["paper"] == PRESETS["standard"]
+    assert all(set(setting.epochs) == set(reproduce.SIZES) for setting in TABLE1.values())
 
 
 def test_it_is_resumed(made, monkeypatch):
