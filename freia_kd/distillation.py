@@ -19,7 +19,7 @@ from .data.synthetic import SyntheticSet
 from .errors import UsageError
 from .objectives.activation_boundaries import ActivationBoundaries, boundary_layers
 from .objectives.divergences import DIVERGENCES
-from .runs.loop import Stateful, TrainingLoop
+from .runs.loop import Stateful, TrainingLoop, own_generator
 from .runs.run import Run
 from .synthesizers.fresh import Fresh
 from .teachers.classifier import Classifier, Teacher
@@ -212,7 +212,8 @@ def train_student(
         data: Synthetic inputs with the teacher's logits: a stored set, from which rows are drawn
             at random, or inputs made fresh for every step.
         options: How to train.
-        generator: The source of the order of the data, on the CPU.
+        generator: The source of the order of the data, on the CPU; by default one that torch's
+            global generator seeds.
         run: Where states and metrics are kept; training resumes from what it holds.
         name: The name of the stage; that of the activation boundaries is `NAME-boundaries`.
         heldout: Synthetic inputs that choose the weights: of those every `check_every` steps, the
@@ -230,7 +231,7 @@ def train_student(
     options = options or DistillationOptions()
     if options.needs_teacher and teacher is None:
         raise UsageError("Mixup and activation boundaries need the teacher; pass teacher=.")
-    generator = generator or torch.Generator().manual_seed(torch.seed())
+    generator = own_generator(generator)
     student.eval().requires_grad_(True)
     estimates = options.bn in ("match", "reestimate")
     if estimates and any(True for _ in batchnorm_layers(student)):

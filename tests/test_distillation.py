@@ -168,6 +168,19 @@ WAYS = [
 ]
 
 
+def test_without_a_generator_torchs_seed_decides(teacher, data):
+    seen = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        student = worse(teacher)
+        train_student(student, data, DistillationOptions(steps=1, batch_size=4), teacher=teacher)
+        seen.append((torch.cat([p.flatten() for p in student.parameters()]), torch.rand(3)))
+    (weights, after), (same, again), (other, _) = seen
+    assert torch.equal(weights, same)
+    assert torch.equal(after, again)
+    assert not torch.equal(weights, other)
+
+
 @pytest.mark.parametrize("changes", WAYS)
 def test_every_option_has_an_effect_and_repeats(teacher, data, changes):
     one, usual = weights(teacher, data, **changes), weights(teacher, data)

@@ -20,6 +20,22 @@ SNAPSHOT_EVERY = 100  # steps between the states to roll back to
 RETRIES = 3  # rollbacks before giving up
 
 
+def own_generator(
+    generator: torch.Generator | None, device: torch.device | str = "cpu"
+) -> torch.Generator:
+    """The generator given, or a new one that torch's global generator seeds.
+
+    Thus without one `torch.manual_seed` decides, as in torch itself.
+
+    Arguments:
+        generator: The generator, if any.
+        device: Where a new one is to be.
+    """
+    if generator is not None:
+        return generator
+    return torch.Generator(device).manual_seed(int(torch.randint(2**62, ())))
+
+
 class Stateful(Protocol):
     """What modules, optimizers and schedules have in common."""
 

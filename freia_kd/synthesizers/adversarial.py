@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..data.datasets import LabelledData
 from ..errors import UsageError
 from ..objectives.divergences import l1
-from ..runs.loop import Stateful, TrainingLoop
+from ..runs.loop import Stateful, TrainingLoop, own_generator
 from ..runs.run import Run
 from ..teachers.classifier import Classifier, Teacher
 from .unconditional import InputGenerator, Unconditional
@@ -99,7 +99,7 @@ class DFAD(Unconditional):
                 "fit(teacher, ..., student=...) with the student before its training."
             )
         device, options = next(teacher.parameters()).device, self.options
-        generator = generator or torch.Generator(device).manual_seed(torch.seed())
+        generator = own_generator(generator, device)
         net = InputGenerator.seeded(teacher.domain, options.latents, options.channels, generator)
         rival = copy.deepcopy(student).to(device).eval().requires_grad_(True)
         generators = play(net, teacher, rival, options, generator, run, self.stage)

@@ -20,7 +20,7 @@ from ..objectives.contract import Batch, Objective
 from ..objectives.distill import Distill
 from ..objectives.image_priors import BasePrior
 from ..objectives.monitors import Health, examine_flow
-from ..runs.loop import Stateful, TrainingLoop
+from ..runs.loop import Stateful, TrainingLoop, own_generator
 from ..runs.run import Run
 from ..teachers.classifier import Classifier, Teacher
 from .contract import Synthesizer, draw_labels
@@ -98,7 +98,7 @@ class BDNF(Synthesizer):
         student: Classifier | None = None,
     ) -> None:
         device = next(teacher.parameters()).device
-        generator = generator or torch.Generator(device).manual_seed(torch.seed())
+        generator = own_generator(generator, device)
         options = self.options
         if samples is not None:
             samples.check(teacher.domain)

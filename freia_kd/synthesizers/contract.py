@@ -102,7 +102,8 @@ class Synthesizer(ABC):
             samples: A few real samples, for the methods that can use them.
             run: Where states and metrics are kept, under `self.stage`; training resumes from
                 what it holds.
-            generator: The source of all random numbers, on the teacher's device.
+            generator: The source of all random numbers, on the teacher's device; by default one
+                that torch's global generator seeds.
             student: The student before its training, for methods that play with one; they train
                 a copy.
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..data.datasets import LabelledData
 from ..domain import Domain
 from ..objectives.contract import Terms
-from ..runs.loop import Stateful, TrainingLoop
+from ..runs.loop import Stateful, TrainingLoop, own_generator
 from ..runs.run import Run
 from ..teachers.classifier import Classifier, Teacher
 from .bank import Bank
@@ -105,7 +105,7 @@ class Inversion(Bank):
         student: Classifier | None = None,
     ) -> None:
         device = next(teacher.parameters()).device
-        generator = generator or torch.Generator(device).manual_seed(torch.seed())
+        generator = own_generator(generator, device)
         options = self.options
         loss = self.loss(_fast(teacher), None if student is None else _fast(student))
         batches = -(-options.images // options.batch_size)

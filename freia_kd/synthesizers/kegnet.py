@@ -14,7 +14,7 @@ from ..data.datasets import LabelledData
 from ..domain import Domain
 from ..errors import CheckpointError
 from ..objectives.contract import Terms
-from ..runs.loop import Stateful, TrainingLoop
+from ..runs.loop import Stateful, TrainingLoop, own_generator
 from ..runs.run import Run
 from ..teachers.classifier import Classifier, Teacher
 from .contract import Synthesizer, draw_labels
@@ -131,7 +131,7 @@ class KegNet(Synthesizer):
     ) -> None:
         """Trains the generators; samples and student are not used."""
         device = next(teacher.parameters()).device
-        generator = generator or torch.Generator(device).manual_seed(torch.seed())
+        generator = own_generator(generator, device)
         self.domain = teacher.domain
         self.nets = [
             self._train(teacher, number, run, generator)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..data.datasets import LabelledData
 from ..objectives.contract import Terms
-from ..runs.loop import Stateful, TrainingLoop
+from ..runs.loop import Stateful, TrainingLoop, own_generator
 from ..runs.run import Run
 from ..teachers.classifier import Classifier, Teacher
 from .unconditional import InputGenerator, Unconditional
@@ -93,7 +93,7 @@ class RDSKD(Unconditional):
     ) -> None:
         """Trains the generator; real samples have no part in it."""
         device, options = next(teacher.parameters()).device, self.options
-        generator = generator or torch.Generator(device).manual_seed(torch.seed())
+        generator = own_generator(generator, device)
         net = InputGenerator.seeded(teacher.domain, options.latents, options.channels, generator)
         optimizer = torch.optim.Adam(net.parameters(), options.learning_rate)
         penalty = IncrementPenalty()

@@ -77,6 +77,29 @@ def test_fit_leaves_the_global_generator_alone(teacher):
     assert torch.equal(after, torch.rand(3))
 
 
+SHORT = {
+    "bdnf": {"steps": 1, "batch_size": 2},
+    "kegnet": {"steps": 1, "batch_size": 2, "generators": 1},
+    "dfad": {"steps": 1, "batch_size": 2, "student_steps": 1, "channels": (4, 3)},
+    "rdskd": {"steps": 1, "batch_size": 2, "channels": (4, 3)},
+    "kw-inception": {"steps": 1, "batch_size": 2, "images": 2},
+}
+
+
+@pytest.mark.parametrize("name", list(SHORT))
+def test_without_a_generator_torchs_seed_decides(name, teacher):
+    seen = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        synthesizer = SYNTHESIZERS[name].build("best", SHORT[name])
+        synthesizer.fit(teacher, student=teacher)
+        seen.append((synthesizer.sample(2, generator=generator())[0], torch.rand(3)))
+    (x, after), (same, again), (other, _) = seen
+    assert torch.equal(x, same)
+    assert torch.equal(after, again)  # and goes on from there: nobody reseeded it
+    assert not torch.equal(x, other)
+
+
 def test_noise_is_the_papers_in_the_teachers_units(teacher):
     noise = Uniform()
     noise.fit(teacher)
