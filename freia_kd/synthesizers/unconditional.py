@@ -104,9 +104,9 @@ class Unconditional(Bank):
             generator: Draws the inputs that are kept.
         """
         self.teacher, self.generators, self.latents = teacher, generators, latents
-        if run is not None:
-            self.inputs, self.labels = self.sample(KEPT, generator=generator)
-            self.keep(run)
+        # Drawn without a run as well, which thus changes no random number.
+        self.inputs, self.labels = self.sample(KEPT, generator=generator)
+        self.keep(run)
 
     @property
     def distinct(self) -> int | None:

@@ -100,6 +100,16 @@ def test_without_a_generator_torchs_seed_decides(name, teacher):
     assert not torch.equal(x, other)
 
 
+@pytest.mark.parametrize("name", list(SHORT))
+def test_a_run_changes_no_random_number(name, teacher, tmp_path):
+    after = []
+    for run in (None, Run(tmp_path, {})):
+        source = generator()
+        SYNTHESIZERS[name].build("best", SHORT[name]).fit(teacher, None, run, source, teacher)
+        after.append(torch.rand(3, generator=source))
+    assert torch.equal(*after)
+
+
 def test_noise_is_the_papers_in_the_teachers_units(teacher):
     noise = Uniform()
     noise.fit(teacher)

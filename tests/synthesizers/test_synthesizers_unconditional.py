@@ -166,13 +166,16 @@ def signs(nets):
     """A synthesizer whose teacher says 0, 1 or 2 below -1, between, and above 1."""
 
     class Steps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.place = nn.Parameter(torch.zeros(1))  # tells the device
+
         def forward(self, x):
             return torch.cat([-x - 1, torch.zeros_like(x), x - 1], 1)
 
     fixed = Fixed()
     fixed.nets = nets
     fixed.fit(Teacher(Steps(), Domain((1,), 3), "steps"), generator=generator())
-    fixed.teacher.register_parameter("place", nn.Parameter(torch.zeros(1)))
     return fixed
 
 
