@@ -183,6 +183,16 @@ def test_labels_of_another_length_are_refused(teacher):
         synthesizer.sample(3, torch.arange(2))
 
 
+def test_the_papers_preset():
+    options = BDNF.build("paper").options
+    latents, epochs = 20_000, 30  # of the paper's code, in batches of 64
+    assert options.batch_size == 64
+    assert options.steps == epochs * -(-latents // 64)
+    assert (options.alpha, options.beta, options.gamma) == (1e-2, 1, 1e-2)
+    assert options.learning_rate == 1e-4
+    assert (options.base, options.prior, options.ema) == ("gaussian", False, 0)
+
+
 def test_registry():
     assert SYNTHESIZERS["bdnf"] is BDNF
     assert SYNTHESIZERS["spectral"] is Spectral
@@ -197,6 +207,13 @@ def test_the_average_of_the_weights_is_what_samples(teacher, tmp_path):
     assert any(
         not torch.equal(parts["averaged"][f"module.{k}"], v) for k, v in parts["flow"].items()
     )
+
+
+def test_an_average_of_decay_0_is_the_last_weights(teacher, tmp_path):
+    run = Run(tmp_path, {})
+    BDNF(BDNFOptions(steps=3, batch_size=8, ema=0.0)).fit(teacher, run=run, generator=generator())
+    parts = run.load("bdnf")["parts"]
+    assert all(torch.equal(parts["averaged"][f"module.{k}"], v) for k, v in parts["flow"].items())
 
 
 def test_contrast_changes_what_the_teacher_sees(teacher):
