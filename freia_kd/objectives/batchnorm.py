@@ -76,7 +76,8 @@ class BatchStatistics:
 
     with the mean and biased variance of the inputs of layer l over the batch, and the layer's
     running statistics with a hat. It is to be minimised; eq. (7) has the opposite sign because
-    eq. (4) is maximised. The norms are not squared, as in the paper and in DeepInversion.
+    eq. (4) is maximised. The norms are not squared, as in the paper and in DeepInversion. (The
+    paper's code doubles the distances of means.)
 
     Arguments:
         first: The weight of the first layer (the paper 1, its code 2).

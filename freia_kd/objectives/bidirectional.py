@@ -16,12 +16,14 @@ from .reverse_likelihood import ReverseLikelihood
 class Bidirectional:
     r"""The data-free objective plus gamma times the likelihood of real samples, eq. (9).
 
-    The terms are those of `distill` and `reverse`, the latter already times gamma. Too high a
+    The terms are those of `distill` and `reverse`, the latter already times gamma. Each is a mean
+    over a batch of its own, as in the paper's code, where eq. (4) and (8) print sums. Too high a
     gamma copies the samples, too low a gamma ignores them (the paper's figure 4).
 
     Arguments:
         distill: The data-free objective (from z to x).
-        gamma: The weight of the real samples' negative log-likelihood per image (the paper 1e-2).
+        gamma: The weight of the real samples' negative log-likelihood per image (the paper 1e-2,
+            its code 1e-3 to 1e-2).
         reverse: The objective of real samples (from x to z).
 
     Raises:

@@ -21,13 +21,14 @@ from .image_priors import Prior
 class Distill:
     r"""The paper's data-free objective, eq. (4): samples that the teacher recognises, and spread.
 
-    The paper maximises :math:`\mathrm{CLS} + \alpha\,\mathrm{Jacobian} + \beta L_{bn}` summed over
-    the batch; here its negative, averaged over the batch, is minimised. With
+    The paper maximises :math:`\sum (\mathrm{CLS} + \alpha\,\mathrm{Jacobian}) + \beta L_{bn}` with
+    a sum over the batch. Here, as in the paper's code, the sum is a mean, so that beta weighs as
+    many times more as the batch has inputs; and the negative is minimised. With
     :math:`x = f(z; c)` the terms are
 
     - `cls` :math:`= -\langle c \cdot \log \mathrm{softmax}(t(x) / T) \rangle`, eq. (5);
-    - `volume` :math:`= -\alpha \langle \log|\det \partial x/\partial z| \rangle`, eq. (6), which
-      includes the squash to pixels;
+    - `volume` :math:`= -\alpha \langle \log|\det \partial x/\partial z| \rangle`: eq. (6), and
+      the squash to pixels, which eq. (6) and the paper's code leave out;
     - `batchnorm` :math:`= \beta \sum_l \ldots`, eq. (7), left out if beta is 0 or the teacher
       has no such layers (the paper's LeNet5);
     - `prior` :math:`= -w \langle \log p_X(x) \rangle`, the term of eq. (1) that the paper
@@ -43,8 +44,9 @@ class Distill:
             eq. (6) and in the paper's code) or the mean over its `"dimension"` s (this package's,
             so that one alpha serves all image sizes).
         contrast: The range of a random factor a, drawn per image, by which the teacher sees
-            :math:`1/2 + a (x - 1/2)`. The paper's code has (1, 2), with one factor per batch;
-            `None` shows the images as they are.
+            :math:`1/2 + a (x - 1/2)`; `None` shows the images as they are. The paper's code has
+            (1, 2) with one factor per batch, and :math:`a (x - 1/2)` itself is what the teacher's
+            net eats.
         prior: The log-density of inputs, see :mod:`freia_kd.objectives.image_priors`.
         prior_weight: The weight w of the prior.
         batchnorm: How statistics are weighted.

@@ -22,6 +22,10 @@ from .unconditional import InputGenerator, Unconditional
 class DFADOptions:
     """The hyper-parameters of the game; the defaults are those of the authors' code for MNIST.
 
+    All but `log`, which that code has for segmentation only. The student's learning rate stays as
+    it is, as there unless a scheduler is asked for; for CIFAR-10 that code has 25,000 steps,
+    batches of 256, 256 latents, a student's learning rate of 0.1 and a weight decay of 5e-4.
+
     Arguments:
         steps: Rounds, each with one step of the generator.
         student_steps: Steps of the student in a round.
@@ -32,7 +36,8 @@ class DFADOptions:
         student_learning_rate: That of stochastic gradient descent for the student.
         momentum: The student's.
         weight_decay: The student's.
-        log: Whether the generator maximises log(D + 1), or the discrepancy D itself.
+        log: Whether the generator maximises log(D + 1), or the discrepancy D itself, as in the
+            authors' code for MNIST and CIFAR-10.
         snapshots: How many generators, kept at equal distances over the game, make the inputs
             (the paper trains the student in the game alone, and needs none).
     """
@@ -65,8 +70,10 @@ class DFAD(Unconditional):
     - The game's own student is thrown away: what `sample` gives is for the student's usual
       training. The last generator alone aims at the last student's faults, which is narrow, so
       that inputs come from several generators of the game, in equal shares.
-    - The student stays in eval mode, as in :func:`freia_kd.distillation.train_student`.
+    - The student stays in eval mode, as in :func:`freia_kd.distillation.train_student`; theirs
+      is in training mode, so that its batch normalisation sees each batch.
     - Pixels are clamped to [0, 1] before the nets see them; the gradient passes the clamp.
+    - The generator has a convolution less, see :class:`InputGenerator`.
 
     References:
         | Data-Free Adversarial Distillation (Fang et al., 2019), https://arxiv.org/abs/1912.11006
@@ -123,7 +130,7 @@ def play(
     the mean over inputs, classes and positions of absolute differences of logits. In each round
     the student takes `options.student_steps` steps down :math:`D`, and the generator one step down
     :math:`-\log(D + 1)`, which tames large discrepancies, or :math:`-D`. (The authors' code has
-    the logarithm for segmentation, and the plain form for MNIST.)
+    the logarithm for segmentation, and the plain form for MNIST and CIFAR-10.)
 
     Nothing here asks for classes: logits with shape `(B, classes, H, W)` do as well, so that dense
     predictions are distilled alike.

@@ -26,7 +26,7 @@ class DeepInversionOptions(InversionOptions):
             code's "parameters from the paper" have 10.
         variation: The weight of the total variation. For nicer images the code's authors advise
             1e-3 with a learning rate of 0.1 and no `norm`.
-        norm: The weight of the norm of the images.
+        norm: The weight of the norm of the images: the paper's, where its code has 0.
 
     Raises:
         ValueError: If a value makes no sense.
@@ -87,9 +87,11 @@ class DeepInversion(Inversion):
     batch, as in the paper's code.
 
     Departures: every step clips the images to pixels in [0, 1] (the code for ImageNet does, that
-    for CIFAR-10 does not); the last images are kept, not those of the smallest loss; labels are
-    balanced over the bank in a random order; half-size images (`coarse`, off, as for CIFAR-10) are
-    enlarged before the teacher sees them; how many images are made is ours.
+    for CIFAR-10 does not); the last images are kept (the code for CIFAR-10 means those of the
+    smallest loss, but its copy follows the optimisation to the last); labels are balanced over the
+    bank in a random order; half-size images (`coarse`, off, as for CIFAR-10) are enlarged before
+    the teacher sees them, where the code for ImageNet shrinks full ones; how many images are made
+    is ours.
 
     References:
         | Dreaming to Distill: Data-free Knowledge Transfer via DeepInversion (Yin et al., 2020),
@@ -125,8 +127,9 @@ class AdaptiveDeepInversion(DeepInversion):
     divergence of the softmax of both at the temperature of the options, in nats. The student is
     the one given, and stays as it is.
 
-    Departures beside those of :class:`DeepInversion`: the code clamps the probabilities to
-    [0.01, 0.99], which this does not; the paper trains the student and makes more images in turns.
+    Departures beside those of :class:`DeepInversion`: the divergence is that of its name, from both
+    to their mean m, where the code has the reverse, :math:`\mathrm{KL}(m \| p)`, of probabilities
+    clamped to [0.01, 0.99]; the paper trains the student and makes more images in turns.
 
     References:
         | Dreaming to Distill: Data-free Knowledge Transfer via DeepInversion (Yin et al., 2020),

@@ -31,19 +31,19 @@ from .generators import (
 
 @dataclass(frozen=True)
 class KegNetOptions:
-    """The hyper-parameters of KegNet.
+    """The hyper-parameters of KegNet: where it chooses by data set, those for MNIST but for `beta`.
 
     Arguments:
         generators: How many generators are trained, one after the other (the paper's five).
         latents: The length of the noise.
         alpha: The weight of the decoder's error.
-        beta: The weight of the diversity; the paper has 0 for MNIST and tables, 10 for
-            Fashion-MNIST and 1 for SVHN.
-        decoder_layers: The decoder's hidden layers, 120 wide; the paper has 2 to 4.
+        beta: The weight of the diversity, as for SVHN; the authors' code has 0 for MNIST and
+            tables, and 10 for Fashion-MNIST.
+        decoder_layers: The decoder's hidden layers, 120 wide; 4 for Fashion-MNIST and SVHN, and 3
+            for tables.
         steps: Training steps of each generator (the paper's 200 x 100).
         batch_size: Noises in a step.
-        learning_rate: Adam's; the paper has 1e-3 for MNIST, 1e-2 for the other images and 1e-4
-            for tables.
+        learning_rate: Adam's; 1e-2 for Fashion-MNIST and SVHN, and 1e-4 for tables.
     """
 
     generators: int = 5
@@ -103,9 +103,11 @@ class KegNet(Synthesizer):
 
     Departures: the paper hands these units to the teacher as they are, where pixels lie beyond
     what images hold; here they are clamped to [0, 1], for the teacher, the decoder and the
-    diversity, with a gradient that passes the clamp (:func:`as_inputs`). One `beta`,
-    `learning_rate` and decoder serve all data, where the paper chose them by data set. The paper
-    hands the same noises to all generators.
+    diversity, with a gradient that passes the clamp (:func:`as_inputs`). The teacher is in eval
+    mode; the authors' code leaves it in training mode while generators learn, where batch
+    normalisation takes the statistics of the generated batch. One `beta`, `learning_rate` and
+    decoder serve all data, where the paper chose them by data set. The paper hands the same noises
+    and labels to all generators.
 
     References:
         | Knowledge Extraction with No Observable Data (Yoo, Cho, Kim and Kang, 2019)

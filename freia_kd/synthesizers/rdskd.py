@@ -66,10 +66,11 @@ class RDSKD(Unconditional):
     first step), so that the gradient of a loss that has risen since is multiplied by more than 1,
     and of one that has fallen by less: there are no weights to tune.
 
-    The paper's abstract defines none of the terms; they follow the authors' code. Departures from
-    it: references are taken in the first step of an epoch (theirs the second), pixels are clamped
-    to [0, 1] before the teacher sees them (the gradient passes the clamp), and the generator has a
-    convolution less.
+    The terms follow the authors' code; the paper's text was not at hand. Departures from it:
+    references are taken in the first step of an epoch (theirs the second), pixels are clamped to
+    [0, 1] before the teacher sees them (the gradient passes the clamp), and the generator has a
+    convolution less (see :class:`InputGenerator`) and the usual 1e-5 in batch normalisation, where
+    theirs adds 0.8 to the variances after convolutions.
 
     References:
         | Robustness and Diversity Seeking Data-Free Knowledge Distillation (Han et al., 2021)

@@ -25,7 +25,8 @@ class InputGenerator(nn.Module):
     Images come from DAFL's generator, which DFAD and RDSKD use as well: a linear layer, doublings
     by nearest neighbours with 3x3 convolutions, a tanh, and batch normalisation without weights,
     so that inputs have mean 0 and variance 1 in the teacher's normalised units. It has a
-    convolution per doubling (theirs one more). Vectors come from linear layers.
+    convolution per doubling, without bias, and an activation before each; theirs has biases, one
+    convolution more and no activation before the first. Vectors come from linear layers.
 
     Arguments:
         domain: The domain of the inputs.
