@@ -48,6 +48,9 @@ class BDNFOptions:
         contrast: The range of a random factor a by which the teacher sees 1/2 + a (x - 1/2) while
             the flow learns, after the paper's code, see :class:`BDNF`; `None` shows the images as
             they are.
+
+    Raises:
+        ValueError: If a value makes no sense.
     """
 
     flow: str = "nice"
@@ -62,6 +65,34 @@ class BDNFOptions:
     clip: float = 1.0
     ema: float = 0.99
     contrast: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.base not in ("spectral", "gaussian"):
+            raise ValueError(f"Expected the base 'spectral' or 'gaussian'; got {self.base!r}.")
+        if min(self.steps, self.batch_size) < 1:
+            raise ValueError(
+                "Expected at least 1 for steps and batch_size; got "
+                f"{self.steps} and {self.batch_size}."
+            )
+        if not (self.learning_rate > 0 and self.clip > 0):
+            raise ValueError(
+                "Expected a positive learning_rate and clip; got "
+                f"{self.learning_rate} and {self.clip}."
+            )
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"Expected an ema in [0, 1); got {self.ema}.")
+        self.objective(samples=True)  # refuses weights and ranges that make no sense
+
+    def objective(self, samples: bool) -> Objective:
+        """What the flow learns by: eq. (9) if there are real samples, else eq. (4)."""
+        distill = Distill(
+            alpha=self.alpha,
+            beta=self.beta,
+            prior=BasePrior() if self.prior else None,
+            prior_weight=self.alpha,
+            contrast=self.contrast,
+        )
+        return Bidirectional(distill, self.gamma) if samples else distill
 
 
 # As the paper and its code have it, but for what the docstring of BDNF names.
@@ -128,7 +159,7 @@ class BDNF(Synthesizer):
             samples.check(teacher.domain)
         flow = self._build(teacher.domain, generator).to(device)
         averaged = AveragedModel(flow, multi_avg_fn=get_ema_multi_avg_fn(options.ema))
-        objective = self._objective(samples)
+        objective = options.objective(samples is not None)
         optimizer = torch.optim.Adam(flow.parameters(), options.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
         parts: dict[str, Stateful] = {
@@ -182,17 +213,6 @@ class BDNF(Synthesizer):
         if not any(p.requires_grad for p in flow.parameters()):
             raise UsageError(f"The flow {self.options.flow!r} has nothing to train.")
         return flow
-
-    def _objective(self, samples: LabelledData | None) -> Objective:
-        options = self.options
-        distill = Distill(
-            alpha=options.alpha,
-            beta=options.beta,
-            prior=BasePrior() if options.prior else None,
-            prior_weight=options.alpha,
-            contrast=options.contrast,
-        )
-        return distill if samples is None else Bidirectional(distill, options.gamma)
 
     def _batch(
         self, flow: ConditionalFlow, samples: LabelledData | None, generator: torch.Generator

@@ -51,13 +51,14 @@ class Generator(nn.Module):
 class DenseGenerator(Generator):
     """Linear layers with ELU and batch normalisation between them, for vectors.
 
+    Batch normalisation without weights is last, so that every feature has mean 0 and variance 1 as
+    the teacher's normalised inputs have.
+
     Arguments:
         latents: The length of a latent.
         features: The length of a vector.
         classes: The number of classes, 0 for an unconditional generator.
         hidden: The widths of the hidden layers.
-        head: The last module; batch normalisation without weights if `None`, so that every
-            feature has mean 0 and variance 1 as the teacher's normalised inputs have.
 
     Example:
         >>> DenseGenerator(10, 4, classes=3)(torch.randn(5, 10), torch.arange(5) % 3).shape
@@ -70,11 +71,10 @@ class DenseGenerator(Generator):
         features: int,
         classes: int = 0,
         hidden: Sequence[int] = (120, 120),
-        head: nn.Module | None = None,
     ) -> None:
         super().__init__(latents, classes)
         layers = perceptron([latents + classes, *hidden, features])
-        self.net = nn.Sequential(layers, head or nn.BatchNorm1d(features, affine=False))
+        self.net = nn.Sequential(layers, nn.BatchNorm1d(features, affine=False))
 
 
 class ImageGenerator(Generator):
@@ -166,7 +166,7 @@ def perceptron(widths: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
 
 
-def as_inputs(u: Tensor, domain: Domain, straight_through: bool = True) -> Tensor:
+def as_inputs(u: Tensor, domain: Domain) -> Tensor:
     """Inputs for a teacher from a generator's output in the teacher's normalised units.
 
     Pixels are clamped to [0, 1]. The gradient passes the clamp as if it were not there, so that
@@ -175,14 +175,10 @@ def as_inputs(u: Tensor, domain: Domain, straight_through: bool = True) -> Tenso
     Arguments:
         u: The generator's output with shape `(B, *domain.shape)`.
         domain: The teacher's domain.
-        straight_through: Whether the gradient passes; else it is zero beyond the range.
     """
     x = domain.denormalize(u)
-    if not domain.is_image:
-        return x
-    clamped = x.clamp(0, 1)
     # The clamped values exactly: x + (clamped - x) would round to a little beyond the range.
-    return _PassThrough.apply(x, clamped) if straight_through else clamped
+    return _PassThrough.apply(x, x.clamp(0, 1)) if domain.is_image else x
 
 
 class _PassThrough(torch.autograd.Function):

@@ -183,6 +183,25 @@ def test_labels_of_another_length_are_refused(teacher):
         synthesizer.sample(3, torch.arange(2))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"base": "spectal"}, "Expected the base 'spectral' or 'gaussian'; got 'spectal'"),
+        ({"steps": 0}, "at least 1 for steps and batch_size; got 0 and 128"),
+        ({"batch_size": 0}, "at least 1 for steps and batch_size; got 600 and 0"),
+        ({"learning_rate": 0.0}, "positive learning_rate and clip; got 0.0 and 1.0"),
+        ({"clip": -1.0}, "positive learning_rate and clip; got 0.001 and -1.0"),
+        ({"ema": 1.0}, r"an ema in \[0, 1\); got 1.0"),
+        ({"alpha": -1.0}, "alpha, beta and prior_weight of at least 0"),
+        ({"gamma": -1.0}, "a gamma of at least 0; got -1.0"),
+        ({"contrast": (2.0, 1.0)}, "a contrast"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        BDNFOptions(**options)
+
+
 def test_the_papers_preset():
     options = BDNF.build("paper").options
     latents, epochs = 20_000, 30  # of the paper's code, in batches of 64
