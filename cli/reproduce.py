@@ -33,10 +33,10 @@ PARTS = ("mnist", "svhn", "fashion-mnist")  # of freia_kd.reproduce.TABLE1, whic
     data_options,
     click.option(
         "--preset",
-        type=click.Choice(["quick", "standard", "paper"]),
+        type=click.Choice(["quick", "paper"]),
         default="quick",
         show_default=True,
-        help="What two cores do in minutes or in hours, or the paper's own settings.",
+        help="What fits two cores, or the paper's own settings.",
     ),
     click.option(
         "--seeds", type=click.IntRange(1), default=3, show_default=True, help="How many seeds."

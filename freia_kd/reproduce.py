@@ -68,7 +68,7 @@ class Setting:
 TABLE1 = {
     "mnist": Setting(
         "lenet5",
-        {"quick": 5, "standard": 8, "paper": 20},
+        {"quick": 5, "paper": 20},
         {
             "original": (98.9, 98.9, 98.9),
             "Tucker (T)": (24.3, 28.0, 16.2),
@@ -82,7 +82,7 @@ TABLE1 = {
     ),
     "svhn": Setting(
         "resnet14",
-        {"quick": 3, "standard": 8, "paper": 30},
+        {"quick": 3, "paper": 30},
         {
             "original": (93.2, 93.2, 93.2),
             "Tucker (T)": (13.1, 26.9, 19.8),
@@ -96,7 +96,7 @@ TABLE1 = {
     ),
     "fashion-mnist": Setting(
         "resnet14",
-        {"quick": 3, "standard": 8, "paper": 30},
+        {"quick": 3, "paper": 30},
         {
             "original": (91.2, 91.2, 91.2),
             "Tucker (T)": (71.5, 62.5, 43.1),
@@ -110,7 +110,7 @@ TABLE1 = {
     ),
 }
 
-SIZES = ("quick", "standard", "paper")
+SIZES = ("quick", "paper")
 BOUNDS = ("original", "Tucker (T)", "T+training data")  # by which recovery is defined
 LEAST = 0.01  # what there must be to recover, before a recovery means anything
 
@@ -145,8 +145,8 @@ def table1(
 
     Arguments:
         data: Which parts of the table: `"mnist"`, `"svhn"` and `"fashion-mnist"`.
-        preset: `"quick"` fits two cores in minutes; `"standard"` takes the sizes of the preset of
-            that name, in hours; `"paper"` takes the paper's own settings, and days.
+        preset: `"quick"` fits two cores; `"paper"` takes the paper's own settings, and hours for a
+            LeNet5, days for a ResNet14.
         seeds: How many seeds, from 0.
         data_root: Where torchvision keeps its data sets.
         download: Whether torchvision may download them.
@@ -207,7 +207,7 @@ def _sizes(name: str, approach: str, preset: str) -> Preset:
     ours = APPROACHES[approach] == DEFAULT
     if preset == "paper":
         return PRESETS["standard" if ours else "paper"]
-    sizes = QUICK[TABLE1[name].arch] if preset == "quick" else PRESETS[preset]
+    sizes = QUICK[TABLE1[name].arch]
     return sizes if ours else replace(sizes, student=replace(sizes.student, bn="freeze"))
 
 
