@@ -125,3 +125,15 @@ def test_layers_before_a_relu_are_found_however_it_is_called(x):
     assert found == {"block.1": (2, 2, 2), "inplace.0": (5,), "tail": (4,)}
     assert list(found) == ["block.1", "inplace.0", "tail"]
     assert not any(m._forward_hooks for m in net.modules())
+
+
+def test_nets_are_left_as_they_were():
+    nets = [nn.Sequential(nn.Conv2d(1, k, 3), nn.BatchNorm2d(k), nn.ReLU()) for k in (2, 3)]
+    nets[1][1].eval()
+    before = [{k: v.clone() for k, v in net.state_dict().items()} for net in nets]
+    x = torch.randn(4, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+    assert boundary_layers(nets[0], x) == {"1": (2, 3, 3)}
+    ActivationBoundaries(*nets, {"1": "1"}, x)
+    for net, state in zip(nets, before, strict=True):
+        assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
+    assert [[m.training for m in net] for net in nets] == [[True] * 3, [True, False, True]]
