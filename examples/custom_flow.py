@@ -9,6 +9,8 @@ A package of yours can give it a name, `--flow shear`, by one line in its pyproj
     shear = "custom_flow:make_flow"
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -23,8 +25,8 @@ class ClassShear(ConditionalFlow):
     def __init__(self, domain: Domain, base: Base) -> None:
         squash = BoundedLogit([domain.shape]) if domain.is_image else None
         super().__init__(domain.shape, domain.classes, base, squash)
-        self.half = base.sample(1).numel() // 2
-        rest = base.sample(1).numel() - self.half
+        self.half = math.prod(domain.shape) // 2
+        rest = math.prod(domain.shape) - self.half
         self.weight = nn.Parameter(torch.zeros(domain.classes, self.half, rest))
         self.log_scale = nn.Parameter(torch.zeros(domain.classes, rest))
 

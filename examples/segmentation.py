@@ -60,9 +60,12 @@ if __name__ == "__main__":
         optimizer.zero_grad()
         nn.functional.cross_entropy(teacher(x), y).backward()
         optimizer.step()
-    game = DFADOptions(options.rounds, 5, 32, latents=32, student_learning_rate=3e-2, snapshots=1)
+    game = DFADOptions(
+        steps=options.rounds, batch_size=32, latents=32, student_learning_rate=3e-2, snapshots=1
+    )
     net = InputGenerator(DOMAIN, game.latents, (32, 16))
-    before = mean_iou(student, *(test := draw(200, torch.Generator().manual_seed(1))))
+    test = draw(200, torch.Generator().manual_seed(1))
+    before = mean_iou(student, *test)
     play(net, teacher.eval(), student, game, generator)
     print("mean intersection over union of background, square and disc, on 200 images")
     print(f"teacher {mean_iou(teacher, *test):.3f}")

@@ -62,7 +62,7 @@ def jensen_shannon(
     At most :math:`T^2 \log 2`.
 
     References:
-        | Dreaming to Distill (Yin et al., 2020), eq. (8), https://arxiv.org/abs/1912.08795
+        | Dreaming to Distill (Yin et al., 2020), section 3.3, https://arxiv.org/abs/1912.08795
     """
     log_q, log_p = _log_softmax(student_logits, teacher_logits, temperature)
     log_m = torch.logaddexp(log_p, log_q) - math.log(2)

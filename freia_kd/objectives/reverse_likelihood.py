@@ -24,7 +24,8 @@ class ReverseLikelihood:
     It is the exact likelihood of pixels, squash included. Images of 256 levels are dequantised,
     :math:`(255 x + \epsilon) / 256` with uniform noise from the batch's generator, which makes it a
     bound of the likelihood of the levels (plus :math:`\log 256` per dimension); else a flow could
-    gain without limit from the gaps between them. Vectors stay as they are, or are smoothed by
+    gain without limit from the gaps between them. (The paper does not speak of it; its code spreads
+    a level over five.) Vectors stay as they are, or are smoothed by
     `noise`: a flow may raise its density at a few samples without limit, and fresh noise in every
     step lets it see a kernel density estimate of them in their place.
 

@@ -118,10 +118,11 @@ class Synthesizer(ABC):
         """Makes inputs.
 
         Arguments:
-            n: How many.
+            n: How many, at least 1.
             labels: Class indices with shape `(n,)`, or soft labels with shape `(n, classes)`; drawn
                 uniformly if `None`.
-            generator: The source of all random numbers.
+            generator: The source of all random numbers, on the device of what was fitted; torch's
+                global generator if `None`.
 
         Returns:
             Inputs with shape `(n, *shape)` (pixels in [0, 1] for images) and their labels.
