@@ -82,7 +82,8 @@ class ImageGenerator(Generator):
 
     The first grid is :math:`\lceil H / 2^n \rceil \times \lceil W / 2^n \rceil` for `n` widths
     in `channels`; after `n` doublings the middle :math:`H \times W` pixels are cut out. With the
-    defaults, 20 latents and labels and 32x32 images this is KegNet's generator.
+    defaults, 20 latents and labels and 32x32 images this is KegNet's generator, but that theirs
+    standardises by the unbiased variance.
 
     Arguments:
         latents: The length of a latent.

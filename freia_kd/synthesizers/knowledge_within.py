@@ -162,7 +162,10 @@ class KWStatistics(KnowledgeWithin):
 
 
 class KWMixture(KnowledgeWithin):
-    """Batch-norm statistics and inception in one optimisation: the sum of both losses."""
+    """Batch-norm statistics and inception in one optimisation, the sum of both losses: BNS+I.
+
+    It is class-conditional (section 3.4), where the statistics alone are not (3.3).
+    """
 
     name = "kw-mixture"
     needs_batchnorm = True
