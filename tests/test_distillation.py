@@ -28,20 +28,21 @@ def data(teacher, tmp_path):
     return SyntheticSet(tmp_path / "set")
 
 
-def worse(teacher):
+def worse(teacher, scale=0.02):
     student = copy.deepcopy(teacher)
     with torch.no_grad():
         for parameter in student.parameters():
             noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
-            parameter += 0.02 * noise
+            parameter += scale * noise
     return Classifier(student.net, teacher.domain, teacher.arch)
 
 
 def test_agreement_is_the_share_of_equal_answers(teacher, data):
-    student = worse(teacher)
+    student = worse(teacher, 0.03)
     x, logits, _ = data.batch(torch.arange(64))
     with torch.no_grad():
         same = (student(x).argmax(1) == logits.argmax(1)).double()
+    assert same[::2].mean() != same[1::2].mean()
     assert agreement(teacher, data) == 1
     assert agreement(student, data, batch_size=7) == pytest.approx(same.mean().item())
     assert agreement(student, data, half="even") == pytest.approx(same[::2].mean().item())

@@ -467,6 +467,30 @@ def test_batch_normalisation_of_a_student(tmp_path, tiny, bn):
     assert student.net.norm1.num_batches_tracked == (6 if bn == "train" else 0)
 
 
+def test_batch_statistics_are_matched_to_the_net_before_each_method(tmp_path, tiny, monkeypatch):
+    from freia_kd.teachers import Teacher, build_net
+
+    pytest.importorskip("torch_pruning", reason="the extra freia_kd[prune] is not installed")
+    domain = freia_kd.Domain((3, 8, 8), 4, (0.4,), (0.2,), "colour")
+    torch.manual_seed(0)
+    teacher = Teacher(build_net("resnet14", domain), domain, "resnet14")
+    seen = []
+
+    def prepare(net, mode, inputs, origin):
+        assert net is not origin
+        seen.append((mode, origin.state_dict()))
+
+    monkeypatch.setattr("freia_kd.distillation.prepare_batchnorm", prepare)
+    recipe = Recipe(student="3", methods=("tucker", "prune"))
+    distill(teacher, students=[recipe], out=tmp_path / "run", **NOISE)
+    first = freia_kd.load_student(Run.open(tmp_path / "run").state_path("student-3-net"))
+    assert [mode for mode, _ in seen] == ["match", "match"]
+    for (_, found), expected in zip(seen, (teacher.net, first.net), strict=True):
+        weights = expected.state_dict()
+        assert found.keys() == weights.keys()
+        assert all(torch.equal(found[k], v) for k, v in weights.items())
+
+
 def test_the_first_student_is_the_student(finished):
     for suffix in (".pt", ".safetensors"):
         first = (finished.folder / f"student-1{suffix}").read_bytes()

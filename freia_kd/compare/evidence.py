@@ -148,12 +148,18 @@ class _Design:
         self.judges, self.judge_of = np.unique([v.judge for v in verdicts], return_inverse=True)
 
     def resample(self, generator: np.random.Generator) -> np.ndarray:
-        """How often each verdict comes when seeds and judges are drawn with replacement."""
-        seeds, judges = (
-            np.bincount(generator.integers(n, size=n), minlength=n)
-            for n in (len(self.seeds), len(self.judges))
-        )
-        return (seeds[self.seed_of] * judges[self.judge_of]).astype(float)
+        """How often each verdict comes when seeds and judges are drawn with replacement.
+
+        Where cells failed, a draw may hold no verdict at all; it is drawn again.
+        """
+        while True:
+            seeds, judges = (
+                np.bincount(generator.integers(n, size=n), minlength=n)
+                for n in (len(self.seeds), len(self.judges))
+            )
+            weights = seeds[self.seed_of] * judges[self.judge_of]
+            if weights.any():
+                return weights.astype(float)
 
     def fit(self, weights: np.ndarray) -> np.ndarray:
         """The scores of the methods, centred on the mean agreement; NaN for those not seen."""

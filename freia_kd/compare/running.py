@@ -44,7 +44,7 @@ def run_cells(
 def _attempt(cell: Cell, progress: Progress | None) -> str | None:
     try:
         cell.run(progress)
-    except (ValueError, TypeError, RuntimeError, OSError, LookupError, ArithmeticError) as error:
+    except Exception as error:  # a method may be anybody's
         kind = "" if isinstance(error, (UsageError, TrainingError)) else f"{type(error).__name__}: "
         return f"{kind}{' '.join(str(error).split())}"
     return None
@@ -113,9 +113,10 @@ def _side_by_side(waiting: list[Cell], workers: int) -> Iterator[tuple[Cell, str
                 busy[worker.connection] = worker
             for ended in connection.wait(list(busy)):
                 worker = busy.pop(ended)
-                yield worker.answer()
+                answer = worker.answer()
                 if worker.process.is_alive():
                     idle.append(worker)
+                yield answer
     finally:
         for worker in [*idle, *busy.values()]:
             worker.end()

@@ -16,12 +16,17 @@ def call(*arguments, code=0):
 def test_compare_prints_a_table_and_names_a_winner(teacher_file, tmp_path, tiny):
     arguments = ("compare", "--teacher", teacher_file, "--synthesizers", "spectral,uniform")
     arguments += ("--seeds", 1, "--workers", 1, "--out", tmp_path / "out")
-    output = call(*arguments, "--set", "spectral.tries=3")
+    arguments += ("--students", "1,3", "--set", "spectral.tries=3", "--set", "student.steps=2")
+    output = call(*arguments)
     for text in ("independent", "compression only", "uniform", "label-free evidence"):
         assert text in output
     assert (tmp_path / "out/compare.html").exists()
-    again = call(*arguments, "--set", "spectral.tries=3", "--resume", "--json")
-    assert json.loads(again)["conditions"]["seeds"] == 1
+    record = json.loads((tmp_path / "out/cells/spectral-0/run.json").read_text())
+    assert record["options"]["synthesizers"]["spectral"]["tries"] == 3
+    assert record["options"]["preset"]["student"]["steps"] == 2
+    again = call(*arguments, "--resume", "--json")
+    conditions = json.loads(again)["conditions"]
+    assert (conditions["seeds"], conditions["students"]) == (1, ["1", "3"])
 
 
 def test_mistakes_are_one_line(teacher_file, tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from freia_kd.compare.evidence import Verdict, _Design, rank_methods
+from freia_kd.compare.evidence import Ranking, Verdict, _Design, rank_methods
 
 QUALITY = {"good": 0.9, "fair": 0.8, "poor": 0.6}
 EASE = {"easy": 0.08, "hard": -0.2, "middling": 0.0, "fourth": 0.05}
@@ -87,3 +87,86 @@ def test_nothing_judged_is_no_ranking():
     alone = rank_methods([Verdict("a", "x", (0, "1"), 0.5)])
     assert alone.rival is None
     assert "nothing to choose" in alone.sentence()
+
+
+def test_judges_may_be_easier_with_one_seed_than_with_another():
+    hidden = {("good", 0), ("fair", 1), ("poor", 2)}  # cells that failed
+    rows = [
+        Verdict(m, j, (s, "1"), q + e * (s + 1) - 0.2 * s)
+        for s in range(3)
+        for m, q in QUALITY.items()
+        for j, e in EASE.items()
+        if (m, s) not in hidden
+    ]
+    scores = rank_methods(rows).scores
+    assert scores["good"] - scores["poor"] == pytest.approx(0.3)
+    assert scores["good"] - scores["fair"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("of", ["seeds", "judges"])
+def test_certainty_counts_the_disagreement_of_seeds_and_of_judges(of):
+    rows = []
+    for i, lead in enumerate((0.1, 0.1, -0.15)):
+        for k in range(3):
+            seed, judge = (i, k) if of == "seeds" else (k, i)
+            rows.append(Verdict("b", f"judge {judge}", (seed, "1"), 0.7))
+            rows.append(Verdict("a", f"judge {judge}", (seed, "1"), 0.7 + lead))
+    ranking = rank_methods(rows)
+    assert ranking.winner == "a"
+    # It leads where the third is drawn once or never in three draws.
+    assert ranking.certainty == pytest.approx((2**3 + 3 * 2**2) / 3**3, abs=0.05)
+
+
+def test_a_method_that_a_resample_does_not_see_neither_wins_nor_spreads():
+    rows = [Verdict("worse", "q", (0, "1"), 0.8)]
+    rows += [Verdict("better", judge, (0, "1"), 0.9) for judge in "pq"]
+    ranking = rank_methods(rows)
+    assert ranking.winner == "better"
+    assert ranking.certainty == 1
+    # Both judges, in two of the three resamples that see it, or the second one twice.
+    expected = np.std([0.9 - 0.1 / 3 - 0.05] * 2 + [0.8])
+    assert ranking.spread["worse"] == pytest.approx(expected, abs=5e-4)
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_resamples_that_see_nothing_say_nothing(order):
+    rows = [
+        Verdict(m, judge, (seed, "1"), {"a": 0.9, "b": 0.5}[m])
+        for seed, judge in enumerate("pq")  # the other judge failed with that seed
+        for m in order
+    ]
+    assert rank_methods(rows).certainty == 1
+    assert rank_methods(rows).winner == "a"
+
+
+def test_the_spread_is_that_of_the_method():
+    noise = {"wild": 0.3, "steady": 0.0, "best": 0.0}
+    generator = np.random.default_rng(3)
+    rows = [
+        Verdict(m, j, (s, "1"), q + noise[m] * generator.uniform(-1, 1))
+        for s in range(4)
+        for j in EASE
+        for m, q in (("wild", 0.5), ("steady", 0.3), ("best", 0.95))
+    ]
+    ranking = rank_methods(rows)
+    assert list(ranking.scores) == ["best", "wild", "steady"]
+    assert ranking.spread["wild"] > 1.5 * max(ranking.spread[m] for m in ("best", "steady"))
+    assert ranking.spread["best"] == pytest.approx(ranking.spread["steady"])
+
+
+@pytest.mark.parametrize(
+    ("certainty", "seeds", "judges", "said"),
+    [
+        (0.74, 9, 9, "not surely"),
+        (0.75, 9, 9, "probably"),
+        (0.94, 9, 9, "probably"),
+        (0.95, 3, 4, "clearly"),
+        (1.0, 2, 4, "probably"),
+        (1.0, 3, 3, "probably"),
+    ],
+)
+def test_how_sure_it_says_it_is(certainty, seeds, judges, said):
+    scores = {"x": 0.9, "y": 0.8}
+    sentence = Ranking(scores, scores, certainty, "y", seeds, judges).sentence()
+    assert [w for w in ("not surely", "probably", "clearly") if w in sentence] == [said]
+    assert ("overstate" in sentence) == (seeds < 3 or judges < 4)

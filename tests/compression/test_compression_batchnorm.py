@@ -126,6 +126,48 @@ def test_matched_statistics_are_those_of_a_regression():
         assert net[1].running_var[k].item() == pytest.approx(variance * share, rel=1e-4)
 
 
+def test_matched_statistics_are_averages_over_whole_batches():
+    torch.manual_seed(0)
+    x = torch.randn(50, 1, dtype=torch.float64)
+    x[20:40] = 2 * x[20:40] + 3
+    x[40:] += 100  # less than a batch, which is left out
+    origin = nn.Sequential(nn.Identity(), nn.BatchNorm1d(1, eps=0.0)).double()
+    origin[1].running_var.fill_(1e-4)
+    net = copy.deepcopy(origin)
+    net[0] = nn.ReLU()
+    match_batchnorm(net, origin, x, 20)
+    fits = []
+    for part in (x[:20, 0].numpy(), x[20:40, 0].numpy()):
+        seen = np.maximum(part, 0)
+        fits.append((np.polyfit(part, seen, 1)[1], 1e-4 * seen.var() / part.var()))
+    mean, variance = np.mean(fits, axis=0)
+    assert not np.allclose(fits[1], (mean, variance), rtol=0.01)
+    assert net[1].running_mean.item() == pytest.approx(mean, rel=1e-3)
+    assert net[1].running_var.item() == pytest.approx(variance, rel=1e-3)
+
+
+def test_a_hundredth_of_the_variance_speaks_for_no_change():
+    origin = nn.Sequential(nn.Identity(), nn.BatchNorm1d(1))
+    origin[1].running_mean.fill_(10.0)
+    origin[1].running_var.fill_(4.0)
+    net = copy.deepcopy(origin)
+    net[0] = nn.Linear(1, 1)
+    net[0].weight.data.fill_(3.0)
+    net[0].bias.data.fill_(1.0)
+    # The inputs' variance is a hundredth of 4 too, so what is found is halfway to 3 and to 9.
+    match_batchnorm(net, origin, torch.tensor([[0.8], [1.2]]))
+    assert net[1].running_mean.item() == pytest.approx(4 + 2 * (10 - 1), rel=1e-3)
+    assert net[1].running_var.item() == pytest.approx(5 * 4, rel=1e-3)
+
+
+def test_dead_channels_stay_finite():
+    origin = nn.Sequential(nn.BatchNorm1d(1))
+    origin[0].running_var.zero_()
+    net = copy.deepcopy(origin)
+    match_batchnorm(net, origin, torch.zeros(4, 1))
+    assert (net[0].running_mean.item(), net[0].running_var.item()) == (0, 0)
+
+
 def test_channels_that_the_inputs_do_not_move_are_only_shifted():
     origin = nn.BatchNorm1d(1)
     origin.running_var.fill_(4.0)
