@@ -30,7 +30,13 @@ from .teachers import Teacher, load_classifier, load_teacher
 from .teachers.classifier import Classifier
 
 PathLike = str | os.PathLike[str]
-TORCHVISION = ("mnist", "fashion-mnist", "svhn", "cifar10")
+# What torchvision leaves in its folder.
+TORCHVISION = {
+    "mnist": "MNIST",
+    "fashion-mnist": "FashionMNIST",
+    "svhn": "test_32x32.mat",
+    "cifar10": "cifar-10-batches-py",
+}
 
 
 def distill(
@@ -250,7 +256,11 @@ def check_source(
             f"There is no evaluation data {name!r}: neither a folder or file, nor one "
             f"of {', '.join(DATASETS)}."
         )
-    if name in TORCHVISION and not download and not Path(root or "data").is_dir():
+    if (
+        name in TORCHVISION
+        and not download
+        and not Path(root or "data", TORCHVISION[name]).exists()
+    ):
         raise UsageError(
             f"There is no folder {root or 'data'} with {name}; pass --data-root FOLDER where "
             "torchvision has put it, or --download."

@@ -9,16 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..compression import as_recipes
 from ..data.synthetic import SyntheticSet
 from ..distillation import agreement
 from ..errors import UsageError
 from ..files import write_json
 from ..job import Job
-from ..pipeline import load_student, open_job
-from ..presets import STUDENT
+from ..pipeline import choose_device, load_student, open_job
+from ..presets import STUDENT, get_preset, resize_preset
 from ..runs.progress import Progress
-from ..synthesizers import get_synthesizer
-from ..teachers import Classifier
+from ..synthesizers import build_synthesizers, get_synthesizer
+from ..teachers import Classifier, Teacher
 
 SAMPLES = "(samples)"  # after a method's name: it sees the few real samples
 NONE = "compression only"  # the students before any training, a baseline
@@ -146,16 +147,40 @@ def _synthesizers(method: str) -> str:
     return {NONE: "uniform", REFERENCE: "samples"}.get(method, method.removesuffix(SAMPLES))
 
 
-def expect_known(settings: Mapping[str, Any], methods: Sequence[str]) -> None:
-    """Raises unless every setting is an option of one of the methods.
+def expect_sound(
+    methods: Sequence[str], students: Sequence[str], teacher: Teacher, options: Mapping[str, Any]
+) -> None:
+    """Raises before any cell runs for what would make each of them fail.
+
+    Arguments:
+        methods: The methods.
+        students: The students that are to learn by them.
+        teacher: The teacher.
+        options: What else :func:`freia_kd.open_job` takes.
 
     Raises:
-        UsageError: If one is not.
+        UsageError: If there is no such student, option, preset or device, or a value makes no
+            sense.
     """
+    settings = options.get("settings") or {}
     used = {key for method in methods for key in _settings(method, settings)}
     unknown = sorted(set(settings) - used)
     if unknown:
-        raise UsageError(f"No method compared has the option {', '.join(unknown)}.")
+        kinds = {get_synthesizer(n) for method in methods for n in _synthesizers(method).split("+")}
+        known = sorted({option for kind in kinds for option in kind.known_options()})
+        raise UsageError(
+            f"No method compared has the option {', '.join(unknown)}; known ones are "
+            f"{', '.join(known) or 'none'}, also as METHOD.OPTION, and {STUDENT}OPTION."
+        )
+    choose_device(options.get("device", "auto"))
+    preset = get_preset(options.get("preset", "standard"))
+    resize_preset(preset, settings, options.get("loss"))
+    for method in methods:
+        own = _settings(method, settings).items()
+        theirs = {key: value for key, value in own if not key.startswith(STUDENT)}
+        build_synthesizers(_synthesizers(method), preset.name, theirs)
+    for recipe in as_recipes(students):
+        recipe.check(teacher.net, teacher.arch, teacher.domain.shape)
 
 
 def _settings(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:

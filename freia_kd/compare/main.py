@@ -19,7 +19,7 @@ from ..runs.progress import Progress
 from ..runs.run import Run
 from ..synthesizers import SYNTHESIZERS, get_synthesizer
 from ..teachers import Classifier, Teacher, load_teacher
-from .cells import NONE, REFERENCE, SAMPLES, Cell, expect_known, families
+from .cells import NONE, REFERENCE, SAMPLES, Cell, expect_sound, families
 from .evidence import Verdict, rank_methods
 from .report import Accuracies, summarise, write_comparison
 from .running import count_workers, run_cells
@@ -99,8 +99,8 @@ def compare(
     taught = teacher if isinstance(teacher, Teacher) else load_teacher(teacher, *trusted)
     few = None if samples is None else load(samples, taught.domain, "train", resize=True)
     methods, refused = choose_methods(synthesizers, taught, few)
-    expect_known(options.get("settings") or {}, methods)
-    students = [str(s) for s in dict.fromkeys(students)]
+    students = list(dict.fromkeys(str(s).strip() for s in students))
+    expect_sound(methods, students, taught, options)
     record = {
         "teacher_sha256": fingerprint(taught.state_dict()),
         "methods": methods,
@@ -120,8 +120,11 @@ def compare(
     failed = _run(cells, workers or count_workers(options.get("device", "auto")), run)
     cells = [cell for cell in cells if cell.result is not None]
     if all(cell.is_reference for cell in cells):
-        raise TrainingError(f"Every method failed; the first: {next(iter(failed.items()))}.")
-    ranking = rank_methods(list(_judge(cells, progress)))
+        title, error = next(iter(failed.items()))
+        raise TrainingError(f"Every method failed; the first: {title}: {error}")
+    verdicts = list(_judge(cells, progress))
+    judged = any(verdict.method != NONE for verdict in verdicts)
+    ranking = rank_methods(verdicts) if judged else None
     test = None if eval_data is None else load(eval_data, taught.domain, "test", *place)
     accuracies = _measure(cells, test, progress)
     data = {
