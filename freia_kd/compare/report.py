@@ -6,14 +6,23 @@ import base64
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..files import atomic, write_json, write_text
+from ..files import write_json, write_text
+from ..runs.pictures import draw_figure
 from .cells import NONE, REFERENCE, Cell
 from .evidence import Ranking
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
+
 Accuracies = Mapping[tuple[str, int, str], float | None]  # by method, seed and student
 LEAST = 0.01  # what there must be to recover, before a recovery means anything
+
+# Where a name may stand beside its point, the best places first: points to the right and up.
+NEAR = [(x, y) for y in (7, -7, 0, 16, -16, 25, -25) for x in (6, -6)]
 
 
 def summarise(
@@ -108,6 +117,10 @@ def remarks(data: Mapping[str, Any]) -> list[str]:
     else:
         said.append(ranking["sentence"])
     said.append(
+        "All but seconds and images in %, mean ± standard deviation over seeds (of the bootstrap "
+        "for the independent agreement)."
+    )
+    said.append(
         "Agreement, independent: with the teacher, on held-out inputs of methods of other "
         "families, adjusted for which judges a method had. It alone names the winner."
     )
@@ -124,48 +137,93 @@ def remarks(data: Mapping[str, Any]) -> list[str]:
 def write_comparison(folder: Path, data: dict[str, Any]) -> None:
     """Writes `compare.json`, `compare.md`, `compare.html` and the plot `compare.png`."""
     write_json(folder / "compare.json", data)
-    draw_comparison(folder / "compare.png", data["rows"])
+    draw_figure(folder / "compare.png", plot_comparison(data["rows"]))
     write_text(folder / "compare.md", _markdown(data))
     write_text(folder / "compare.html", _html(folder, data))
 
 
-def draw_comparison(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Plots the independent agreement of each method against the time that it took."""
+def plot_comparison(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """The independent agreement of each method against the time that it took."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for row in rows:
-        if row["independent"] is None:
-            continue
+    judged = [row for row in rows if row["independent"] is not None]
+    methods = [row for row in judged if row["method"] != NONE]
+    for row in methods:
         level, error = (100 * row["independent"][k] for k in ("mean", "std"))
-        if row["method"] == NONE:
-            axes.axhline(level, color="0.6", linestyle="--", linewidth=1)
-            axes.annotate(
-                NONE,
-                (1, level),
-                xycoords=("axes fraction", "data"),
-                ha="right",
-                va="bottom",
-                fontsize="small",
-                color="0.4",
-            )
-            continue
-        minutes = row["seconds"]["mean"] / 60
-        axes.errorbar(minutes, level, error, fmt="o", capsize=3)
-        axes.annotate(
-            row["method"],
-            (minutes, level),
-            xytext=(6, 4),
-            textcoords="offset points",
-            fontsize="small",
-        )
+        axes.errorbar(row["seconds"]["mean"] / 60, level, error, fmt="o", capsize=3)
+    for row in judged:
+        if row["method"] == NONE and methods:
+            _draw_baseline(axes, 100 * row["independent"]["mean"])
     axes.set_xlabel("minutes for all students of one seed")
     axes.set_ylabel("agreement with the teacher on independent inputs (%)")
     axes.margins(x=0.15)
     axes.grid(alpha=0.3)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    if not methods:
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.text(
+            0.5,
+            0.5,
+            "No method was judged by another.",
+            transform=axes.transAxes,
+            ha="center",
+            va="center",
+        )
+    _name_points(figure, axes, methods)
+    return figure
+
+
+def _draw_baseline(axes: Axes, level: float) -> None:
+    axes.axhline(level, color="0.6", linestyle="--", linewidth=1)
+    axes.annotate(
+        NONE,
+        (1, level),
+        xycoords=("axes fraction", "data"),
+        xytext=(-2, 0),
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+        fontsize="small",
+        color="0.4",
+    )
+
+
+def _name_points(figure: Figure, axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes each method beside its point, where it best keeps clear of the other marks."""
+    from matplotlib.transforms import Bbox
+
+    figure.canvas.draw()  # only now is it known where everything is, and there it has to stay
+    figure.set_layout_engine("none")
+    points = [(r["seconds"]["mean"] / 60, 100 * r["independent"]["mean"]) for r in rows]
+    spots = [axes.transData.transform(point) for point in points]
+    texts = [text.get_window_extent() for text in axes.texts]
+    marks = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in spots]
+    bars = [line.get_window_extent() for line in axes.collections]
+    for row, point, own in zip(rows, points, marks, strict=True):
+        tried: list[tuple[int, int, Annotation]] = []
+        for right, up in NEAR:
+            label = axes.annotate(
+                row["method"],
+                point,
+                xytext=(right, up),
+                textcoords="offset points",
+                ha="left" if right > 0 else "right",
+                va="center",
+                fontsize="small",
+            )
+            box = label.get_window_extent()
+            hidden = box.count_overlaps([*texts, *(m for m in marks if m is not own)])
+            outside = box.x0 < axes.bbox.x0 or box.x1 > axes.bbox.x1
+            tried.append((100 * (hidden + outside) + box.count_overlaps(bars), len(tried), label))
+        best = min(tried)[2]
+        for _, _, label in tried:
+            if label is not best:
+                label.remove()
+        texts.append(best.get_window_extent())
 
 
 def _markdown(data: Mapping[str, Any]) -> str:
