@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -61,8 +62,13 @@ class SyntheticWriter:
         """
         stem = f"shard-{self.worker:03d}-{self.shards:05d}"
         for name, value in zip(_ARRAYS, (inputs, logits, conditions), strict=True):
-            with atomic(self.folder / f"{stem}.{name}.npy") as temporary:
-                np.save(temporary, value.cpu().numpy())
+            path = self.folder / f"{stem}.{name}.npy"
+            with atomic(path) as temporary:
+                try:
+                    np.save(temporary, value.cpu().numpy())
+                except OSError as error:  # numpy counts bytes, and says neither where nor why
+                    reason = error.strerror or f"The disk may be full ({error})"
+                    raise OSError(error.errno or errno.ENOSPC, reason, str(path)) from error
         write_json(self.folder / f"{stem}.json", {"count": len(inputs)})
 
 

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -83,3 +84,16 @@ def test_indices_out_of_range(tmp_path, index):
     write(tmp_path)
     with pytest.raises(IndexError):
         SyntheticSet(tmp_path).batch(torch.tensor([index]))
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    def save(path, array):
+        raise OSError("4194304 requested and 2989952 written")  # as numpy puts it
+
+    writer = SyntheticWriter(tmp_path, Domain((1, 4, 4), 2, (0.5,), (0.5,)))
+    monkeypatch.setattr(np, "save", save)
+    with pytest.raises(OSError, match=r"disk may be full .*shard-000-00000\.inputs\.npy"):
+        writer.append(
+            torch.zeros(3, 1, 4, 4, dtype=torch.uint8), torch.zeros(3, 2), torch.zeros(3).long()
+        )
+    assert not list(tmp_path.glob("*.npy"))
