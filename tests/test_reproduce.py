@@ -1,6 +1,8 @@
 """Table 1: every row, on made-up data in SVHN's format."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,12 +17,19 @@ from freia_kd.compare.cells import REFERENCE
 from freia_kd.data.datasets import LabelledData
 from freia_kd.distillation import DistillationOptions, predict
 from freia_kd.errors import UsageError
+from freia_kd.pipeline import fingerprint
 from freia_kd.presets import PRESETS, Preset
 from freia_kd.reproduce import APPROACHES, TABLE1, one_of_each, table1
 from freia_kd.synthesizers.bdnf import BDNF
 from freia_kd.synthesizers.kegnet import KegNet
-from freia_kd.synthesizers.noise import NoiseOptions
-from freia_kd.teachers import load_classifier
+from freia_kd.synthesizers.noise import NoiseOptions, Uniform
+from freia_kd.teachers import (
+    Classifier,
+    build_net,
+    load_classifier,
+    load_teacher,
+    save_classifier,
+)
 
 
 def make_svhn(folder):
@@ -131,6 +140,115 @@ def test_it_is_resumed(made, monkeypatch):
     monkeypatch.setattr(reproduce, "train_teacher", None)  # must not be called again
     command(out.parent, out, "--resume")
     assert json.loads((out / "table1.json").read_text())["parts"] == first["parts"]
+
+
+ROWS = ("Tucker (T)", "T+Uniform", "T+Sample", "T+training data")
+
+
+@pytest.fixture(scope="module")
+def two_seeds(tiny_table, tmp_path_factory):
+    """Some rows with a small teacher and two seeds, in the first of which noise fails."""
+    folder = tmp_path_factory.mktemp("seeds")
+    student = DistillationOptions(steps=1, batch_size=4)
+    fit = Uniform.fit
+
+    def failing(self, teacher, samples, run, *more):
+        if run.folder.name == "T-Uniform-0":
+            raise ValueError("no noise today")
+        return fit(self, teacher, samples, run, *more)
+
+    def train(name, path, *, arch, seed, **options):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            net = build_net(arch, reproduce.DOMAINS[name])
+        net.fc2.weight.data *= 20  # so that it does not always say the same
+        save_classifier(path, Classifier(net, reproduce.DOMAINS[name], arch))
+
+    with pytest.MonkeyPatch.context() as patch:
+        setting = replace(TABLE1["svhn"], arch="lenet5")
+        patch.setitem(TABLE1, "svhn", setting)
+        patch.setitem(reproduce.QUICK, "lenet5", Preset("quick", 8, 4, student))
+        patch.setattr(Uniform, "fit", failing)
+        patch.setattr(reproduce, "train_teacher", train)
+        patch.setattr(reproduce, "APPROACHES", {k: APPROACHES[k] for k in ROWS})
+        place = {"data_root": make_svhn(folder), "device": "cpu", "workers": 1}
+        return table1(["svhn"], seeds=2, out=folder / "out", **place), folder
+
+
+def test_each_seed_has_its_teacher_its_samples_and_its_students(two_seeds):
+    out = two_seeds[1] / "out"
+    paths = [out / f"teachers/svhn-{seed}.pt" for seed in (0, 1)]
+    prints = [fingerprint(load_teacher(path).state_dict()) for path in paths]
+    assert prints[0] != prints[1]
+    drawn = {0: set(), 1: set()}
+    for row in ROWS:
+        for seed in (0, 1):
+            stem = "".join(c if c.isalnum() else "-" for c in row)
+            options = json.loads((out / f"svhn/{stem}-{seed}/run.json").read_text())["options"]
+            assert options["seed"] == seed
+            assert options["teacher_sha256"] == prints[seed]
+            drawn[seed].add((row, options["samples_sha256"]))
+    assert drawn[0] ^ drawn[1] == {(r, d) for s in (0, 1) for r, d in drawn[s] if r == "T+Sample"}
+    trained = json.loads((out / "svhn/T-training-data-1/cell.json").read_text())
+    assert trained["images"] == 60  # made-up training images; there are 40 to test by
+
+
+def test_means_are_over_the_seeds_that_did_not_fail(two_seeds):
+    result, folder = two_seeds
+    part = result["parts"]["svhn"]
+    assert list(result["failed"]) == ["svhn T-Uniform-0"]
+    assert "no noise today" in result["failed"]["svhn T-Uniform-0"]
+    assert "Failed: svhn T-Uniform-0: ValueError: no noise today" in reproduce.markdown(result)
+    test = reproduce.load_dataset("svhn", reproduce.DOMAINS["svhn"], "test", folder)
+
+    def right(path):
+        classifier = load_classifier(folder / "out" / path)
+        return predict(classifier, test).eq(test.labels).double().mean().item()
+
+    teachers = [right(f"teachers/svhn-{seed}.pt") for seed in (0, 1)]
+    assert teachers[0] != teachers[1]
+    assert part["rows"]["original"]["3"]["mean"] == pytest.approx(sum(teachers) / 2)
+    noise = right("svhn/T-Uniform-1/student-2.safetensors")
+    assert part["rows"]["T+Uniform"]["2"] == {"mean": pytest.approx(noise), "std": 0}
+    few = [right(f"svhn/T-Sample-{seed}/student-1.safetensors") for seed in (0, 1)]
+    assert part["rows"]["T+Sample"]["1"]["mean"] == pytest.approx(sum(few) / 2)
+    assert part["rows"]["T+Sample"]["1"]["std"] == pytest.approx(abs(few[0] - few[1]) / 2**0.5)
+
+
+def test_teachers_learn_as_long_as_the_preset_says(tmp_path, monkeypatch):
+    trained = {}
+    monkeypatch.setattr(reproduce, "train_teacher", lambda *a, **options: trained.update(options))
+    reproduce._train(reproduce.Run(tmp_path / "out", {}), "fashion-mnist", 1, "paper", {})
+    assert (trained["epochs"], trained["seed"], trained["arch"]) == (30, 1, "resnet14")
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
+def test_the_results_kept_have_the_papers_figures(name):
+    path = Path(__file__).parents[1] / f"benchmarks/results/table1-{name}.json"
+    kept = json.loads(path.read_text())["parts"][name]["published"]
+    assert kept == {row: list(figures) for row, figures in TABLE1[name].published.items()}
+
+
+def test_the_recovery_shown_is_the_mean_of_students_2_and_3():
+    recovery = {s: {"mean": m, "std": 0.0} for s, m in (("1", 0.1), ("2", 0.5), ("3", 0.75))}
+    value = {"mean": 0.875, "std": 0.0625}
+    rows = {r: dict.fromkeys("123", value) for r in ("original", "Tucker (T)", "T+BDNF")}
+    rows["T+Normal"] = {**dict.fromkeys("12", value), "3": None}
+    part = {
+        "arch": "lenet5",
+        "rows": rows,
+        "published": {"T+BDNF": (1.0, "<2.0", 3.0)},
+        "recovery": {
+            "Tucker (T)": recovery,
+            "T+BDNF": recovery,
+            "T+Normal": {**recovery, "3": None},
+        },
+    }
+    shown = {row[0]: row[1:] for row in reproduce.table("mnist", part)[1:]}
+    here = "87.5 ± 6.2"
+    assert shown["T+BDNF"] == ["1.0", here, "<2.0", here, "3.0", here, "62"]
+    assert shown["T+Normal"] == ["", here, "", here, "", "failed", "50"]
+    assert shown["original"][-1] == shown["Tucker (T)"][-1] == ""
 
 
 def test_samples_are_one_of_each_class():
