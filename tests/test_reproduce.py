@@ -20,6 +20,7 @@ from freia_kd.errors import UsageError
 from freia_kd.pipeline import fingerprint
 from freia_kd.presets import PRESETS, Preset
 from freia_kd.reproduce import APPROACHES, TABLE1, one_of_each, table1
+from freia_kd.runs.run import Run
 from freia_kd.synthesizers.bdnf import BDNF
 from freia_kd.synthesizers.kegnet import KegNet
 from freia_kd.synthesizers.noise import NoiseOptions, Uniform
@@ -48,7 +49,7 @@ def tiny_table():
     import torchvision.datasets.svhn
 
     student = DistillationOptions(steps=1, batch_size=4)
-    setting = reproduce.Setting("resnet14", {"quick": 1}, TABLE1["svhn"].published)
+    setting = reproduce.Setting("resnet14", {"quick": 1}, {}, TABLE1["svhn"].published)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torchvision.datasets.svhn, "check_integrity", lambda *a, **k: True)
         patch.setitem(reproduce.QUICK, "resnet14", Preset("quick", 8, 4, student))
@@ -124,13 +125,23 @@ def test_presets():
         {preset: reproduce._sizes("mnist", row, preset) for preset in reproduce.SIZES}
         for row in ("T+KegNet", "T+our default")
     )
-    assert [kegnet[p].set_size for p in reproduce.SIZES] == [8_192, 65_536, 6_400]
+    assert [kegnet[p].set_size for p in reproduce.SIZES] == [8_192, 6_400]
     assert kegnet["paper"].student.divergence == "forward-kl"
     assert {sizes.student.bn for sizes in kegnet.values()} == {"freeze"}
     assert ours["quick"].set_size == 8_192
-    assert ours["standard"] == ours["paper"] == PRESETS["standard"]
+    assert ours["paper"] == PRESETS["standard"]
     for name in ("mnist", "fashion-mnist"):
         assert list(TABLE1[name].epochs) == list(reproduce.SIZES)
+
+
+def test_kegnet_has_its_own_options_by_data_set_with_the_papers_preset(tmp_path):
+    run, data = Run(tmp_path, {}), LabelledData(torch.rand(10, 1), torch.arange(10), "data")
+    for preset, expected in (("quick", {}), ("paper", {"kegnet.beta": 0.0})):
+        common = {"preset": reproduce._sizes("mnist", "T+KegNet", preset)}
+        cell = reproduce._cell(run, "mnist", "T+KegNet", 0, common, data)
+        assert cell.options["settings"] == {**reproduce.SETTINGS, **expected}
+    betas = {name: TABLE1[name].kegnet.get("beta") for name in ("mnist", "fashion-mnist")}
+    assert betas == {"mnist": 0, "fashion-mnist": 10}  # KegNet's code
 
 
 def test_it_is_resumed(made, monkeypatch):
