@@ -101,20 +101,22 @@ def compare(
     methods, refused = choose_methods(synthesizers, taught, few)
     students = list(dict.fromkeys(str(s).strip() for s in students))
     expect_sound(methods, students, taught, options)
+    real = None
+    if reference and eval_data is not None:
+        real = load(eval_data, taught.domain, "train", *place)
     record = {
         "teacher_sha256": fingerprint(taught.state_dict()),
         "methods": methods,
         "students": students,
         "seeds": seeds,
         "samples": None if few is None else f"{few.name} ({len(few)})",
-        "reference": reference,
+        "reference": None if real is None else f"{real.name} ({len(real)})",
         "options": {k: _plain(v) for k, v in options.items()},
     }
     run = Run(out, record, resume, progress)
     common = {**options, "teacher": teacher, "samples": few}
     cells = list(_cells(run.folder, [NONE, *methods], students, seeds, common))
-    if reference and eval_data is not None:
-        real = load(eval_data, taught.domain, "train", *place)
+    if real is not None:
         only = {**common, "samples": real}
         cells += _cells(run.folder, [REFERENCE], students, seeds, only)
     failed = _run(cells, workers or count_workers(options.get("device", "auto")), run)

@@ -204,6 +204,9 @@ def test_real_data_are_read_for_what_they_are_meant(
     data = run(teacher, tmp_path / "out", synthesizers=methods, **options).data
     assert read == [("few", "train", 0), ("real", "train", 0), ("real", "test", 5)]
     assert data["evaluation"] == "real (50 test images)"
+    sets["real", "train"] = LabelledData(training.inputs, training.labels, "another reference")
+    with pytest.raises(UsageError, match="other options"):
+        run(teacher, tmp_path / "out", synthesizers=methods, resume=True, **options)
     assert data["failed"] == {}
     seen = {
         path.name: json.loads((path / "run.json").read_text())["options"]["samples"]
