@@ -87,7 +87,7 @@ def table(data: Mapping[str, Any]) -> list[list[str]]:
     columns = [("accuracy", "accuracy"), ("recovery", "recovery"), ("own", "own agreement")]
     shown = [(k, t) for k, t in columns if any(v for row in rows for v in row[k].values())]
     header = ["method", "agreement,\nindependent"]
-    header += [f"{title},\n{name}" for key, title in shown for name in students]
+    header += [f"{title},\nstudent {name}" for key, title in shown for name in students]
     header += ["seconds", "images"]
     lines = [header]
     for row in rows:
