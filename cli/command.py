@@ -319,7 +319,11 @@ compare_options = options(
         show_default=True,
         help="The comparison's folder.",
     ),
-    click.option("--resume", is_flag=True, help="Go on with the comparison in --out."),
+    click.option(
+        "--resume",
+        is_flag=True,
+        help="Go on with the comparison in --out; methods and seeds may be added.",
+    ),
 )
 
 json_option = click.option("as_json", "--json", is_flag=True, help="Print JSON, and nothing else.")

@@ -52,7 +52,11 @@ PARTS = ("mnist", "svhn", "fashion-mnist")  # of freia_kd.reproduce.TABLE1, whic
         show_default=True,
         help="The folder of it all.",
     ),
-    click.option("--resume", is_flag=True, help="Go on with what --out holds."),
+    click.option(
+        "--resume",
+        is_flag=True,
+        help="Go on with what --out holds; data sets and seeds may be added.",
+    ),
     json_option,
 )
 def command(

@@ -159,7 +159,7 @@ def table1(
         device: `"auto"`, `"cpu"` or `"cuda"`.
         workers: How many cells to run at a time; by default one a core.
         out: The folder of it all.
-        resume: Whether to go on with what that folder holds.
+        resume: Whether to go on with what that folder holds; data sets and seeds may be added then.
         progress: What to show meanwhile.
 
     Returns:
@@ -181,8 +181,8 @@ def table1(
         )
     names = list(dict.fromkeys(data))
     sets = {n: load_dataset(n, DOMAINS[n], "train", data_root, download) for n in names}
-    options = {"data": names, "preset": preset, "seeds": seeds, "settings": SETTINGS}
-    run = Run(out, options, resume, progress)
+    fixed = {"preset": preset, "settings": SETTINGS}
+    run = Run(out, fixed, resume, progress)
     place = {"data_root": data_root, "download": download, "device": device}
     cells: dict[tuple[str, str, int], Cell] = {}
     failed: dict[str, str] = {}
@@ -197,7 +197,7 @@ def table1(
         new = [cell for (_, _, s), cell in cells.items() if s == seed]
         failed |= _run(run, new, workers or count_workers(device), f"Table 1, seed {seed}")
         result = {
-            "conditions": {**options, "seeds": seed + 1, "device": device},
+            "conditions": {"data": names, **fixed, "seeds": seed + 1, "device": device},
             "parts": {name: _part(name, seed + 1, cells, data_root, download) for name in names},
             "failed": failed,
             "seconds": run.record["seconds"],

@@ -79,7 +79,8 @@ def compare(
         download: Whether torchvision may download them.
         workers: How many cells to run at a time; by default one a core.
         out: The comparison's folder.
-        resume: Whether to go on with the comparison in that folder.
+        resume: Whether to go on with the comparison in that folder; methods and seeds may be
+            added then.
         progress: What to show meanwhile.
         options: What else :func:`freia_kd.open_job` takes, the same for all.
 
@@ -104,16 +105,15 @@ def compare(
     real = None
     if reference and eval_data is not None:
         real = load(eval_data, taught.domain, "train", *place)
-    record = {
+    fixed = {
         "teacher_sha256": fingerprint(taught.state_dict()),
-        "methods": methods,
         "students": students,
-        "seeds": seeds,
-        "samples": None if few is None else f"{few.name} ({len(few)})",
-        "reference": None if real is None else f"{real.name} ({len(real)})",
+        "samples": _title(few),
+        "samples_sha256": None if few is None else fingerprint({"x": few.inputs, "y": few.labels}),
+        "reference": _title(real),
         "options": {k: _plain(v) for k, v in options.items()},
     }
-    run = Run(out, record, resume, progress)
+    run = Run(out, fixed, resume, progress)
     common = {**options, "teacher": teacher, "samples": few}
     cells = list(_cells(run.folder, [NONE, *methods], students, seeds, common))
     if real is not None:
@@ -137,11 +137,15 @@ def compare(
         "failed": failed,
         "refused": refused,
         "evaluation": None if test is None else f"{test.name} ({len(test)} test images)",
-        "conditions": record,
+        "conditions": {**fixed, "methods": methods, "seeds": seeds},
         "versions": versions(),
     }
     write_comparison(run.folder, data)
     return Comparison(run.folder, data)
+
+
+def _title(data: LabelledData | None) -> str | None:
+    return None if data is None else f"{data.name} ({len(data)})"
 
 
 def _plain(value: Any) -> Any:

@@ -244,13 +244,20 @@ def test_resuming_runs_only_what_is_missing(teacher, tmp_path, tiny, monkeypatch
     again = run(teacher, tmp_path / "out", resume=True, **methods)
     assert trained == ["uniform-0"]
     assert again.data["ranking"] == first.data["ranking"]
-    for changes in ({"seeds": 2}, {"settings": {"spectral.tries": 3}}, {"preset": tiny}):
+    few = LabelledData(torch.rand(2, 1, 32, 32), torch.arange(2), "few")
+    for changes in ({"samples": few}, {"settings": {"spectral.tries": 3}}, {"preset": tiny}):
         with pytest.raises(UsageError, match="other options"):
             run(teacher, tmp_path / "out", resume=True, **{**methods, **changes})
     other = copy.deepcopy(teacher)
     other.net.fc2.bias.data += 1
     with pytest.raises(UsageError, match=r"other options.*teacher_sha256"):
         run(other, tmp_path / "out", resume=True, **methods)
+    trained.clear()
+    more = {**methods, "synthesizers": "spectral,uniform,normal", "seeds": 2}
+    larger = run(teacher, tmp_path / "out", resume=True, **more)
+    assert sorted(trained) == ["normal-0", "normal-1", "spectral-1", "uniform-1"]
+    assert larger.data["ranking"]["seeds"] == 2
+    assert larger.data["conditions"]["methods"] == ["spectral", "uniform", "normal"]
 
 
 @pytest.mark.slow

@@ -93,7 +93,11 @@ def test_each_column_says_what_its_title_says(data):
         "images": "64",
     }
     baseline = dict(zip(header, rows[1], strict=True))
-    assert (baseline["seconds"], baseline["images"], baseline["recovery,\nstudent 2"]) == ("", "", "")
+    assert (baseline["seconds"], baseline["images"], baseline["recovery,\nstudent 2"]) == (
+        "",
+        "",
+        "",
+    )
 
 
 def test_remarks(data):
