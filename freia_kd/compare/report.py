@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.text import Annotation
 
 Accuracies = Mapping[tuple[str, int, str], float | None]  # by method, seed and student
-LEAST = 0.01  # what there must be to recover, before a recovery means anything
+LEAST = 0.05  # what there must be to recover; of less, seeds differ by too large a share
 
 # Where a name may stand beside its point, the best places first: points to the right and up.
 NEAR = [(x, y) for y in (7, -7, 0, 16, -16, 25, -25) for x in (6, -6)]
@@ -128,6 +128,11 @@ def remarks(data: Mapping[str, Any]) -> list[str]:
         said.append(
             f"Accuracy was measured on {data['evaluation']}, after the last weight was fixed, and "
             "decides nothing."
+        )
+    if data["conditions"].get("reference"):
+        said.append(
+            f"Recovery: (student - compressed) / (on {data['conditions']['reference']} - "
+            f"compressed), where that is {100 * LEAST:.0f} points or more."
         )
     said += [f"Failed: {title}: {error}" for title, error in data["failed"].items()]
     said += [f"Left out: {name} {reason}." for name, reason in data["refused"].items()]

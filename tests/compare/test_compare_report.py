@@ -51,6 +51,7 @@ def data(tmp_path):
         "evaluation": "real (9 test images)",
         "failed": {"second, seed 1": "it broke"},
         "refused": {"samples": "needs real samples"},
+        "conditions": {"reference": "real (20)"},
     }
 
 
@@ -105,6 +106,7 @@ def test_remarks(data):
     for text in ("first is probably", "real (9 test images)", "second, seed 1: it broke"):
         assert text in said
     assert "Left out: samples needs real samples" in said
+    assert "(on real (20) - compressed), where that is 5 points or more" in said
     assert "No method helped" not in said
     data["ranking"]["winner"] = NONE
     assert re.search("No method helped: leave the students as compressed", " ".join(remarks(data)))
