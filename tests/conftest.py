@@ -60,7 +60,7 @@ def tiny():
     measure = partial(compression.compare_costs, seconds=0.005)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(presets.PRESETS, "quick", preset)
-        patch.setattr(BDNF, "presets", {"quick": {"steps": 4, "batch_size": 8}})
+        patch.setattr(BDNF, "presets", {**BDNF.presets, "quick": {"steps": 4, "batch_size": 8}})
         patch.setattr("freia_kd.measuring.compare_costs", measure)
         patch.setattr("freia_kd.stages.compare_costs", measure)
         yield preset
