@@ -216,24 +216,31 @@ KILLS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_killed_at_any_moment_and_resumed_is_the_same(teacher, tmp_path, tiny, monkeypatch):
-    monkeypatch.setattr("freia_kd.job.SHARD", 16)
-    monkeypatch.setattr("freia_kd.runs.loop.SAVE_EVERY", 0.0)
-    run(teacher, tmp_path / "whole")
+def run_in_small_steps(teacher, out, preset, kill=None):
+    """A run that saves its state at every step; it ends at the point named."""
+    settings = {"bdnf.steps": 4, "bdnf.batch_size": 8}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("freia_kd.job.SHARD", 16)
+        patch.setattr("freia_kd.runs.loop.SAVE_EVERY", 0.0)
+        if kill is not None:
+            patch.setattr(*KILLS[kill]())
+        students = ("1", "3")
+        resume = (out / "run.json").exists()
+        distill(
+            teacher, students=students, preset=preset, settings=settings, out=out, resume=resume
+        )
 
-    def child(kill):
-        target, name, patched = kill()
-        setattr(target, name, patched)
-        run(teacher, tmp_path / "killed", resume=True)
 
-    context = multiprocessing.get_context("fork")
-    for kill in KILLS.values():  # one after the other, on the same run
-        process = context.Process(target=child, args=(kill,))
+def test_killed_at_any_moment_and_resumed_is_the_same(teacher_file, tmp_path, tiny):
+    run_in_small_steps(teacher_file, tmp_path / "whole", tiny)
+    context = multiprocessing.get_context("spawn")  # autograd may not survive a fork
+    for kill in KILLS:  # one after the other, on the same run
+        arguments = (teacher_file, tmp_path / "killed", tiny, kill)
+        process = context.Process(target=run_in_small_steps, args=arguments)
         process.start()
         process.join()
         assert process.exitcode == -signal.SIGKILL
-    run(teacher, tmp_path / "killed", resume=True)
+    run_in_small_steps(teacher_file, tmp_path / "killed", tiny)
     assert finals(tmp_path / "killed") == finals(tmp_path / "whole")
 
 
