@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .cost import evaluating
+from ..modes import evaluating
 
 BatchNorm = Literal["match", "freeze", "reestimate", "train"]
 PRIOR = 0.01  # the share of a channel's variance below which inputs tell little of it
@@ -159,7 +159,7 @@ def match_batchnorm(net: nn.Module, origin: nn.Module, inputs: Tensor, batch: in
     layers = _same_layers(net, origin)
     found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
     batch = min(batch, len(inputs))
-    with torch.no_grad(), evaluating(net), evaluating(origin), _matching(layers, found):
+    with evaluating(net, origin), _matching(layers, found):
         try:
             for i in range(0, len(inputs) - batch + 1, batch):
                 origin(inputs[i : i + batch])

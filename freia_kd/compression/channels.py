@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .cost import CONVOLUTIONS, evaluating
+from ..modes import evaluating
+from .cost import CONVOLUTIONS
 from .surgery import copied
 
 Importance = Literal["taylor", "magnitude"]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import time
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +14,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
+
+from ..modes import evaluating
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -168,7 +169,7 @@ def measure_latencies(
     """
     inputs = [example_input(net, shape, batch) for net in nets]
     times: list[list[float]] = [[] for _ in nets]
-    with _evaluating_all(nets):
+    with evaluating(*nets):
         for net, x in zip(nets, inputs, strict=True):
             for _ in range(2):
                 _run(net, x)
@@ -266,28 +267,6 @@ def example_input(net: nn.Module, shape: Sequence[int], batch: int = 1) -> torch
     if parameter is None:
         return torch.zeros(batch, *shape)
     return torch.zeros(batch, *shape, device=parameter.device, dtype=parameter.dtype)
-
-
-@contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
-    """Puts a net into eval mode without gradients, and every module back into its own mode."""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-@contextmanager
-def _evaluating_all(nets: Sequence[nn.Module]) -> Iterator[None]:
-    """Puts several nets into eval mode at once."""
-    with ExitStack() as stack:
-        for net in nets:
-            stack.enter_context(evaluating(net))
-        yield
 
 
 def _run(net: nn.Module, x: torch.Tensor) -> Any:

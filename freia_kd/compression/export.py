@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from ..errors import ExportError
 from ..files import atomic
+from ..modes import evaluating
 from ..teachers.classifier import Classifier
 from ..teachers.loading import META_KEY, load_classifier, save_classifier
-from .cost import evaluating, measure_latencies
+from .cost import measure_latencies
 from .export_int8 import is_quantised, onnx_translations, with_integer_weights
 
 PathLike = str | os.PathLike[str]

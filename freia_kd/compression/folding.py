@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from .cost import evaluating
+from ..modes import evaluating
 from .surgery import KINDS, copied, swapped
 
 TOLERANCE = 1e-3  # of the largest output: single precision through a deep net loses less

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .cost import evaluating
+from ..modes import evaluating
 from .folding import fold_batchnorm, folded_layers
 from .surgery import (
     KINDS,

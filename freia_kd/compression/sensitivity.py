@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cost import LayerUse, evaluating, measure_latencies, trace_layers
+from ..modes import evaluating
+from .cost import LayerUse, measure_latencies, trace_layers
 from .plans import LayerPlan, planned_macs, planned_weights, why_no_gain
 from .surgery import candidates, copied, fresh_layer, require_sound
 from .tucker import Convolution, is_matrix, left_factor, usable_ranks

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .cost import evaluating
+from ..modes import evaluating
 from .tucker import svd_layers, svd_linear, tucker2, tucker2_layers
 
 if TYPE_CHECKING:

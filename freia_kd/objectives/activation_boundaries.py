@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..modes import evaluating
+
 # As ATen calls them; ReLU6 is a hardtanh there.
 RELUS = ("relu", "leaky_relu", "_prelu_kernel", "hardtanh", "elu", "gelu", "silu")
 
@@ -76,7 +78,7 @@ class ActivationBoundaries(nn.Module):
             raise ValueError(f"Expected a positive margin; got {margin}.")
         self.layers = dict(layers)
         self.margin = margin
-        with _evaluating(student, teacher), self.observe(student, teacher) as features:
+        with evaluating(student, teacher), self.observe(student, teacher) as features:
             student(example)
             teacher(example)
         self.connectors = nn.ModuleList(
@@ -151,7 +153,7 @@ def boundary_layers(net: nn.Module, example: Tensor) -> dict[str, tuple[int, ...
         if name
     ]
     try:
-        with _evaluating(net), _ReLUInputs() as watch:
+        with evaluating(net), _ReLUInputs() as watch:
             net(example)
     finally:
         for handle in handles:
@@ -163,20 +165,6 @@ def boundary_layers(net: nn.Module, example: Tensor) -> dict[str, tuple[int, ...
             taken.add(id(output))
             found[name] = tuple(output.shape[1:])
     return found
-
-
-@contextmanager
-def _evaluating(*nets: nn.Module) -> Iterator[None]:
-    """Runs nets in eval mode without gradients; every module gets its own mode back."""
-    modes = [(module, module.training) for net in nets for module in net.modules()]
-    for net in nets:
-        net.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 class _ReLUInputs(TorchDispatchMode):
