@@ -157,6 +157,8 @@ def match_batchnorm(net: nn.Module, origin: nn.Module, inputs: Tensor, batch: in
     if len(inputs) < 2:
         raise ValueError(f"Expected at least 2 inputs for batch statistics; got {len(inputs)}.")
     layers = _same_layers(net, origin)
+    if not layers:
+        return
     found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
     batch = min(batch, len(inputs))
     with evaluating(net, origin), _matching(layers, found):

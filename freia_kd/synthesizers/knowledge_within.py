@@ -162,9 +162,9 @@ class KWStatistics(KnowledgeWithin):
 
 
 class KWMixture(KnowledgeWithin):
-    """Batch-norm statistics and inception in one optimisation, the sum of both losses: BNS+I.
+    """Batch-norm statistics and inception in one optimisation, the sum of both losses.
 
-    It is class-conditional (section 3.4), where the statistics alone are not (3.3).
+    It asks for a class, where the statistics alone do not.
     """
 
     name = "kw-mixture"

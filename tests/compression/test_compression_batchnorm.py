@@ -178,6 +178,10 @@ def test_channels_that_the_inputs_do_not_move_are_only_shifted():
     assert net[0].running_var.item() == pytest.approx(4)
 
 
+def test_nets_without_batch_normalisation_are_not_run(inputs):
+    match_batchnorm(nn.Linear(1, 1), nn.Linear(1, 1), inputs)  # which neither of them takes
+
+
 def test_layers_of_another_width_keep_what_they_have(inputs):
     origin = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
