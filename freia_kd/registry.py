@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from .errors import UsageError
+from .errors import UsageError, unknown
 
 
 def import_object(path: str) -> Any:
@@ -65,8 +65,7 @@ class Registry(Mapping[str, Any]):
             if entry.name == name:
                 return self._load(entry)
         raise UsageError(
-            f"Unknown {self.kind} {name!r}; known ones are {', '.join(self)}, "
-            "or a path package.module:attribute."
+            f"{unknown(name, self, self.kind)} A path package.module:attribute names any other."
         )
 
     def _load(self, entry: EntryPoint) -> Any:
@@ -87,3 +86,25 @@ class Registry(Mapping[str, Any]):
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and name in list(self)
+
+
+# What the options and the command name; the other tables stand beside what they list.
+DIVERGENCES = Registry(
+    "freia_kd.divergences",
+    {
+        "forward-kl": "freia_kd.objectives.divergences:forward_kl",
+        "reverse-kl": "freia_kd.objectives.divergences:reverse_kl",
+        "js": "freia_kd.objectives.divergences:jensen_shannon",
+        "l1": "freia_kd.objectives.divergences:l1",
+    },
+    "divergence",
+)
+COMPRESSIONS = Registry(
+    "freia_kd.compressions",
+    {
+        "tucker": "freia_kd.compression.tucker:Tucker",
+        "prune": "freia_kd.compression.prune:Prune",
+        "quantize": "freia_kd.compression.quantize:Quantize",
+    },
+    "method of compression",
+)

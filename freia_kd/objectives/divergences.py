@@ -19,18 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..registry import Registry
-
-DIVERGENCES = Registry(
-    "freia_kd.divergences",
-    {
-        "forward-kl": "freia_kd.objectives.divergences:forward_kl",
-        "reverse-kl": "freia_kd.objectives.divergences:reverse_kl",
-        "js": "freia_kd.objectives.divergences:jensen_shannon",
-        "l1": "freia_kd.objectives.divergences:l1",
-    },
-    "divergence",
-)
+from ..registry import DIVERGENCES as DIVERGENCES
 
 
 def forward_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:

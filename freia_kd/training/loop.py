@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from ..errors import TrainingError
-from .run import Run
+from .checkpoints import Checkpoints
 
 SAVE_EVERY = 15.0  # seconds between checkpoints
 LOG_EVERY = 20  # steps between lines of metrics
@@ -62,13 +62,13 @@ class TrainingLoop:
     never kept.
 
     Arguments:
-        name: The name of the stage, for files, logs and bars.
+        title: What a person reads beside the bar.
         steps: How many steps to run.
         parts: Everything that changes while training, by name.
         generator: The source of all random numbers of the loop's body.
         optimizer: The optimizer whose learning rate a rollback halves.
-        run: Where to keep states and metrics, if anywhere.
-        title: What a person reads beside the bar.
+        checkpoints: Where to keep states and metrics, if anywhere; training resumes from what is
+            there.
 
     Raises:
         TrainingError: When the loss stays non-finite.
@@ -76,28 +76,27 @@ class TrainingLoop:
 
     def __init__(
         self,
-        name: str,
+        title: str,
         steps: int,
         parts: Mapping[str, Stateful],
         generator: torch.Generator,
         optimizer: torch.optim.Optimizer,
-        run: Run | None = None,
-        title: str | None = None,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
-        self.name, self.steps, self.title = name, steps, title or name
+        self.title, self.steps = title, steps
         self.parts, self.generator, self.optimizer = parts, generator, optimizer
-        self.run = run
+        self.checkpoints = checkpoints
         self.step = self.rollbacks = 0
         self.last_values: dict[str, float] = {}
-        saved = run.load(name) if run else None
+        saved = checkpoints.load() if checkpoints else None
         if saved:
             self._restore(saved)
             self.generator.set_state(saved["generator"])
             self.step, self.rollbacks = saved["step"], saved["rollbacks"]
             self.steps = min(steps, saved["steps"])
             self.last_values = saved["values"]
-        if run:
-            run.forget_after(name, self.step)
+        if checkpoints:
+            checkpoints.forget_after(self.step)
         self.good = self._snapshot()
 
     def _snapshot(self) -> dict[str, Any]:
@@ -112,7 +111,7 @@ class TrainingLoop:
         return all(bool(torch.isfinite(v).all()) for v in tensors if isinstance(v, torch.Tensor))
 
     def _save(self) -> None:
-        if self.run and self._finite():
+        if self.checkpoints and self._finite():
             state = {
                 **self._snapshot(),
                 "generator": self.generator.get_state(),
@@ -121,15 +120,15 @@ class TrainingLoop:
                 "rollbacks": self.rollbacks,
                 "values": self.last_values,
             }
-            self.run.save(self.name, state)
+            self.checkpoints.save(state)
 
     def __iter__(self) -> Iterator[int]:
         if self.step >= self.steps:
             return
         with ExitStack() as stack:
             stage = (
-                stack.enter_context(self.run.progress.stage(self.title, self.steps))
-                if self.run
+                stack.enter_context(self.checkpoints.progress.stage(self.title, self.steps))
+                if self.checkpoints
                 else None
             )
             saved_at = time.monotonic()
@@ -138,8 +137,8 @@ class TrainingLoop:
                 self.step += 1
                 if stage:
                     stage.update(self.step, self.last_values)
-                if self.run and (self.step % LOG_EVERY == 0 or self.step == self.steps):
-                    self.run.log(self.name, self.step, self.last_values)
+                if self.checkpoints and (self.step % LOG_EVERY == 0 or self.step == self.steps):
+                    self.checkpoints.log(self.step, self.last_values)
                 if self.step % SNAPSHOT_EVERY == 0 and self._finite():
                     self.good = self._snapshot()
                 if time.monotonic() - saved_at > SAVE_EVERY:
@@ -170,7 +169,7 @@ class TrainingLoop:
         names = [k for k, v in terms if not math.isfinite(float(v.detach()))] or ["loss"]
         if self.rollbacks > RETRIES:
             raise TrainingError(
-                f"The loss of stage {self.name!r} is not finite at step {self.step} "
+                f"{self.title}: the loss is not finite at step {self.step} "
                 f"({', '.join(names)}), after {RETRIES} rollbacks with ever smaller steps; "
                 "lower the learning rate, or check the teacher's inputs and weights."
             )
@@ -178,8 +177,8 @@ class TrainingLoop:
         for group in self.optimizer.param_groups:
             group["lr"] /= 2
         self.good = self._snapshot()
-        if self.run:
-            self.run.progress.note(
+        if self.checkpoints:
+            self.checkpoints.progress.note(
                 f"{self.title}: non-finite loss at step {self.step} ({', '.join(names)}); back to "
                 f"the last good state, with half the learning rate"
             )

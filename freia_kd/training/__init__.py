@@ -1,0 +1,15 @@
+"""What every training of this package runs in: a resumable loop, its states, and what it shows."""
+
+from .checkpoints import Checkpoints
+from .loop import Stateful, TrainingLoop, own_generator
+from .progress import PlainProgress, Progress, RichProgress
+
+__all__ = [
+    "Checkpoints",
+    "PlainProgress",
+    "Progress",
+    "RichProgress",
+    "Stateful",
+    "TrainingLoop",
+    "own_generator",
+]

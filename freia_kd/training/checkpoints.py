@@ -1,0 +1,81 @@
+"""Where a stage of a run keeps its states and metrics."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ..files import write_text
+from .progress import Progress
+from .state import load_state, save_state
+
+METRICS = "metrics.jsonl"
+
+
+class Checkpoints:
+    """The states and metrics of one stage, in a run's folder, and what a person sees of it.
+
+    States are `checkpoints/STAGE.safetensors`, metrics lines of `metrics.jsonl` with the name of
+    the stage.
+
+    Arguments:
+        folder: The run's folder.
+        stage: The name of the stage.
+        progress: What to show while it runs.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], stage: str, progress: Progress | None = None
+    ) -> None:
+        self.folder, self.stage = Path(folder), stage
+        self.progress = progress or Progress()
+
+    def part(self, name: object) -> Checkpoints:
+        """A stage of its own within this one, called `STAGE-NAME`."""
+        return Checkpoints(self.folder, f"{self.stage}-{name}", self.progress)
+
+    @property
+    def path(self) -> Path:
+        """Where the state is."""
+        return self.folder / "checkpoints" / f"{self.stage}.safetensors"
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Keeps a nested state of tensors and plain values, atomically."""
+        save_state(self.path, state)
+
+    def load(self) -> dict[str, Any] | None:
+        """The kept state, or `None`.
+
+        Raises:
+            CheckpointError: If the file is damaged.
+        """
+        return load_state(self.path) if self.path.exists() else None
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Appends a line to the metrics."""
+        line = json.dumps({"stage": self.stage, "step": step, **values})
+        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drops the metrics of this stage after a step, which a resumed stage will write again."""
+        if not (self.folder / METRICS).exists():
+            return
+        kept = [
+            m for m in read_metrics(self.folder) if m["stage"] != self.stage or m["step"] <= step
+        ]
+        write_text(self.folder / METRICS, "".join(json.dumps(m) + "\n" for m in kept))
+
+
+def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """All whole lines of a run's metrics (the last may be cut by a kill)."""
+    path = Path(folder) / METRICS
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return lines
