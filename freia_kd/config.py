@@ -102,7 +102,9 @@ class Config:
             ConfigError: If there is no such option, or a value makes no sense; all are named.
         """
         known = self.known_options()
-        faults = [unknown(self.name_of(k), map(self.name_of, known)) for k in changes if k not in known]
+        faults = [
+            unknown(self.name_of(k), map(self.name_of, known)) for k in changes if k not in known
+        ]
         fitting = {k: v for k, v in changes.items() if k in known}
         with collect_faults(faults) as collected, collected:
             return dataclasses.replace(self, **fitting)  # type: ignore[type-var]
@@ -120,7 +122,9 @@ class Config:
             ConfigError: If fields are unknown or make no sense; all are named.
         """
         known = cls.known_options()
-        faults = [unknown(cls.name_of(k), map(cls.name_of, known)) for k in fields if k not in known]
+        faults = [
+            unknown(cls.name_of(k), map(cls.name_of, known)) for k in fields if k not in known
+        ]
         hints = _hints(cls)
         values = {k: _tupled(v, hints[k]) for k, v in fields.items() if k in known}
         with collect_faults(faults) as collected, collected:
