@@ -10,8 +10,6 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ..config import Config
-from ..errors import UsageError
-from ..registry import COMPRESSIONS
 
 Step = dict[str, Any]  # plain JSON types, with the method's name under "method"
 
@@ -89,7 +87,7 @@ class Compression(Config, ABC):
     def original_state(
         cls, state: Mapping[str, Tensor], step: Mapping[str, Any]
     ) -> dict[str, Tensor]:
-        """A compressed net's state with the shapes from before, for nets that read widths from it."""
+        """A compressed net's state with the shapes from before, by which some nets are built."""
         return dict(state)
 
     @classmethod
