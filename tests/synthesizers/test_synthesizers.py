@@ -6,7 +6,7 @@ import torch
 from freia_kd.data.datasets import LabelledData
 from freia_kd.errors import CheckpointError
 from freia_kd.flows.bases import SpectralBase
-from freia_kd.objectives.monitors import examine
+from freia_kd.objectives.monitors import diagnose
 from freia_kd.runs.run import Run
 from freia_kd.synthesizers import SYNTHESIZERS
 from freia_kd.synthesizers.bdnf import BDNF, BDNFOptions
@@ -256,7 +256,7 @@ def test_contrast_changes_what_the_teacher_sees(teacher):
 def test_health_sees_a_collapse(teacher):
     synthesizer = BDNF(OPTIONS)
     synthesizer.fit(teacher, generator=generator())
-    healthy = synthesizer.examine(teacher, generator())
+    healthy = synthesizer.diagnose(teacher, generator())
     assert not [w for w in healthy.warnings() if "collapsed" in w]
     reference, _ = synthesizer.sample(40, generator=generator())
     with torch.no_grad():  # all samples become nearly the same
@@ -265,5 +265,5 @@ def test_health_sees_a_collapse(teacher):
     labels = torch.arange(10).repeat(4)
     x, _ = synthesizer.sample(40, labels, generator())
     with torch.no_grad():
-        health = examine(teacher(x), x, labels, reference)
+        health = diagnose(teacher(x), x, labels, reference)
     assert [w for w in health.warnings() if "collapsed" in w]

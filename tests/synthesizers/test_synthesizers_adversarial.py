@@ -241,8 +241,8 @@ def test_without_a_student_it_says_so():
     teacher = Teacher(MLP(2, 3), Domain((2,), 3), "mlp")
     with pytest.raises(UsageError, match="plays with a student, and there is none"):
         DFAD(OPTIONS).fit(teacher)
-    assert DFAD.why_not(teacher, student=False) == "plays with a student, and there is none"
-    assert DFAD.why_not(teacher) is None
+    assert DFAD.unsupported_reason(teacher, student=False) == "plays with a student, and there is none"
+    assert DFAD.unsupported_reason(teacher) is None
 
 
 def test_registry_and_presets():

@@ -180,9 +180,9 @@ def test_gradients_reach_the_images_alone_and_hooks_are_removed():
 def test_an_adaptive_one_without_a_student_is_refused():
     with pytest.raises(UsageError, match="needs a student"):
         fit(AdaptiveDeepInversionOptions(**SMALL), kind=AdaptiveDeepInversion)
-    assert "student" in AdaptiveDeepInversion.why_not(make_teacher(), student=False)
-    assert AdaptiveDeepInversion.why_not(make_teacher()) is None
-    assert DeepInversion.why_not(make_teacher(), student=False) is None
+    assert "student" in AdaptiveDeepInversion.unsupported_reason(make_teacher(), student=False)
+    assert AdaptiveDeepInversion.unsupported_reason(make_teacher()) is None
+    assert DeepInversion.unsupported_reason(make_teacher(), student=False) is None
 
 
 def test_the_same_seed_gives_the_same_bank():
@@ -358,10 +358,10 @@ def test_part_and_restore(tmp_path):
 
 
 def test_teachers_without_statistics_are_refused(teacher):
-    assert "batch normalisation" in DeepInversion.why_not(teacher)
+    assert "batch normalisation" in DeepInversion.unsupported_reason(teacher)
     vectors = make_teacher()
     vectors.domain = Domain((2,), 3)
-    assert "vectors" in DeepInversion.why_not(vectors)
+    assert "vectors" in DeepInversion.unsupported_reason(vectors)
 
 
 @pytest.mark.parametrize("kind", [DeepInversion, AdaptiveDeepInversion])

@@ -160,15 +160,15 @@ def test_the_statistics_scheme_takes_the_teachers_labels_and_the_others_their_ow
 
 def test_what_each_scheme_needs(teacher):
     for kind in (KWStatistics, KWMixture):
-        assert "batch normalisation" in kind.why_not(teacher)
-        assert kind.why_not(make_teacher()) is None
+        assert "batch normalisation" in kind.unsupported_reason(teacher)
+        assert kind.unsupported_reason(make_teacher()) is None
     for kind in (KWInception, KWGaussian):
-        assert kind.why_not(teacher) is None
+        assert kind.unsupported_reason(teacher) is None
     vectors = make_teacher()
     vectors.domain = Domain((2,), 3)
     for kind in SCHEMES.values():
-        assert "vectors" in kind.why_not(vectors)
-    assert KWGaussian.why_not(vectors) is None
+        assert "vectors" in kind.unsupported_reason(vectors)
+    assert KWGaussian.unsupported_reason(vectors) is None
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "svhn", "digits"])

@@ -87,11 +87,11 @@ def test_it_is_restored_from_its_run(teacher, tmp_path):
 
 
 def test_there_is_no_health_of_real_inputs(teacher):
-    assert fitted(teacher, 12).examine(teacher) is None
+    assert fitted(teacher, 12).diagnose(teacher) is None
 
 
 def test_no_samples_and_wrong_ones_are_refused(teacher):
-    assert Samples.why_not(teacher) == "needs real samples, and none are given"
+    assert Samples.unsupported_reason(teacher) == "needs real samples, and none are given"
     with pytest.raises(UsageError, match="none are given"):
         Samples().fit(teacher)
     wrong = LabelledData(torch.zeros(2, 1, 8, 8), torch.arange(2), "wrong")

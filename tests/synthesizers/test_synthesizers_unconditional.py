@@ -136,10 +136,10 @@ def test_what_a_run_keeps_is_restored_without_the_teacher(method, nets, kind, tm
 @OF_EACH
 def test_health_is_measured_and_sees_a_collapse(method, nets, kind):
     synthesizer = fitted(method, nets)
-    assert synthesizer.examine(nets[0], generator()).finite
+    assert synthesizer.diagnose(nets[0], generator()).finite
     one = synthesizer.sample(1, generator=generator())[0][0]
     synthesizer.generators = [lambda z: one.expand(len(z), *one.shape)]
-    warnings = synthesizer.examine(nets[0], generator()).warnings()
+    warnings = synthesizer.diagnose(nets[0], generator()).warnings()
     assert any("collapsed" in w for w in warnings)
     assert any("hardly ever sees class" in w for w in warnings)
 

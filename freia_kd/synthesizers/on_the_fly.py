@@ -1,4 +1,4 @@
-"""Synthetic inputs with the teacher's answers, made while the student trains."""
+"""Synthetic inputs that the teacher labels: for a stored set, or while the student trains."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 from ..data.synthetic import dequantise, quantise
 from ..teachers.classifier import Teacher
-from .contract import ANSWERED, Synthesizer
+from .contract import TEACHER_BATCH_SIZE, Synthesizer
 
 
 @torch.no_grad()
-def answered(
+def generate_labelled(
     sources: Sequence[Synthesizer], teacher: Teacher, count: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draws inputs from synthesizers, an equal share from each, and lets the teacher answer them.
+    """Draws inputs from synthesizers, an equal share from each, with the teacher's logits.
 
     Arguments:
         sources: Fitted synthesizers.
@@ -37,11 +37,11 @@ def answered(
         if end > start
     ]
     inputs = quantise(torch.cat([x for x, _ in made]))
-    logits = torch.cat([teacher(dequantise(part)) for part in inputs.split(ANSWERED)])
+    logits = torch.cat([teacher(dequantise(part)) for part in inputs.split(TEACHER_BATCH_SIZE)])
     return inputs, logits, torch.cat([c for _, c in made])
 
 
-class Fresh:
+class OnTheFlySet:
     """An endless synthetic set: the input at an index is made when it is asked for, and forgotten.
 
     Whatever is asked for in which order, an index always holds the same input, since every chunk of
@@ -87,7 +87,7 @@ class Fresh:
             digest = hashlib.sha256(f"{self.seed}/{number}".encode()).digest()
             device = next(self.teacher.parameters()).device
             generator = torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
-            arrays = answered(self.sources, self.teacher, self.chunk, generator)
+            arrays = generate_labelled(self.sources, self.teacher, self.chunk, generator)
             # Without this, a batch would see only one of the sources.
             order = torch.randperm(self.chunk, generator=generator, device=device).cpu()
             inputs, logits, labels = (a.cpu()[order] for a in arrays)
