@@ -35,7 +35,6 @@ Device = Literal["auto", "cpu", "cuda"]
 PresetName = Literal["quick", "standard", "best", "paper"]
 BatchNormMode = Literal["match", "freeze", "reestimate", "train"]
 Target = Literal["params", "macs", "latency", "drop"]
-Calibration = Literal["noise", "synthetic"]
 
 BOUNDARIES = "activation-boundaries"  # a loss that is asked for by name
 BOUNDARY_SHARE = 0.25  # of the steps, where it is
@@ -258,13 +257,6 @@ class DistillationOptions(Config):
         check_every: Steps between checks of the agreement on held-out synthetic inputs.
         patience: Checks without a better agreement after which training stops early; `None` for
             never. The learning rate then has not fallen to 0, so patience should be long.
-        bn: What becomes of batch normalisation. `"match"` moves the teacher's statistics by what
-            compression did to the features and keeps them
-            (:func:`~freia_kd.compression.match_batchnorm`), `"freeze"` keeps the teacher's, as the
-            paper does, `"reestimate"` takes those of synthetic inputs before training and keeps
-            them, and `"train"` lets them follow the batches. (In this order 70.4, 67.9, 53.6 and
-            48.4 % agreement on images of a method from which no student learned, and 76.9, 71.9,
-            64.2 and 62.3 % accuracy: `benchmarks/results/batchnorm-*.md`.)
 
     Raises:
         ConfigError: If a value makes no sense.
@@ -289,7 +281,6 @@ class DistillationOptions(Config):
     learning_rate: Positive | None = None
     check_every: Count = 200
     patience: Count | None = None
-    bn: BatchNormMode = "match"
 
     def faults(self) -> Iterator[str]:
         if self.divergence == BOUNDARIES:
@@ -338,6 +329,7 @@ class Preset(Config):
         set_size: How many synthetic inputs the students learn from.
         heldout_size: How many more choose the weights and measure agreement.
         training: How the students are trained.
+        bn: What becomes of batch normalisation in the students.
     """
 
     title: ClassVar[str] = "preset"
@@ -345,6 +337,7 @@ class Preset(Config):
     set_size: Count = 65_536
     heldout_size: Size = 4_096
     training: DistillationOptions = field(default_factory=DistillationOptions)
+    bn: BatchNormMode = "match"
 
 
 def get_preset(name: str | Preset) -> Preset:
@@ -369,7 +362,8 @@ def get_preset(name: str | Preset) -> Preset:
         "paper": lambda: Preset(
             "paper",
             6_400,
-            training=training("forward-kl", steps=5_000, learning_rate=1e-5, bn="freeze"),
+            training=training("forward-kl", steps=5_000, learning_rate=1e-5),
+            bn="freeze",
         ),
     }
     return makers[name]()

@@ -1,4 +1,4 @@
-"""The student's training loop, and how far it agrees with its teacher."""
+"""The student's training loop."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .compression.batchnorm import batchnorm_layers, prepare_batchnorm
-from .config import BatchNormMode, DistillationOptions
+from .compression.batchnorm import batchnorm_layers
+from .config import DistillationOptions
 from .data.synthetic import SyntheticSet
 from .errors import UsageError
 from .evaluation import agreement
@@ -26,7 +26,6 @@ from .training import Checkpoints, Stateful, TrainingLoop, own_generator
 
 RATE = 2e-3  # Adam's, where none is given
 GENTLE_RATE = 2e-4  # the same for students with batch normalisation
-STATISTICS = 2_048  # synthetic inputs from which batch statistics are re-estimated
 
 Batches = Callable[[int], tuple[Tensor, Tensor]]  # from a step to inputs and the teacher's logits
 
@@ -78,13 +77,13 @@ def train_student(
     checkpoints: Checkpoints | None = None,
     heldout: SyntheticSet | None = None,
     teacher: Teacher | None = None,
-    origin: nn.Module | None = None,
+    batchnorm_follows: bool = False,
 ) -> None:
     """Trains a student in place on the teacher's logits of synthetic inputs.
 
     The student stays in eval mode, dropout included, since it is to match the function that the
-    teacher is in eval mode. By default its normalisation layers keep the statistics of the training
-    data, which the paper found to be better (section 5.2), moved by what compression changed.
+    teacher is in eval mode. By default its normalisation layers keep the statistics that they have,
+    which the paper found to be better (section 5.2).
 
     Arguments:
         student: The student, on the device to train on.
@@ -99,8 +98,7 @@ def train_student(
             student ends with the ones that agree best with the teacher on those of even index.
             Without them it ends with the last weights.
         teacher: The teacher on the same device, for options that need it.
-        origin: The net that the student was compressed from, to match its batch normalisation; by
-            default the teacher's.
+        batchnorm_follows: Whether the statistics of batch normalisation follow the batches.
 
     Raises:
         TrainingError: If the loss stays non-finite.
@@ -112,16 +110,6 @@ def train_student(
         raise UsageError("Mixup and activation boundaries need the teacher; pass teacher=.")
     generator = own_generator(generator)
     student.eval().requires_grad_(True)
-    estimates = options.bn in ("match", "reestimate")
-    if estimates and any(True for _ in batchnorm_layers(student)):
-        origin = teacher.net if origin is None and teacher is not None else origin
-        if options.bn == "match" and origin is None:
-            raise UsageError(
-                "Matching batch normalisation needs the teacher; pass teacher=, or the option "
-                'bn="freeze".'
-            )
-        inputs = _some_inputs(student, data, generator)
-        prepare_batchnorm(student.net, options.bn, inputs, origin)
     early, late = _phases(options)
 
     def batches(step: int) -> tuple[Tensor, Tensor]:
@@ -130,27 +118,18 @@ def train_student(
     def later(step: int) -> tuple[Tensor, Tensor]:
         return batches(step + early)
 
-    with channels_last(student), _batchnorm_follows(student, options.bn):
+    with channels_last(student), _batchnorm_mode(student, batchnorm_follows):
         if early and teacher is not None:
             part = checkpoints and checkpoints.part("boundaries")
             _learn_boundaries(student, teacher, batches, early, options, generator, part)
         _learn_logits(student, later, late, options, generator, checkpoints, heldout)
 
 
-def _some_inputs(
-    student: Classifier, data: SyntheticSet | OnTheFlySet, generator: torch.Generator
-) -> Tensor:
-    """What the student's net takes, for some synthetic inputs."""
-    size = len(data) if isinstance(data, SyntheticSet) else STATISTICS
-    rows = torch.randperm(size, generator=generator)[:STATISTICS]
-    return student.domain.normalize(data.batch(rows)[0].to(next(student.parameters()).device))
-
-
 @contextmanager
-def _batchnorm_follows(student: nn.Module, bn: BatchNormMode) -> Iterator[None]:
+def _batchnorm_mode(student: nn.Module, follows: bool) -> Iterator[None]:
     """Puts batch normalisation that is to be trained into training mode, and back."""
     for layer in batchnorm_layers(student):
-        layer.train(bn == "train")
+        layer.train(follows)
     yield
     student.eval()
 

@@ -43,6 +43,11 @@ class Compression(Config, ABC):
     is_last: ClassVar[bool] = False  # nothing can be done to what comes out of it
 
     @property
+    def needs_teacher(self) -> bool:
+        """Whether it must be the first, since it searches in the teacher itself."""
+        return False
+
+    @property
     def label(self) -> str:
         """What a student made so is called, in file names too."""
         return self.name
