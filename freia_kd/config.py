@@ -33,7 +33,7 @@ Decay = Annotated[float, Ge(0), Lt(1)]
 Self = TypeVar("Self", bound="Config")
 Device = Literal["auto", "cpu", "cuda"]
 PresetName = Literal["quick", "standard", "best", "paper"]
-BatchNormMode = Literal["match", "freeze", "reestimate", "train"]
+BatchNormMode = Literal["match", "freeze"]
 Target = Literal["params", "macs", "latency", "drop"]
 
 BOUNDARIES = "activation-boundaries"  # a loss that is asked for by name

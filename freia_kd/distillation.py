@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -77,13 +76,12 @@ def train_student(
     checkpoints: Checkpoints | None = None,
     heldout: SyntheticSet | None = None,
     teacher: Teacher | None = None,
-    batchnorm_follows: bool = False,
 ) -> None:
     """Trains a student in place on the teacher's logits of synthetic inputs.
 
     The student stays in eval mode, dropout included, since it is to match the function that the
-    teacher is in eval mode. By default its normalisation layers keep the statistics that they have,
-    which the paper found to be better (section 5.2).
+    teacher is in eval mode. Its normalisation layers keep the statistics that they have, which the
+    paper found to be better (section 5.2).
 
     Arguments:
         student: The student, on the device to train on.
@@ -98,7 +96,6 @@ def train_student(
             student ends with the ones that agree best with the teacher on those of even index.
             Without them it ends with the last weights.
         teacher: The teacher on the same device, for options that need it.
-        batchnorm_follows: Whether the statistics of batch normalisation follow the batches.
 
     Raises:
         TrainingError: If the loss stays non-finite.
@@ -118,20 +115,11 @@ def train_student(
     def later(step: int) -> tuple[Tensor, Tensor]:
         return batches(step + early)
 
-    with channels_last(student), _batchnorm_mode(student, batchnorm_follows):
+    with channels_last(student):
         if early and teacher is not None:
             part = checkpoints and checkpoints.part("boundaries")
             _learn_boundaries(student, teacher, batches, early, options, generator, part)
         _learn_logits(student, later, late, options, generator, checkpoints, heldout)
-
-
-@contextmanager
-def _batchnorm_mode(student: nn.Module, follows: bool) -> Iterator[None]:
-    """Puts batch normalisation that is to be trained into training mode, and back."""
-    for layer in batchnorm_layers(student):
-        layer.train(follows)
-    yield
-    student.eval()
 
 
 def _phases(options: DistillationOptions) -> tuple[int, int]:
