@@ -29,6 +29,7 @@ SYNTHESIZERS = Registry(
         "kw-bns": f"{_HERE}.knowledge_within:KWStatistics",
         "kw-mixture": f"{_HERE}.knowledge_within:KWMixture",
         "samples": f"{_HERE}.samples:Samples",
+        "leaves": f"{_HERE}.leaves:Leaves",
         "spectral": f"{_HERE}.noise:Spectral",
         "uniform": f"{_HERE}.noise:Uniform",
         "normal": f"{_HERE}.noise:Normal",
