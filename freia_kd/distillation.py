@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -36,7 +36,7 @@ Batches = Callable[[int], tuple[Tensor, Tensor]]  # from a step to inputs and th
 
 @dataclass(frozen=True)
 class DistillationOptions:
-    """How a student learns.
+    r"""How a student learns.
 
     The defaults come from agreement with the teacher on noise that neither the students nor their
     synthesizers knew: MNIST and Fashion-MNIST, LeNet5, three seeds each, students 2 and 3, 300
@@ -55,6 +55,8 @@ class DistillationOptions:
             teacher's hidden neurons fire (Heo et al., 2019) and not yet the logits; 0 for none.
         mixup: The parameter a of Beta(a, a), by which inputs are mixed in pairs (Zhang et al.,
             2018); the teacher answers what comes of it. 0 for none.
+        pull: The weight a of :math:`a/2\,\|w - w_0\|^2`, which pulls the weights w to those that
+            the student starts with (L2-SP, Li et al., 2018); 0 for none.
         ema: The decay of the exponential moving average of the weights, which is what the student
             ends with; 0 for the last weights themselves.
         steps: Training steps.
@@ -86,12 +88,15 @@ class DistillationOptions:
         | (Heo et al., 2019), https://arxiv.org/abs/1811.03233
         | mixup: Beyond Empirical Risk Minimization (Zhang et al., 2018)
         | https://arxiv.org/abs/1710.09412
+        | Explicit Inductive Bias for Transfer Learning with Convolutional Networks (Li et al.,
+        | 2018), https://arxiv.org/abs/1802.01483
     """
 
     divergence: str = "l1"
     temperature: float = 1.0
     boundaries: float = 0.0
     mixup: float = 0.0
+    pull: float = 0.0
     ema: float = 0.0
     steps: int = 2_000
     batch_size: int = 256
@@ -111,6 +116,7 @@ class DistillationOptions:
             ("temperature", self.temperature > 0, "a positive number"),
             ("boundaries", 0 <= self.boundaries < 1, "a share from 0, below 1"),
             ("mixup", self.mixup >= 0, "0 or a positive number"),
+            ("pull", self.pull >= 0, "0 or a positive number"),
             ("ema", 0 <= self.ema < 1, "a decay from 0, below 1"),
             ("steps", self.steps >= 1, "at least 1"),
             ("batch_size", self.batch_size >= 1, "at least 1"),
@@ -235,6 +241,7 @@ def train_student(
         raise UsageError("Mixup and activation boundaries need the teacher; pass teacher=.")
     generator = own_generator(generator)
     student.eval().requires_grad_(True)
+    start = [p.detach().clone() for p in student.parameters()]
     estimates = options.bn in ("match", "reestimate")
     if estimates and any(True for _ in batchnorm_layers(student)):
         origin = teacher.net if origin is None and teacher is not None else origin
@@ -257,7 +264,7 @@ def train_student(
         if early and teacher is not None:
             phase = f"{name}-boundaries"
             _learn_boundaries(student, teacher, batches, early, options, generator, run, phase)
-        _learn_logits(student, later, late, options, generator, run, name, heldout)
+        _learn_logits(student, later, late, options, generator, run, name, heldout, start)
 
 
 def _some_inputs(
@@ -391,6 +398,7 @@ def _learn_logits(
     run: Run | None,
     name: str,
     heldout: SyntheticSet | None,
+    start: Sequence[Tensor],
 ) -> None:
     """Trains the student on the teacher's logits, and leaves it with the weights to be kept."""
     divergence = DIVERGENCES[options.divergence]
@@ -410,6 +418,8 @@ def _learn_logits(
     for step in loop:
         x, target = batches(step)
         loss = divergence(student(x), target, options.temperature)
+        if options.pull:
+            loss = loss + options.pull / 2 * distance(student.parameters(), start)
         if loop.accept(loss):
             optimizer.zero_grad()
             loss.backward()
@@ -422,6 +432,12 @@ def _learn_logits(
             if options.patience is not None and best.stale >= options.patience:
                 loop.stop()
     student.load_state_dict(averaged.module.state_dict() if heldout is None else best.weights)
+
+
+def distance(weights: Iterable[Tensor], start: Sequence[Tensor]) -> Tensor:
+    """The squared distance of weights to those of the start, over all of them together."""
+    pairs = zip(weights, start, strict=True)
+    return torch.stack([(w - s).square().sum() for w, s in pairs]).sum()
 
 
 def _keep_layout(optimizer: torch.optim.Optimizer) -> None:

@@ -9,7 +9,14 @@ import scipy.stats
 import torch
 
 from freia_kd.data.synthetic import SyntheticSet, SyntheticWriter, dequantise, quantise
-from freia_kd.distillation import DistillationOptions, agreement, losses, mix, train_student
+from freia_kd.distillation import (
+    DistillationOptions,
+    agreement,
+    distance,
+    losses,
+    mix,
+    train_student,
+)
 from freia_kd.errors import UsageError
 from freia_kd.objectives import ActivationBoundaries
 from freia_kd.runs import Run
@@ -266,6 +273,31 @@ def test_mix_is_a_beta_mixture_of_pairs():
     assert scipy.stats.kstest(shares, scipy.stats.beta(0.5, 0.5).cdf).pvalue > 0.01
 
 
+def test_the_distance_to_the_start_is_over_all_weights():
+    weights = [torch.tensor([1.0, 2.0]), torch.tensor([[3.0]])]
+    start = [torch.zeros(2), torch.ones(1, 1)]
+    assert distance(weights, start).item() == 9.0
+
+
+@pytest.mark.parametrize("boundaries", [0.0, 0.5])
+def test_a_pull_keeps_weights_near_those_of_the_start(teacher, data, tmp_path, boundaries):
+    start = worse(teacher).state_dict()
+
+    def moved(pull):
+        run = Run(tmp_path / f"{pull}", {})
+        options = DistillationOptions(steps=20, batch_size=16, pull=pull, boundaries=boundaries)
+        student = worse(teacher)
+        source = torch.Generator().manual_seed(0)
+        train_student(student, data, options, source, run, teacher=teacher)
+        apart = sum((v - start[k]).square().sum() for k, v in student.state_dict().items())
+        return apart.item(), [line["loss"] for line in run.metrics() if line["stage"] == "student"]
+
+    free, _ = moved(0.0)
+    held, losses = moved(1e3)
+    assert held < free / 4
+    assert (losses[0] > 10) == bool(boundaries)  # no distance, and so no loss, at the start
+
+
 def test_the_averaged_weights_are_kept(teacher, data, monkeypatch):
     before, original = [], TrainingLoop.accept
 
@@ -316,14 +348,22 @@ def test_activation_boundaries_are_learned_first(teacher, data, tmp_path):
 
 def test_losses_by_name():
     options = DistillationOptions(temperature=4.0)
-    assert losses() == ["forward-kl", "reverse-kl", "js", "l1", "activation-boundaries"]
+    assert losses() == [
+        "forward-kl",
+        "reverse-kl",
+        "js",
+        "l1",
+        "centred-l1",
+        "centred-mse",
+        "activation-boundaries",
+    ]
     assert options.with_loss("js") == replace(options, divergence="js")
     assert options.with_loss("activation-boundaries") == replace(options, boundaries=0.25)
     assert not options.with_loss("js").needs_teacher
     assert options.with_loss("activation-boundaries").needs_teacher
     path = "freia_kd.objectives.divergences:l1"
     assert options.with_loss(path).divergence == path
-    with pytest.raises(UsageError, match="forward-kl, reverse-kl, js, l1, activation-boundaries"):
+    with pytest.raises(UsageError, match="forward-kl, reverse-kl, js, l1, centred-l1, centred-mse"):
         options.with_loss("hinge")
 
 
@@ -335,6 +375,7 @@ def test_losses_by_name():
         ({"temperature": 0.0}, "a positive number for temperature; got 0.0"),
         ({"boundaries": 1.0}, "below 1 for boundaries; got 1.0"),
         ({"mixup": -1.0}, "for mixup; got -1.0"),
+        ({"pull": -1.0}, "for pull; got -1.0"),
         ({"ema": 1.0}, "below 1 for ema; got 1.0"),
         ({"steps": 0}, "at least 1 for steps; got 0"),
         ({"batch_size": 0}, "at least 1 for batch_size"),
