@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ..data.augment import Augmentation
 from ..data.datasets import LabelledData
 from ..domain import Domain
 from ..errors import CheckpointError, UsageError
@@ -39,6 +40,8 @@ class BDNFOptions:
         alpha: The weight of the volume, per image (the paper's 1e-2).
         beta: The weight of the batch statistics (the paper's 1).
         gamma: The weight of the real samples' likelihood (the paper's 1e-2).
+        augment: Whether real samples are augmented before the flow learns their likelihood, without
+            mixing them (:class:`~freia_kd.data.augment.Augmentation`); the paper's are not.
         steps: Training steps.
         batch_size: Latents in a step.
         learning_rate: Adam's (the paper's 1e-4, with far more steps), falling to 0 as a cosine.
@@ -59,6 +62,7 @@ class BDNFOptions:
     alpha: float = 1e-2
     beta: float = 1.0
     gamma: float = 1e-2
+    augment: bool = True
     steps: int = 600
     batch_size: int = 128
     learning_rate: float = 1e-3
@@ -96,7 +100,12 @@ class BDNFOptions:
 
 
 # As the paper and its code have it, but for what the docstring of BDNF names.
-PUBLISHED: dict[str, Any] = {"base": "gaussian", "prior": False, "contrast": (1.0, 2.0)}
+PUBLISHED: dict[str, Any] = {
+    "base": "gaussian",
+    "prior": False,
+    "contrast": (1.0, 2.0),
+    "augment": False,
+}
 
 
 class BDNF(Synthesizer):
@@ -172,7 +181,8 @@ class BDNF(Synthesizer):
             self.stage, options.steps, parts, generator, optimizer, run, "train the flow"
         )
         for _ in loop:
-            terms = objective(flow, teacher, self._batch(flow, samples, generator))
+            batch = self._batch(flow, samples, teacher.domain, generator)
+            terms = objective(flow, teacher, batch)
             if loop.accept(terms.total, terms.items()):
                 optimizer.zero_grad()
                 terms.total.backward()
@@ -215,17 +225,25 @@ class BDNF(Synthesizer):
         return flow
 
     def _batch(
-        self, flow: ConditionalFlow, samples: LabelledData | None, generator: torch.Generator
+        self,
+        flow: ConditionalFlow,
+        samples: LabelledData | None,
+        domain: Domain,
+        generator: torch.Generator,
     ) -> Batch:
         n = self.options.batch_size
         c = draw_labels(n, flow.classes, None, generator)
         z = flow.sample_base(c, generator=generator)
         if samples is None:
             return Batch(z, c, generator=generator)
-        few = min(n, len(samples))  # more would cost time and tell nothing new
+        # As many as there are: more would cost time and tell nothing new, unless augmented.
+        few = min(n, max(len(samples), n // 4 if self.options.augment else 1))
         rows = torch.randint(len(samples), (few,), generator=generator, device=generator.device)
         x, y = samples.take(rows.cpu())
-        return Batch(z, c, x.to(z.device), y.to(z.device), generator)
+        x = x.to(z.device)
+        if self.options.augment:
+            x = Augmentation.for_domain(domain, mixing=0.0)(x, generator, domain)
+        return Batch(z, c, x, y.to(z.device), generator)
 
     def examine(self, teacher: Teacher, generator: torch.Generator | None = None) -> Health:
         """How the flow's samples look to the teacher and to each other, from 512 of them."""
