@@ -30,6 +30,8 @@ SYNTHESIZERS = Registry(
         "kw-mixture": f"{_HERE}.knowledge_within:KWMixture",
         "samples": f"{_HERE}.samples:Samples",
         "leaves": f"{_HERE}.leaves:Leaves",
+        "photos": f"{_HERE}.photos:Photos",
+        "proxy": f"{_HERE}.proxy:Proxy",
         "spectral": f"{_HERE}.noise:Spectral",
         "uniform": f"{_HERE}.noise:Uniform",
         "normal": f"{_HERE}.noise:Normal",

@@ -16,6 +16,7 @@ from ..errors import CheckpointError, UsageError
 from ..flows import build_flow
 from ..flows.bases import Base, GaussianBase, SpectralBase
 from ..flows.contract import ConditionalFlow
+from ..objectives.batchnorm import BatchStatistics, Form
 from ..objectives.bidirectional import Bidirectional
 from ..objectives.contract import Batch, Objective
 from ..objectives.distill import Distill
@@ -38,7 +39,10 @@ class BDNFOptions:
         prior: Whether the objective keeps :math:`log p_X(x)` of eq. (1), as the density of the base
             through the squash, with the weight `alpha` of the volume. The paper drops it.
         alpha: The weight of the volume, per image (the paper's 1e-2).
-        beta: The weight of the batch statistics (the paper's 1).
+        statistics: How batch statistics are compared: `"norms"` as published, or `"divergence"`,
+            which has no units, so that one beta serves teachers of any scale and depth
+            (:class:`~freia_kd.objectives.batchnorm.BatchStatistics`).
+        beta: The weight of the batch statistics (the paper's 1, for its norms).
         gamma: The weight of the real samples' likelihood (the paper's 1e-2).
         augment: Whether real samples are augmented before the flow learns their likelihood, without
             mixing them (:class:`~freia_kd.data.augment.Augmentation`); the paper's are not.
@@ -60,7 +64,8 @@ class BDNFOptions:
     base: Literal["spectral", "gaussian"] = "spectral"
     prior: bool = True
     alpha: float = 1e-2
-    beta: float = 1.0
+    statistics: Form = "divergence"
+    beta: float = 10.0
     gamma: float = 1e-2
     augment: bool = True
     steps: int = 600
@@ -95,6 +100,7 @@ class BDNFOptions:
             prior=BasePrior() if self.prior else None,
             prior_weight=self.alpha,
             contrast=self.contrast,
+            batchnorm=BatchStatistics(self.statistics),
         )
         return Bidirectional(distill, self.gamma) if samples else distill
 
@@ -104,6 +110,8 @@ PUBLISHED: dict[str, Any] = {
     "base": "gaussian",
     "prior": False,
     "contrast": (1.0, 2.0),
+    "statistics": "norms",
+    "beta": 1.0,
     "augment": False,
 }
 

@@ -41,6 +41,7 @@ class Synthesizer(ABC):
     needs_images: ClassVar[bool] = False  # it cannot make vectors
     takes_samples: ClassVar[bool] = False  # real inputs help it, but it works without
     family: ClassVar[str | None] = None  # methods whose inputs are alike; by default its own
+    real_images: ClassVar[str | None] = None  # images of the real world that it shows, for reports
 
     def __init__(self, options: Any = None) -> None:
         self.options = options if options is not None or self.Options is None else self.Options()

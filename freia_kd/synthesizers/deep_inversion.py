@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UsageError
-from ..objectives.batchnorm import BatchStatistics
+from ..objectives.batchnorm import BatchStatistics, Form, check_form
 from ..objectives.contract import Terms
 from ..objectives.divergences import jensen_shannon
 from ..teachers.classifier import Classifier, Teacher
@@ -22,8 +22,11 @@ class DeepInversionOptions(InversionOptions):
     """The hyper-parameters of DeepInversion, for CIFAR-10.
 
     Arguments:
-        statistics: The weight of the batch statistics; the paper searches 1, 5, 10 and 100, its
-            code's "parameters from the paper" have 10.
+        form: How batch statistics are compared
+            (:class:`~freia_kd.objectives.batchnorm.BatchStatistics`): `"norms"` as published, or
+            `"divergence"`, whose weight serves teachers of any scale and depth.
+        statistics: The weight of the batch statistics; for norms the paper searches 1, 5, 10 and
+            100, its code's "parameters from the paper" have 10.
         variation: The weight of the total variation. For nicer images the code's authors advise
             1e-3 with a learning rate of 0.1 and no `norm`.
         norm: The weight of the norm of the images: the paper's, where its code has 0.
@@ -32,12 +35,14 @@ class DeepInversionOptions(InversionOptions):
         ValueError: If a value makes no sense.
     """
 
+    form: Form = "divergence"
     statistics: float = 10.0
     variation: float = 2.5e-5
     norm: float = 3e-8
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_form(self.form)
         if min(self.statistics, self.variation, self.norm) < 0:
             raise ValueError(
                 "Expected weights of at least 0; got "
@@ -108,7 +113,7 @@ class DeepInversion(Inversion):
 
     def terms(self, teacher: Teacher, x: Tensor, y: Tensor) -> tuple[Terms, Tensor]:
         """The weighted terms of normalised images and their labels, and the teacher's logits."""
-        options, statistics = self.options, BatchStatistics()
+        options, statistics = self.options, BatchStatistics(self.options.form)
         with statistics.observe(teacher.net) as records:
             logits = teacher.net(x)
         terms = Terms(

@@ -22,11 +22,11 @@ Augment = Literal["few", "always", "never"]
 
 @dataclass(frozen=True)
 class SamplesOptions:
-    """What becomes of real samples.
+    """What becomes of a few real inputs.
 
     Arguments:
         augment: Whether they are augmented (:class:`~freia_kd.data.augment.Augmentation`): where
-            there are fewer than 1,000 (`"few"`), `"always"` or `"never"`.
+            they are fewer than 1,000 (`"few"`), `"always"` or `"never"`.
         mixing: The share of inputs that are mixed with another, where no label is asked for.
 
     Raises:
@@ -48,50 +48,14 @@ class SamplesOptions:
         return Augmentation.for_domain(domain, mixing=self.mixing)
 
 
-class Samples(Bank):
-    """The real inputs given, over and over, augmented where they are few.
+class AugmentedBank(Bank):
+    """A bank of a few inputs that come differently every time, the base class of two kinds.
 
-    Each input comes equally often, and differently each time: turned, stretched, bent, and mixed
-    with another one, for the teacher to answer. One image of each class is enough. Where labels are
-    asked for nothing is mixed, and the labels are the samples' own. `augment="never"` repeats them
-    as they are: the paper's baseline T+Sample, which a method with real samples has to beat, and
-    what the preset `paper` does. Fewer than fifty inputs train the student and measure its
-    agreement as well.
-
-    References:
-        | Data-free Knowledge Distillation with Bi-directional Normalizing Flow (Kim), T+Sample
-        | The Augmented Image Prior: Distilling 1000 Classes by Extrapolating from a Single Image
-        | (Asano and Saeed, 2023), https://arxiv.org/abs/2112.00725
+    Its options are :class:`SamplesOptions`. Where labels are asked for nothing is mixed, so that
+    each input is still of its label.
     """
 
-    name = "samples"
-    needs_samples = True
-    spared = 50  # of ten, one of each class, none can be spared
-    Options = SamplesOptions
-    presets: ClassVar = {"paper": {"augment": "never"}}
     domain: Domain
-
-    def fit(
-        self,
-        teacher: Teacher,
-        samples: LabelledData | None = None,
-        run: Run | None = None,
-        generator: torch.Generator | None = None,
-        student: Classifier | None = None,
-    ) -> None:
-        """Takes the samples, on the teacher's device.
-
-        Raises:
-            UsageError: If there are none.
-            ValueError: If they do not fit the teacher's domain.
-        """
-        if samples is None:
-            raise UsageError("The synthesizer 'samples' repeats real samples, and none are given.")
-        samples.check(teacher.domain)
-        device = next(teacher.parameters()).device
-        x, y = samples.take(torch.arange(len(samples)))
-        self.inputs, self.labels, self.domain = x.to(device), y.to(device), teacher.domain
-        self.keep(run)
 
     def restore(self, domain: Domain, run: Run) -> None:
         super().restore(domain, run)
@@ -118,3 +82,49 @@ class Samples(Bank):
 
     def examine(self, teacher: Teacher, generator: torch.Generator | None = None) -> None:
         """Nothing: nothing was learned that could have failed."""
+
+
+class Samples(AugmentedBank):
+    """The real inputs given, over and over, augmented where they are few.
+
+    Each input comes equally often, and differently each time: turned, stretched, bent, and mixed
+    with another one, for the teacher to answer. One image of each class is enough. Where labels are
+    asked for nothing is mixed. `augment="never"` repeats them
+    as they are: the paper's baseline T+Sample, which a method with real samples has to beat, and
+    what the preset `paper` does. Fewer than fifty inputs train the student and measure its
+    agreement as well.
+
+    References:
+        | Data-free Knowledge Distillation with Bi-directional Normalizing Flow (Kim), T+Sample
+        | The Augmented Image Prior: Distilling 1000 Classes by Extrapolating from a Single Image
+        | (Asano and Saeed, 2023), https://arxiv.org/abs/2112.00725
+    """
+
+    name = "samples"
+    needs_samples = True
+    real_images = "the real samples given"
+    spared = 50  # of ten, one of each class, none can be spared
+    Options = SamplesOptions
+    presets: ClassVar = {"paper": {"augment": "never"}}
+
+    def fit(
+        self,
+        teacher: Teacher,
+        samples: LabelledData | None = None,
+        run: Run | None = None,
+        generator: torch.Generator | None = None,
+        student: Classifier | None = None,
+    ) -> None:
+        """Takes the samples, on the teacher's device.
+
+        Raises:
+            UsageError: If there are none.
+            ValueError: If they do not fit the teacher's domain.
+        """
+        if samples is None:
+            raise UsageError("The synthesizer 'samples' repeats real samples, and none are given.")
+        samples.check(teacher.domain)
+        device = next(teacher.parameters()).device
+        x, y = samples.take(torch.arange(len(samples)))
+        self.inputs, self.labels, self.domain = x.to(device), y.to(device), teacher.domain
+        self.keep(run)

@@ -70,7 +70,7 @@ def test_images_are_rounded_up_to_whole_batches():
 
 def test_every_term_is_the_papers():
     teacher, (x, y) = make_teacher(), draw()
-    options = DeepInversionOptions(statistics=2.0, variation=0.3, norm=0.7)
+    options = DeepInversionOptions(form="norms", statistics=2.0, variation=0.3, norm=0.7)
     terms, logits = DeepInversion(options).terms(teacher, x, y)
     values = {name: float(value) for name, value in terms.items()}
     scores = logits.double().numpy()
