@@ -14,7 +14,15 @@ from ..objectives.batchnorm import BatchStatistics, Form, check_form
 from ..objectives.contract import Terms
 from ..objectives.divergences import jensen_shannon
 from ..teachers.classifier import Classifier, Teacher
-from .inversion import QUICK, STANDARD, Inversion, InversionOptions, Loss, total_variation
+from .inversion import (
+    QUICK,
+    STANDARD,
+    Inversion,
+    InversionOptions,
+    Loss,
+    total_variation,
+    unit,
+)
 
 
 @dataclass(frozen=True)
@@ -74,8 +82,9 @@ class AdaptiveDeepInversionOptions(DeepInversionOptions):
             )
 
 
-# The paper's weights leave no share of few steps to the classes.
-WEIGHTS: dict[str, Any] = {"statistics": 0.3, "variation": 1e-2}
+# The paper's smoothness is too weak for few steps.
+WEIGHTS: dict[str, Any] = {"variation": 1e-2}
+# With its norms the paper's weight of the statistics leaves no share of few steps to the classes.
 
 
 class DeepInversion(Inversion):
@@ -116,11 +125,12 @@ class DeepInversion(Inversion):
         options, statistics = self.options, BatchStatistics(self.options.form)
         with statistics.observe(teacher.net) as records:
             logits = teacher.net(x)
+        scaled = x / unit(teacher.domain)
         terms = Terms(
             cls=F.cross_entropy(logits, y),
             statistics=options.statistics * statistics.loss(records),
-            variation=options.variation * total_variation(x),
-            norm=options.norm * torch.linalg.vector_norm(x),
+            variation=options.variation * total_variation(scaled),
+            norm=options.norm * torch.linalg.vector_norm(scaled),
         )
         return terms, logits
 

@@ -250,8 +250,8 @@ def grey_levels(domain: Domain) -> tuple[Tensor, Tensor]:
     rows = []
     for mean, std in zip(means, stds, strict=True):
         spread = mean * (1 - mean) / std**2 - 1  # a + b of the Beta law
-        plausible = 0 < mean < 1 and spread > 0.02 and std > 0.01
-        rows.append(stats.beta.ppf(rank, mean * spread, (1 - mean) * spread) if plausible else rank)
+        law = stats.beta(mean * spread, (1 - mean) * spread)
+        rows.append(law.ppf(rank) if domain.is_measured else rank)
     levels = torch.from_numpy(np.stack(rows)).nan_to_num(0.5).clamp(0, 1)
     levels = levels.mul(FINE).round().div(FINE).float()  # numbers near 1e-40 would be slow
     return levels.unsqueeze(0), levels.std(1).mean()

@@ -163,15 +163,13 @@ class Crops:
         bright, strong, side = torch.randn(3, len(x), 1, 1, 1, generator=generator, device=x.device)
         sign = torch.where(side < 0, -1.0, 1.0)
         middle, deviation = x.mean((1, 2, 3), keepdim=True), x.std((1, 2, 3), keepdim=True)
-        mean, std = (torch.tensor(v, device=x.device).view(-1, 1, 1) for v in self._statistics())
-        if not ((mean > 0) & (mean < 1) & (std.square() < 0.99 * mean * (1 - mean))).all():
+        if not self.domain.is_measured:
             return (0.5 + sign * (x - 0.5)).clamp(0, 1)
+        statistics = self.domain.mean, self.domain.std
+        mean, std = (torch.tensor(v, device=x.device).view(-1, 1, 1) for v in statistics)
         factor = (math.log(self.options.contrast) * strong.clamp(-2, 2) / 2).exp()
         white = sign * (x - middle) / deviation.clamp(min=1e-3)
         return (mean + std * (bright / 2 + factor * white)).clamp(0, 1)
-
-    def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        return self.domain.mean, self.domain.std
 
 
 @lru_cache(maxsize=1)

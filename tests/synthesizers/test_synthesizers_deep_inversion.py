@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,8 @@ from freia_kd.synthesizers.deep_inversion import (
     DeepInversion,
     DeepInversionOptions,
 )
-from freia_kd.synthesizers.inversion import Canvas, augment, total_variation
+from freia_kd.synthesizers.inversion import Canvas, augment, total_variation, unit
+from freia_kd.teachers import Teacher
 
 SMALL = {"images": 12, "batch_size": 6, "steps": 4}
 OPTIONS = DeepInversionOptions(**SMALL, coarse=0.5, flip=True)
@@ -401,3 +404,35 @@ def test_presets(preset):
     best = DeepInversionOptions()
     assert options.images * options.steps <= best.images * best.steps
     assert (options.steps == best.steps) == (preset == "best")
+
+
+class Raw(torch.nn.Module):
+    """A net that eats pixels of 0 to 255, and is the same classifier as one that eats others."""
+
+    def __init__(self, net, domain):
+        super().__init__()
+        self.net, self.domain = net, domain
+
+    def forward(self, x):
+        return self.net(self.domain.normalize(x / 255))
+
+
+def test_a_teacher_that_eats_0_to_255_gets_the_same_images():
+    """Its units change neither the rate, nor the noise of the start, nor norms of images."""
+    standard = replace(DOMAIN, mean=(0.0,), std=(0.25,))  # whose unit is a quarter of the range too
+    raw = replace(DOMAIN, mean=(0.0,), std=(1 / 255,))
+    net = make_teacher().net
+    options = DeepInversionOptions(images=6, batch_size=6, steps=8, variation=1e-2, norm=1e-2)
+    made = []
+    for domain, own in ((standard, net), (raw, Raw(net, standard))):
+        assert unit(domain) == pytest.approx(1.0 if domain is standard else 63.75)
+        source = DeepInversion(options)
+        source.fit(Teacher(own, domain, "tiny"), generator=generator())
+        made.append(source.inputs)
+    torch.testing.assert_close(made[0], made[1], atol=2e-3, rtol=0)
+    assert made[1].std() > 0.1
+
+
+def test_a_form_that_nobody_knows_is_refused():
+    with pytest.raises(ValueError, match="the form norms or divergence"):
+        DeepInversionOptions(form="l2")
