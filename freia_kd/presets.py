@@ -48,7 +48,9 @@ PRESETS = {
     "paper": Preset(
         "paper",
         set_size=6_400,
-        student=DistillationOptions("forward-kl", steps=5_000, learning_rate=1e-5, bn="freeze"),
+        student=DistillationOptions(
+            "forward-kl", temperature=1.0, steps=5_000, learning_rate=1e-5, bn="freeze"
+        ),
     ),
 }
 
