@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -107,6 +107,7 @@ def train_student(
         raise UsageError("Mixup and activation boundaries need the teacher; pass teacher=.")
     generator = own_generator(generator)
     student.eval().requires_grad_(True)
+    start = [p.detach().clone() for p in student.parameters()]
     early, late = _phases(options)
 
     def batches(step: int) -> tuple[Tensor, Tensor]:
@@ -119,7 +120,7 @@ def train_student(
         if early and teacher is not None:
             part = checkpoints and checkpoints.part("boundaries")
             _learn_boundaries(student, teacher, batches, early, options, generator, part)
-        _learn_logits(student, later, late, options, generator, checkpoints, heldout)
+        _learn_logits(student, later, late, options, generator, checkpoints, heldout, start)
 
 
 def _phases(options: DistillationOptions) -> tuple[int, int]:
@@ -235,6 +236,7 @@ def _learn_logits(
     generator: torch.Generator,
     checkpoints: Checkpoints | None,
     heldout: SyntheticSet | None,
+    start: Sequence[Tensor],
 ) -> None:
     """Trains the student on the teacher's logits, and leaves it with the weights to be kept."""
     divergence = DIVERGENCES[options.divergence]
@@ -254,6 +256,8 @@ def _learn_logits(
     for step in loop:
         x, target = batches(step)
         loss = divergence(student(x), target, options.temperature)
+        if options.pull:
+            loss = loss + options.pull / 2 * distance(student.parameters(), start)
         if loop.accept(loss):
             optimizer.zero_grad()
             loss.backward()
@@ -282,3 +286,9 @@ def _keep_layout(optimizer: torch.optim.Optimizer) -> None:
                     state[key] = torch.empty_like(parameter, requires_grad=False).copy_(value)
 
     optimizer.register_load_state_dict_post_hook(rearrange)
+
+
+def distance(weights: Iterable[Tensor], start: Sequence[Tensor]) -> Tensor:
+    """The squared distance of weights to those of the start, over all of them together."""
+    pairs = zip(weights, start, strict=True)
+    return torch.stack([(w - s).square().sum() for w, s in pairs]).sum()
