@@ -14,10 +14,16 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Where a name of the table may be spelled: the tables, the paper's experiments (which name their
 # rows), and the files that implement the methods.
 TABLES = {
-    "synthesizers": (SYNTHESIZERS, {"freia_kd/synthesizers", "freia_kd/experiments"}),
+    "synthesizers": (
+        SYNTHESIZERS,
+        {"freia_kd/synthesizers", "freia_kd/experiments", "freia_kd/flows"},  # a base has its name
+    ),
     "compressions": (COMPRESSIONS, {"freia_kd/compression", "freia_kd/registry.py"}),
     "flows": (FLOWS, {"freia_kd/flows", "freia_kd/synthesizers/bdnf.py"}),
-    "divergences": (DIVERGENCES, {"freia_kd/registry.py", "freia_kd/config.py", "freia_kd/objectives"}),
+    "divergences": (
+        DIVERGENCES,
+        {"freia_kd/registry.py", "freia_kd/config.py", "freia_kd/objectives"},
+    ),
 }
 
 
@@ -30,6 +36,7 @@ def spelled():
 
 
 SPELLED = dict(spelled())
+WORDS = {"samples"}  # which are also an option's name
 
 
 @pytest.mark.parametrize("table", list(TABLES))
@@ -38,7 +45,8 @@ def test_no_other_file_knows_the_names(table):
     strangers = {
         place: found
         for place, strings in SPELLED.items()
-        if (found := strings & set(registry.builtin)) and not place.startswith(tuple(homes))
+        if (found := (strings & set(registry.builtin)) - WORDS)
+        and not place.startswith(tuple(homes))
     }
     assert strangers == {}
 
