@@ -14,12 +14,11 @@ from .cost import (
     count_parameters,
     file_bytes,
     measure_latencies,
-    measure_latency,
     peak_bytes,
     trace_layers,
 )
-from .quantize import FakeQuantized
-from .tucker import is_matrix
+from .quantize.layers import FakeQuantized
+from .tucker.decompose import is_matrix
 
 
 @dataclass(frozen=True)
@@ -103,9 +102,10 @@ def compare_costs(
         ValueError: If a net rejects inputs of that shape.
 
     Example:
-        >>> from freia_kd.compression import apply_plan, make_plan
+        >>> import torch
+        >>> from freia_kd.compression import Tucker
         >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-        >>> small = apply_plan(net, make_plan(net, "0", ranks=8))
+        >>> small = Tucker(layers={"0": 8}).apply(net, torch.zeros(1, 64)).net
         >>> compared = compare_costs(net, small, (64,), seconds=0.01)
         >>> compared.before.macs, compared.after.macs, compared.layers[0].ranks
         (4736, 1664, (8,))
@@ -141,8 +141,10 @@ def _compare_layers(
             continue
         first = uses[f"{name}.0" if isinstance(new, nn.Sequential) else name]
         inputs = [s[1:] for s in first.inputs]
-        times = [measure_latency(old, use.inputs[0][1:], seconds=seconds / 2)]
-        times += [measure_latency(new, inputs[0], seconds=seconds / 2)]
+        before_ms, after_ms = (
+            measure_latencies([layer], size, seconds=seconds / 2)[0]
+            for layer, size in ((old, use.inputs[0][1:]), (new, inputs[0]))
+        )
         rows.append(
             LayerCosts(
                 name,
@@ -150,7 +152,7 @@ def _compare_layers(
                 change,
                 (count_parameters(old), count_parameters(new)),
                 (use.macs, sum(count_macs(new, s) for s in inputs)),
-                (times[0], times[1]),
+                (before_ms, after_ms),
             )
         )
     return tuple(rows)

@@ -208,11 +208,15 @@ def load_dataset(
             f"{text!r} is neither a data set ({', '.join(DATASETS)}), nor a folder of images, nor "
             "a file .npz."
         )
-    return data if domain is None else _fit(data, domain, resize)
+    return data if domain is None else fit_domain(data, domain, resize)
 
 
-def _fit(data: LabelledData, domain: Domain, resize: bool) -> LabelledData:
-    """Resizes images to the domain where that is allowed, and checks everything else."""
+def fit_domain(data: LabelledData, domain: Domain, resize: bool) -> LabelledData:
+    """Resizes images to the domain where that is allowed, and checks everything else.
+
+    Raises:
+        UsageError: If the data do not fit.
+    """
     if domain.is_image and resize and data.inputs.ndim == 4:
         data = replace(data, inputs=resize_images(data.inputs, domain.shape[1:]))
     try:

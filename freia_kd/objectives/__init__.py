@@ -7,7 +7,7 @@ from .contract import Batch, Objective, Terms
 from .distill import Distill, Exact, cross_entropy, vary_contrast
 from .divergences import DIVERGENCES, forward_kl, jensen_shannon, l1, reverse_kl
 from .image_priors import BasePrior, GaussianPrior, Prior, SpectralPrior, TotalVariation
-from .monitors import Health, examine, examine_flow, not_finite
+from .monitors import Diagnostics, diagnose, diagnose_flow, not_finite
 from .reverse_likelihood import ReverseLikelihood, dequantize
 
 __all__ = [
@@ -17,10 +17,10 @@ __all__ = [
     "Batch",
     "BatchStatistics",
     "Bidirectional",
+    "Diagnostics",
     "Distill",
     "Exact",
     "GaussianPrior",
-    "Health",
     "LayerStatistics",
     "Objective",
     "Prior",
@@ -31,8 +31,8 @@ __all__ = [
     "boundary_layers",
     "cross_entropy",
     "dequantize",
-    "examine",
-    "examine_flow",
+    "diagnose",
+    "diagnose_flow",
     "forward_kl",
     "jensen_shannon",
     "l1",

@@ -15,7 +15,7 @@ from .contract import Terms
 
 
 @dataclass(frozen=True)
-class Health:
+class Diagnostics:
     """What samples look like to the teacher, and to each other.
 
     Arguments:
@@ -87,7 +87,7 @@ class Health:
         ]
 
 
-def examine(logits: Tensor, x: Tensor, c: Tensor, reference: Tensor) -> Health:
+def diagnose(logits: Tensor, x: Tensor, c: Tensor, reference: Tensor) -> Diagnostics:
     """Measures the health of samples.
 
     Arguments:
@@ -111,7 +111,7 @@ def examine(logits: Tensor, x: Tensor, c: Tensor, reference: Tensor) -> Health:
     seen = logits.argmax(1)
     scale = _deviation(reference)
     groups = [x[wanted == k] for k in range(classes)]
-    return Health(
+    return Diagnostics(
         confidence=(logits.softmax(1) * soft).sum(1).mean().item(),
         hit_rate=(seen == wanted).double().mean().item(),
         class_shares=tuple((torch.bincount(seen, minlength=classes) / len(seen)).tolist()),
@@ -121,12 +121,12 @@ def examine(logits: Tensor, x: Tensor, c: Tensor, reference: Tensor) -> Health:
 
 
 @torch.no_grad()
-def examine_flow(
+def diagnose_flow(
     flow: ConditionalFlow,
     teacher: nn.Module,
     n: int = 256,
     generator: torch.Generator | None = None,
-) -> Health:
+) -> Diagnostics:
     """Draws `n` samples, equally many of each class, and measures their health.
 
     The reference is what the identity gives: base samples, squashed.
@@ -135,7 +135,7 @@ def examine_flow(
     c = torch.arange(n, device=device) % flow.classes
     z = flow.sample_base(c, generator=generator)
     x, _ = flow.decode(z, c)
-    return examine(teacher(x), x, c, flow.to_input(z)[0])
+    return diagnose(teacher(x), x, c, flow.to_input(z)[0])
 
 
 def not_finite(terms: Terms) -> list[str]:

@@ -1,7 +1,5 @@
-"""A run's folder: options, checkpoints, resume, metrics, progress and the report."""
+"""A run's folder: what was asked for, what is done, and what each stage left."""
 
-from .loop import TrainingLoop
-from .progress import PlainProgress, Progress, RichProgress
-from .run import Run, read_run
+from .store import Run, RunRecord
 
-__all__ = ["PlainProgress", "Progress", "RichProgress", "Run", "TrainingLoop", "read_run"]
+__all__ = ["Run", "RunRecord"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UsageError
+from ..config import collect_faults
+from ..errors import UsageError, unknown
 from ..registry import Registry
 
 if TYPE_CHECKING:
@@ -38,34 +39,49 @@ SYNTHESIZERS = Registry(
 
 
 def build_synthesizers(
-    names: str, preset: str = "best", settings: Mapping[str, Any] | None = None
+    names: str | Synthesizer | Sequence[str | Synthesizer],
+    preset: str = "standard",
+    options: Mapping[str, Any] | None = None,
 ) -> list[Synthesizer]:
-    """Makes the synthesizers that a name like `"bdnf+spectral"` joins.
+    """Makes the synthesizers of a run, each of which makes an equal share of its inputs.
 
     Arguments:
-        names: Names of `SYNTHESIZERS` or paths `package.module:Class`, joined by `+`.
-        preset: The preset whose options they take.
-        settings: Options that differ. A name without a dot goes to every synthesizer that has such
-            an option, one like `"bdnf.steps"` to that synthesizer.
+        names: Names of `SYNTHESIZERS` or paths `package.module:Class`, which `+` may join, and
+            synthesizers, which stay as they are.
+        preset: The preset whose options those given by name take.
+        options: Options of theirs that differ. A name without a dot goes to every synthesizer
+            that has such an option, one like `"bdnf.steps"` to that synthesizer.
 
     Raises:
-        UsageError: If there is no such synthesizer or option, or one comes twice.
+        ConfigError: If there is no such preset or option, or values make no sense.
+        UsageError: If there is no such synthesizer, or one comes twice.
     """
-    classes = [get_synthesizer(name) for name in names.split("+")]
-    if len({c.name for c in classes}) < len(classes):
-        raise UsageError(f"Expected different synthesizers; got {names!r}.")
+    from .contract import Synthesizer
+
+    given = [names] if isinstance(names, (str, Synthesizer)) else list(names)
+    parts = [p for g in given for p in (g.split("+") if isinstance(g, str) else [g])]
+    found = [part if isinstance(part, Synthesizer) else get_synthesizer(part) for part in parts]
+    titles = [part.name for part in found]
+    if len(set(titles)) < len(titles) or not found:
+        raise UsageError(f"Expected different synthesizers; got {'+'.join(titles) or 'none'}.")
+    classes = [part for part in found if isinstance(part, type)]
     chosen: dict[str, dict[str, Any]] = {c.name: {} for c in classes}
-    for key, value in (settings or {}).items():
-        title, _, option = key.rpartition(".")
-        takers = [c for c in classes if option in c.known_options() and title in ("", c.name)]
-        if not takers:
+    with collect_faults() as collected:
+        for key, value in (options or {}).items():
+            title, _, option = key.rpartition(".")
+            takers = [c for c in classes if option in c.known_options() and title in ("", c.name)]
             known = [f"{c.name}.{name}" for c in classes for name in c.known_options()]
-            raise UsageError(
-                f"Unknown option {key!r} of {names}; known ones are {', '.join(known) or 'none'}."
-            )
-        for taker in takers:
-            chosen[taker.name][option] = value
-    return [c.build(preset, chosen[c.name]) for c in classes]
+            if not takers:
+                collected.faults.append(unknown(key, known))
+            for taker in takers:
+                chosen[taker.name][option] = value
+        made = list[Synthesizer]()
+        for part in found:
+            with collected:
+                if isinstance(part, type):
+                    part = part.build(preset, chosen[part.name])
+                made.append(part)
+    return made
 
 
 def get_synthesizer(name: str) -> type[Synthesizer]:
@@ -82,7 +98,7 @@ def get_synthesizer(name: str) -> type[Synthesizer]:
     return found
 
 
-def expect_able(
+def expect_supported(
     synthesizers: Sequence[Synthesizer], teacher: Teacher, samples: LabelledData | None = None
 ) -> None:
     """Raises unless all synthesizers can work with a teacher.
@@ -91,16 +107,18 @@ def expect_able(
         UsageError: If one cannot; the message names those that can.
     """
     for synthesizer in synthesizers:
-        reason = synthesizer.why_not(teacher, samples)
+        reason = synthesizer.unsupported_reason(teacher, samples)
         if reason is not None:
             raise UsageError(
                 f"The synthesizer {synthesizer.name!r} {reason}; those that can work with it are "
-                f"{', '.join(able(teacher, samples))}."
+                f"{', '.join(supported(teacher, samples))}."
             )
 
 
-def able(teacher: Teacher, samples: LabelledData | None = None) -> list[str]:
+def supported(teacher: Teacher, samples: LabelledData | None = None) -> list[str]:
     """The names of the synthesizers that can work with a teacher."""
     return [
-        name for name in SYNTHESIZERS if get_synthesizer(name).why_not(teacher, samples) is None
+        name
+        for name in SYNTHESIZERS
+        if get_synthesizer(name).unsupported_reason(teacher, samples) is None
     ]

@@ -9,17 +9,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..config import Config, Count, Decay, NonNegative, Size
 from ..data.datasets import LabelledData
 from ..errors import UsageError
 from ..objectives.divergences import l1
-from ..runs.loop import Stateful, TrainingLoop, own_generator
-from ..runs.run import Run
 from ..teachers.classifier import Classifier, Teacher
+from ..training import Checkpoints, Stateful, TrainingLoop, own_generator
 from .unconditional import InputGenerator, Unconditional
 
 
 @dataclass(frozen=True)
-class DFADOptions:
+class DFADOptions(Config):
     """The hyper-parameters of the game; the defaults are those of the authors' code for MNIST.
 
     All but `log`, which that code has for segmentation only. The student's learning rate stays as
@@ -42,24 +42,18 @@ class DFADOptions:
             (the paper trains the student in the game alone, and needs none).
     """
 
-    steps: int = 2_000
-    student_steps: int = 5
-    batch_size: int = 512
-    latents: int = 100
-    channels: tuple[int, ...] = (128, 64)
-    learning_rate: float = 1e-3
-    student_learning_rate: float = 1e-2
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
+    title: ClassVar[str] = "dfad"
+    steps: Count = 2_000
+    student_steps: Count = 5
+    batch_size: Size = 512  # the generator normalises batches
+    latents: Count = 100
+    channels: tuple[Count, ...] = (128, 64)
+    learning_rate: NonNegative = 1e-3
+    student_learning_rate: NonNegative = 1e-2
+    momentum: Decay = 0.9
+    weight_decay: NonNegative = 1e-4
     log: bool = True
-    snapshots: int = 8
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "student_steps", "snapshots"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Expected at least 1 for {name}; got {getattr(self, name)}.")
-        if self.batch_size < 2:  # batch normalisation in the generator
-            raise ValueError(f"Expected a batch_size of at least 2; got {self.batch_size}.")
+    snapshots: Count = 8
 
 
 class DFAD(Unconditional):
@@ -91,7 +85,7 @@ class DFAD(Unconditional):
         self,
         teacher: Teacher,
         samples: LabelledData | None = None,
-        run: Run | None = None,
+        checkpoints: Checkpoints | None = None,
         generator: torch.Generator | None = None,
         student: Classifier | None = None,
     ) -> None:
@@ -102,15 +96,15 @@ class DFAD(Unconditional):
         """
         if student is None:
             raise UsageError(
-                "The synthesizer 'dfad' plays with a student, and there is none; expected "
+                "The synthesizer 'dfad' learns from a student, and there is none; expected "
                 "fit(teacher, ..., student=...) with the student before its training."
             )
         device, options = next(teacher.parameters()).device, self.options
         generator = own_generator(generator, device)
         net = InputGenerator.seeded(teacher.domain, options.latents, options.channels, generator)
         rival = copy.deepcopy(student).to(device).eval().requires_grad_(True)
-        generators = play(net, teacher, rival, options, generator, run, self.stage)
-        self.finish(teacher, list(generators), options.latents, run, generator)
+        generators = play(net, teacher, rival, options, generator, checkpoints)
+        self.finish(teacher, list(generators), options.latents, checkpoints, generator)
 
 
 def play(
@@ -119,8 +113,7 @@ def play(
     student: nn.Module,
     options: DFADOptions,
     generator: torch.Generator,
-    run: Run | None = None,
-    name: str = "dfad",
+    checkpoints: Checkpoints | None = None,
 ) -> nn.ModuleList:
     r"""Plays the game of a generator G against a student S, which learns from a teacher T.
 
@@ -141,8 +134,7 @@ def play(
         student: Another with logits of the same shape; trained in place, in the mode it is in.
         options: How to play; `channels` has no meaning here.
         generator: The source of all random numbers, on the device of the nets.
-        run: Where states and metrics are kept; the game resumes from what it holds.
-        name: The name of the stage.
+        checkpoints: Where states and metrics are kept; the game resumes from what is there.
 
     Returns:
         `options.snapshots` copies of the generator in eval mode, the last one from the end.
@@ -168,7 +160,7 @@ def play(
         "generator": net, "student": student, "adam": adam, "sgd": sgd, "kept": kept,
     }  # fmt: skip
     # The student's steps are those that can diverge: a rollback halves its learning rate.
-    loop = TrainingLoop(name, options.steps, parts, generator, sgd, run, "play with the student")
+    loop = TrainingLoop("play with the student", options.steps, parts, generator, sgd, checkpoints)
     for step in loop:
         learned = [
             imitate(student, teacher, _inputs(net, options, generator), sgd)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..domain import Domain
 from ..errors import CheckpointError
-from ..runs.run import Run
+from ..training import Checkpoints
 from .contract import Synthesizer
 
 HELDOUT = 5  # one input of so many is held out
@@ -41,16 +41,18 @@ class Bank(Synthesizer):
             part.inputs, part.labels = self.inputs[chosen], self.labels[chosen]
         return part
 
-    def keep(self, run: Run | None) -> None:
+    def keep(self, checkpoints: Checkpoints | None) -> None:
         """Writes the bank into a run's folder."""
-        if run is not None:
+        if checkpoints is not None:
             parts = {"bank": {"inputs": self.inputs.cpu(), "labels": self.labels.cpu()}}
-            run.save(f"{self.stage}-bank", {"parts": parts})
+            checkpoints.part("bank").save({"parts": parts})
 
-    def restore(self, domain: Domain, run: Run) -> None:
-        state: dict[str, Any] | None = run.load(f"{self.stage}-bank")
+    def restore(self, domain: Domain, checkpoints: Checkpoints) -> None:
+        state: dict[str, Any] | None = checkpoints.part("bank").load()
         if state is None:
-            raise CheckpointError(f"The run in {run.folder} has no bank of {self.name!r} yet.")
+            raise CheckpointError(
+                f"The run in {checkpoints.folder} has no bank of {self.name!r} yet."
+            )
         bank = state["parts"]["bank"]
         self.inputs, self.labels = bank["inputs"], bank["labels"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ..config import Config, Count, Decay, NonNegative, Positive
 from ..data.datasets import LabelledData
 from ..domain import Domain
 from ..errors import CheckpointError, UsageError
@@ -19,15 +21,14 @@ from ..objectives.bidirectional import Bidirectional
 from ..objectives.contract import Batch, Objective
 from ..objectives.distill import Distill
 from ..objectives.image_priors import BasePrior
-from ..objectives.monitors import Health, examine_flow
-from ..runs.loop import Stateful, TrainingLoop, own_generator
-from ..runs.run import Run
+from ..objectives.monitors import Diagnostics, diagnose_flow
 from ..teachers.classifier import Classifier, Teacher
+from ..training import Checkpoints, Stateful, TrainingLoop, own_generator
 from .contract import Synthesizer, draw_labels
 
 
 @dataclass(frozen=True)
-class BDNFOptions:
+class BDNFOptions(Config):
     """The hyper-parameters of BDNF.
 
     Arguments:
@@ -50,38 +51,28 @@ class BDNFOptions:
             they are.
 
     Raises:
-        ValueError: If a value makes no sense.
+        ConfigError: If a value makes no sense.
     """
 
+    title: ClassVar[str] = "bdnf"
     flow: str = "nice"
     base: Literal["spectral", "gaussian"] = "spectral"
     prior: bool = True
-    alpha: float = 1e-2
-    beta: float = 1.0
-    gamma: float = 1e-2
-    steps: int = 600
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    clip: float = 1.0
-    ema: float = 0.99
-    contrast: tuple[float, float] | None = None
+    alpha: NonNegative = 1e-2
+    beta: NonNegative = 1.0
+    gamma: NonNegative = 1e-2
+    steps: Count = 600
+    batch_size: Count = 128
+    learning_rate: Positive = 1e-3
+    clip: Positive = 1.0
+    ema: Decay = 0.99
+    contrast: tuple[Positive, Positive] | None = None
 
-    def __post_init__(self) -> None:
-        if self.base not in ("spectral", "gaussian"):
-            raise ValueError(f"Expected the base 'spectral' or 'gaussian'; got {self.base!r}.")
-        if min(self.steps, self.batch_size) < 1:
-            raise ValueError(
-                "Expected at least 1 for steps and batch_size; got "
-                f"{self.steps} and {self.batch_size}."
-            )
-        if not (self.learning_rate > 0 and self.clip > 0):
-            raise ValueError(
-                "Expected a positive learning_rate and clip; got "
-                f"{self.learning_rate} and {self.clip}."
-            )
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"Expected an ema in [0, 1); got {self.ema}.")
-        self.objective(samples=True)  # refuses weights and ranges that make no sense
+    def faults(self) -> Iterator[str]:
+        try:
+            self.objective(samples=True)
+        except ValueError as error:  # such as a range whose ends are the wrong way round
+            yield f"{self.title}: {error}"
 
     def objective(self, samples: bool) -> Objective:
         """What the flow learns by: eq. (9) if there are real samples, else eq. (4)."""
@@ -116,8 +107,8 @@ class BDNF(Synthesizer):
     - the volume leaves out the squash to pixels, which is part of f here
       (:class:`~freia_kd.objectives.distill.Distill`);
     - CLS has :math:`\log(p + 0.01)`, unless there are samples;
-    - the teacher's net eats :math:`a (x - 1/2)` in place of normalised pixels, with one factor a of
-      [1, 2] for a batch (and x itself where there are samples), and so do students;
+    - the teacher's net takes :math:`a (x - 1/2)` in place of normalised pixels, with one factor a
+      of [1, 2] for a batch (and x itself where there are samples), and so do students;
     - in eq. (7) the first layer weighs double, and so do all means;
     - a weight decay of 1e-3, and a constant learning rate, 5e-5 for MNIST;
     - weights by data set: alpha 5e-3 (MNIST), 2e-2 (Fashion-MNIST) and 4e-2 (SVHN), beta 2, and
@@ -148,7 +139,7 @@ class BDNF(Synthesizer):
         self,
         teacher: Teacher,
         samples: LabelledData | None = None,
-        run: Run | None = None,
+        checkpoints: Checkpoints | None = None,
         generator: torch.Generator | None = None,
         student: Classifier | None = None,
     ) -> None:
@@ -169,7 +160,7 @@ class BDNF(Synthesizer):
             "schedule": schedule,
         }
         loop = TrainingLoop(
-            self.stage, options.steps, parts, generator, optimizer, run, "train the flow"
+            "train the flow", options.steps, parts, generator, optimizer, checkpoints
         )
         for _ in loop:
             terms = objective(flow, teacher, self._batch(flow, samples, generator))
@@ -182,20 +173,22 @@ class BDNF(Synthesizer):
                 averaged.update_parameters(flow)
         self.flow = cast(ConditionalFlow, averaged.module).eval()
 
-    def restore(self, domain: Domain, run: Run) -> None:
+    def restore(self, domain: Domain, checkpoints: Checkpoints) -> None:
         """Takes the trained flow from a run's folder.
 
         Raises:
             CheckpointError: If the run has no flow, or one of another architecture.
         """
-        state = run.load(self.stage)
-        if state is None or not run.done(self.stage):
-            raise CheckpointError(f"The run in {run.folder} has no trained flow yet.")
+        state = checkpoints.load()
+        if state is None or state["step"] < state["steps"]:
+            raise CheckpointError(f"The run in {checkpoints.folder} has no trained flow yet.")
         averaged = AveragedModel(self._build(domain, torch.Generator().manual_seed(0)))
         try:
             averaged.load_state_dict(state["parts"]["averaged"])
         except RuntimeError as error:
-            raise CheckpointError(f"The run in {run.folder} has another flow: {error}") from error
+            raise CheckpointError(
+                f"The run in {checkpoints.folder} has another flow: {error}"
+            ) from error
         self.flow = cast(ConditionalFlow, averaged.module).eval()
 
     def _build(self, domain: Domain, generator: torch.Generator) -> ConditionalFlow:
@@ -227,9 +220,9 @@ class BDNF(Synthesizer):
         x, y = samples.take(rows.cpu())
         return Batch(z, c, x.to(z.device), y.to(z.device), generator)
 
-    def examine(self, teacher: Teacher, generator: torch.Generator | None = None) -> Health:
+    def diagnose(self, teacher: Teacher, generator: torch.Generator | None = None) -> Diagnostics:
         """How the flow's samples look to the teacher and to each other, from 512 of them."""
-        return examine_flow(self.flow, teacher, 512, generator)
+        return diagnose_flow(self.flow, teacher, 512, generator)
 
     @torch.no_grad()
     def sample(

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor
 
+from ..config import Config, PresetName
 from ..data.datasets import LabelledData
 from ..domain import Domain
-from ..errors import UsageError
+from ..errors import ConfigError, UsageError, unknown
 from ..flows.bases import GaussianBase, SpectralBase
 from ..objectives.batchnorm import normalization_layers
-from ..objectives.monitors import Health, examine
-from ..options import change
-from ..runs.run import Run
+from ..objectives.monitors import Diagnostics, diagnose
 from ..teachers.classifier import Classifier, Teacher
+from ..training import Checkpoints
 
 
 class Synthesizer(ABC):
@@ -26,47 +25,62 @@ class Synthesizer(ABC):
 
     All random numbers come from the generators given, so the same seed gives the same inputs.
     A subclass states what it needs, so that a teacher it cannot work with is refused before any
-    work (:meth:`check`).
+    work (:meth:`unsupported_reason`).
 
     Arguments:
-        options: The hyper-parameters, a frozen dataclass `Options`; the paper's if `None`.
+        options: The hyper-parameters, of the class `Options`; the paper's if `None`.
+
+    Raises:
+        TypeError: If the options are those of another method.
     """
 
     name: ClassVar[str]
-    Options: ClassVar[Any] = None  # a frozen dataclass with the paper's values as defaults
+    Options: ClassVar[type[Config] | None] = None  # with the paper's values as defaults
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # options that differ, by preset
     needs_batchnorm: ClassVar[bool] = False  # statistics that the teacher's layers remember
     needs_samples: ClassVar[bool] = False  # a few real inputs
-    needs_student: ClassVar[bool] = False  # a student to play with, so each student has its inputs
+    needs_student: ClassVar[bool] = False  # it learns from a student, so each has its own inputs
     needs_images: ClassVar[bool] = False  # it cannot make vectors
     takes_samples: ClassVar[bool] = False  # real inputs help it, but it works without
     family: ClassVar[str | None] = None  # methods whose inputs are alike; by default its own
 
-    def __init__(self, options: Any = None) -> None:
-        self.options = options if options is not None or self.Options is None else self.Options()
-        self.stage = self.name  # under which `fit` keeps its states; the job adds the student's
+    options: Any
+
+    def __init__(self, options: Config | None = None) -> None:
+        expected = type(None) if self.Options is None else self.Options
+        if options is None and self.Options is not None:
+            options = self.Options()
+        if not isinstance(options, expected):
+            raise TypeError(
+                f"Expected options of {self.name}, {expected.__name__}; got "
+                f"{type(options).__name__}."
+            )
+        self.options = options
 
     @classmethod
-    def build(cls, preset: str = "best", settings: Mapping[str, Any] | None = None) -> Synthesizer:
-        """Makes the synthesizer with a preset's options, changed by `settings`.
+    def build(
+        cls, preset: str = "standard", options: Mapping[str, Any] | None = None
+    ) -> Synthesizer:
+        """Makes the synthesizer with a preset's options, some of them changed.
 
         Raises:
-            UsageError: If it has no such option, or the value makes no sense.
+            ConfigError: If there is no such preset or option, or values make no sense.
         """
+        if preset not in get_args(PresetName):
+            raise ConfigError([unknown(preset, get_args(PresetName), "preset")])
         if cls.Options is None:
-            if settings:
-                raise UsageError(f"The synthesizer {cls.name!r} has no options; got {settings}.")
+            if options:
+                raise ConfigError([unknown(f"{cls.name}.{name}", ()) for name in options])
             return cls()
-        usual = replace(cls.Options(), **cls.presets.get(preset, {}))
-        return cls(change(usual, settings or {}, cls.name))
+        return cls(cls.Options(**cls.presets.get(preset, {})).changed(**(options or {})))
 
     @classmethod
     def known_options(cls) -> list[str]:
         """The names of its options."""
-        return [field.name for field in fields(cls.Options)] if cls.Options else []
+        return cls.Options.known_options() if cls.Options else []
 
     @classmethod
-    def why_not(
+    def unsupported_reason(
         cls, teacher: Teacher, samples: LabelledData | None = None, student: bool = True
     ) -> str | None:
         """Why the method cannot work with a teacher, or `None` if it can.
@@ -83,7 +97,7 @@ class Synthesizer(ABC):
         if cls.needs_samples and samples is None:
             return "needs real samples, and none are given"
         if cls.needs_student and not student:
-            return "plays with a student, and there is none"
+            return "learns from a student, and there is none"
         return None
 
     @abstractmethod
@@ -91,7 +105,7 @@ class Synthesizer(ABC):
         self,
         teacher: Teacher,
         samples: LabelledData | None = None,
-        run: Run | None = None,
+        checkpoints: Checkpoints | None = None,
         generator: torch.Generator | None = None,
         student: Classifier | None = None,
     ) -> None:
@@ -100,11 +114,10 @@ class Synthesizer(ABC):
         Arguments:
             teacher: The frozen classifier.
             samples: A few real samples, for the methods that can use them.
-            run: Where states and metrics are kept, under `self.stage`; training resumes from
-                what it holds.
+            checkpoints: Where states and metrics are kept; training resumes from what is there.
             generator: The source of all random numbers, on the teacher's device; by default one
                 that torch's global generator seeds.
-            student: The student before its training, for methods that play with one; they train
+            student: The student before its training, for methods that learn from one; they train
                 a copy.
 
         Raises:
@@ -128,7 +141,9 @@ class Synthesizer(ABC):
             Inputs with shape `(n, *shape)` (pixels in [0, 1] for images) and their labels.
         """
 
-    def examine(self, teacher: Teacher, generator: torch.Generator | None = None) -> Health | None:
+    def diagnose(
+        self, teacher: Teacher, generator: torch.Generator | None = None
+    ) -> Diagnostics | None:
         """How 512 inputs look to the teacher and to each other; `None` where nothing was learned.
 
         Variety is relative to spectral noise, or normal noise for vectors.
@@ -141,12 +156,7 @@ class Synthesizer(ABC):
         reference = reference.sigmoid() if domain.is_image else domain.denormalize(reference)
         with torch.no_grad():
             logits = teacher(x.to(next(teacher.parameters()).device))
-        return examine(logits.cpu(), x.cpu(), c, reference)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Its options as a dictionary."""
-        return {} if self.options is None else asdict(self.options)
+        return diagnose(logits.cpu(), x.cpu(), c, reference)
 
     @property
     def distinct(self) -> int | None:
@@ -157,17 +167,17 @@ class Synthesizer(ABC):
         """What to draw training inputs from, or held-out ones; they differ for a bank only."""
         return self
 
-    def restore(self, domain: Domain, run: Run) -> None:
-        """Takes what :meth:`fit` learned from a run's folder, without the teacher.
+    def restore(self, domain: Domain, checkpoints: Checkpoints) -> None:
+        """Takes what :meth:`fit` learned and kept, without the teacher.
 
         Raises:
-            CheckpointError: If the run holds nothing of the kind.
+            CheckpointError: If nothing of the kind was kept.
             UsageError: If the method cannot sample without its teacher.
         """
         raise UsageError(f"The synthesizer {self.name!r} cannot sample without its teacher.")
 
 
-ANSWERED = 128  # inputs that a teacher answers at a time: larger batches are slower on CPUs
+TEACHER_BATCH_SIZE = 128  # larger batches are slower on CPUs
 
 
 def draw_labels(

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..config import NonNegative, Positive
 from ..errors import UsageError
 from ..objectives.batchnorm import BatchStatistics
 from ..objectives.contract import Terms
@@ -29,20 +30,13 @@ class DeepInversionOptions(InversionOptions):
         norm: The weight of the norm of the images: the paper's, where its code has 0.
 
     Raises:
-        ValueError: If a value makes no sense.
+        ConfigError: If a value makes no sense.
     """
 
-    statistics: float = 10.0
-    variation: float = 2.5e-5
-    norm: float = 3e-8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.statistics, self.variation, self.norm) < 0:
-            raise ValueError(
-                "Expected weights of at least 0; got "
-                f"{self.statistics}, {self.variation} and {self.norm}."
-            )
+    title: ClassVar[str] = "deepinversion"
+    statistics: NonNegative = 10.0
+    variation: NonNegative = 2.5e-5
+    norm: NonNegative = 3e-8
 
 
 @dataclass(frozen=True)
@@ -54,19 +48,12 @@ class AdaptiveDeepInversionOptions(DeepInversionOptions):
         temperature: Divides both logits in it; not in the paper, its code has 3.
 
     Raises:
-        ValueError: If a value makes no sense.
+        ConfigError: If a value makes no sense.
     """
 
-    competition: float = 10.0
-    temperature: float = 3.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.competition < 0 or not self.temperature > 0:
-            raise ValueError(
-                "Expected a competition of at least 0 and a positive temperature; got "
-                f"{self.competition} and {self.temperature}."
-            )
+    title: ClassVar[str] = "adaptive-deepinversion"
+    competition: NonNegative = 10.0
+    temperature: Positive = 3.0
 
 
 # The paper's weights leave no share of few steps to the classes.

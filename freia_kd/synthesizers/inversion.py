@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config import Config, Count, Decay, Natural, Positive, Size
 from ..data.datasets import LabelledData
 from ..domain import Domain
 from ..objectives.contract import Terms
-from ..runs.loop import Stateful, TrainingLoop, own_generator
-from ..runs.run import Run
 from ..teachers.classifier import Classifier, Teacher
+from ..training import Checkpoints, Stateful, TrainingLoop, own_generator
 from .bank import Bank
 
 TENSORS = ("full", "half", "labels", "finished", "finished_labels")  # what a canvas keeps
@@ -37,7 +37,7 @@ Loss = Callable[[Tensor, Tensor], Terms]  # of normalised images (B, *shape) and
 
 
 @dataclass(frozen=True)
-class InversionOptions:
+class InversionOptions(Config):
     """How images are optimised; the values are DeepInversion's on CIFAR-10.
 
     Arguments:
@@ -53,35 +53,23 @@ class InversionOptions:
         coarse: The share of the steps, the first ones, that optimise images of half the size.
 
     Raises:
-        ValueError: If a value makes no sense.
+        ConfigError: If a value makes no sense.
     """
 
-    images: int = 5_120
-    batch_size: int = 256
-    steps: int = 2_000
-    learning_rate: float = 0.05
+    images: Size = 5_120
+    batch_size: Size = 256
+    steps: Count = 2_000
+    learning_rate: Positive = 0.05
     decay: bool = False
-    jitter: int = 2
+    jitter: Natural = 2
     flip: bool = False
-    coarse: float = 0.0
-
-    def __post_init__(self) -> None:
-        if min(self.images, self.batch_size) < 2 or self.steps < 1:
-            raise ValueError(
-                "Expected at least 2 images, a batch_size of 2 and 1 step; got "
-                f"{self.images}, {self.batch_size} and {self.steps}."
-            )
-        if not self.learning_rate > 0 or self.jitter < 0 or not 0 <= self.coarse < 1:
-            raise ValueError(
-                "Expected a positive learning_rate, a jitter of at least 0 and coarse in [0, 1); "
-                f"got {self.learning_rate}, {self.jitter} and {self.coarse}."
-            )
+    coarse: Decay = 0.0
 
 
 class Inversion(Bank):
     """A bank of images that Adam optimises from Gaussian noise under a loss, batch by batch.
 
-    The images are optimised in the units that the teacher eats, and every step clips them to
+    The images are optimised in the units that the teacher takes, and every step clips them to
     pixels in [0, 1]. The teacher is frozen and in eval mode. The whole bank is one training stage,
     whose state holds the finished images, those at work and Adam's moments; it resumes exactly.
 
@@ -100,7 +88,7 @@ class Inversion(Bank):
         self,
         teacher: Teacher,
         samples: LabelledData | None = None,
-        run: Run | None = None,
+        checkpoints: Checkpoints | None = None,
         generator: torch.Generator | None = None,
         student: Classifier | None = None,
     ) -> None:
@@ -113,7 +101,7 @@ class Inversion(Bank):
         optimizer = torch.optim.Adam([canvas.half, canvas.full], options.learning_rate)
         parts: dict[str, Stateful] = {"canvas": canvas, "optimizer": optimizer}
         loop = TrainingLoop(
-            self.stage, batches * options.steps, parts, generator, optimizer, run, "invert"
+            "invert", batches * options.steps, parts, generator, optimizer, checkpoints
         )
         for step in loop:
             batch, t = divmod(step, options.steps)
@@ -134,7 +122,7 @@ class Inversion(Bank):
                 canvas.finish()
         self.inputs = canvas.finished
         self.labels = self.label(teacher, canvas.finished, canvas.finished_labels)
-        self.keep(run)
+        self.keep(checkpoints)
 
     def label(self, teacher: Teacher, images: Tensor, labels: Tensor) -> Tensor:
         """The labels of finished images: those that were asked for."""

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config import Config, Count, Natural, NonNegative, Positive, Size
 from ..data.datasets import LabelledData
 from ..domain import Domain
 from ..errors import CheckpointError
 from ..objectives.contract import Terms
-from ..runs.loop import Stateful, TrainingLoop, own_generator
-from ..runs.run import Run
 from ..teachers.classifier import Classifier, Teacher
+from ..training import Checkpoints, Stateful, TrainingLoop, own_generator
 from .contract import Synthesizer, draw_labels
 from .generators import (
     DenseGenerator,
@@ -30,7 +30,7 @@ from .generators import (
 
 
 @dataclass(frozen=True)
-class KegNetOptions:
+class KegNetOptions(Config):
     """The hyper-parameters of KegNet: where it chooses by data set, those for MNIST but for `beta`.
 
     Arguments:
@@ -46,25 +46,15 @@ class KegNetOptions:
         learning_rate: Adam's; 1e-2 for Fashion-MNIST and SVHN, and 1e-4 for tables.
     """
 
-    generators: int = 5
-    latents: int = 10
-    alpha: float = 1.0
-    beta: float = 1.0
-    decoder_layers: int = 2
-    steps: int = 20_000
-    batch_size: int = 256
-    learning_rate: float = 1e-3
-
-    def __post_init__(self) -> None:
-        if min(self.generators, self.latents, self.steps) < 1 or self.batch_size < 2:
-            raise ValueError(
-                "Expected 1 or more generators, latents and steps, and a batch of 2 or more, for "
-                f"batch normalisation; got {self}."
-            )
-        if min(self.alpha, self.beta, self.decoder_layers) < 0:
-            raise ValueError(
-                f"Expected weights of at least 0, and 0 or more decoder layers; got {self}."
-            )
+    title: ClassVar[str] = "kegnet"
+    generators: Count = 5
+    latents: Count = 10
+    alpha: NonNegative = 1.0
+    beta: NonNegative = 1.0
+    decoder_layers: Natural = 2
+    steps: Count = 20_000
+    batch_size: Size = 256
+    learning_rate: Positive = 1e-3
 
 
 def diversity(z: Tensor, u: Tensor) -> Tensor:
@@ -127,7 +117,7 @@ class KegNet(Synthesizer):
         self,
         teacher: Teacher,
         samples: LabelledData | None = None,
-        run: Run | None = None,
+        checkpoints: Checkpoints | None = None,
         generator: torch.Generator | None = None,
         student: Classifier | None = None,
     ) -> None:
@@ -136,12 +126,16 @@ class KegNet(Synthesizer):
         generator = own_generator(generator, device)
         self.domain = teacher.domain
         self.nets = [
-            self._train(teacher, number, run, generator)
+            self._train(teacher, number, checkpoints, generator)
             for number in range(1, self.options.generators + 1)
         ]
 
     def _train(
-        self, teacher: Teacher, number: int, run: Run | None, generator: torch.Generator
+        self,
+        teacher: Teacher,
+        number: int,
+        checkpoints: Checkpoints | None,
+        generator: torch.Generator,
     ) -> Generator:
         options = self.options
         net = build_seeded(lambda: self._build(teacher.domain), generator)
@@ -151,8 +145,8 @@ class KegNet(Synthesizer):
         )
         parts: dict[str, Stateful] = {"generator": net, "decoder": decoder, "optimizer": optimizer}
         title = f"train generator {number} of {options.generators}"
-        stage = f"{self.stage}-{number}"
-        loop = TrainingLoop(stage, options.steps, parts, generator, optimizer, run, title)
+        own = checkpoints and checkpoints.part(number)
+        loop = TrainingLoop(title, options.steps, parts, generator, optimizer, own)
         for _ in loop:
             terms = self._losses(net, decoder, teacher, generator)
             if loop.accept(terms.total, terms.items()):
@@ -187,7 +181,7 @@ class KegNet(Synthesizer):
         hidden = [120] * self.options.decoder_layers
         return perceptron([math.prod(domain.shape), *hidden, self.options.latents])
 
-    def restore(self, domain: Domain, run: Run) -> None:
+    def restore(self, domain: Domain, checkpoints: Checkpoints) -> None:
         """Takes the trained generators from a run's folder.
 
         Raises:
@@ -195,10 +189,10 @@ class KegNet(Synthesizer):
         """
         self.nets, self.domain = [], domain
         for number in range(1, self.options.generators + 1):
-            state = run.load(f"{self.stage}-{number}")
+            state = checkpoints.part(number).load()
             if state is None or state["step"] < state["steps"]:
                 raise CheckpointError(
-                    f"The run in {run.folder} has no trained generator {number} of "
+                    f"The run in {checkpoints.folder} has no trained generator {number} of "
                     f"{self.options.generators} yet."
                 )
             net = build_seeded(lambda: self._build(domain), torch.Generator().manual_seed(0))
@@ -206,7 +200,7 @@ class KegNet(Synthesizer):
                 net.load_state_dict(state["parts"]["generator"])
             except RuntimeError as error:
                 raise CheckpointError(
-                    f"The run in {run.folder} has another generator: {error}"
+                    f"The run in {checkpoints.folder} has another generator: {error}"
                 ) from error
             self.nets.append(net.eval())
 

@@ -15,13 +15,14 @@ import torch.nn.functional as F
 from scipy import optimize, stats
 from torch import Tensor
 
+from ..config import NonNegative, Positive
 from ..data.datasets import LabelledData
 from ..domain import Domain
 from ..objectives.batchnorm import BatchStatistics, LayerStatistics
 from ..objectives.contract import Terms
-from ..runs.run import Run
 from ..teachers.classifier import Classifier, Teacher
-from .contract import ANSWERED
+from ..training import Checkpoints
+from .contract import TEACHER_BATCH_SIZE
 from .inversion import QUICK, STANDARD, Inversion, InversionOptions, Loss
 from .noise import Noise
 
@@ -39,27 +40,20 @@ class KnowledgeWithinOptions(InversionOptions):
         blur: The standard deviation of that prior's Gaussian kernel, in pixels.
 
     Raises:
-        ValueError: If a value makes no sense.
+        ConfigError: If a value makes no sense.
     """
 
-    statistics: float = 5.0
-    inception: float = 0.1
-    smoothness: float = 1.0
-    blur: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.statistics, self.inception, self.smoothness) < 0 or not self.blur > 0:
-            raise ValueError(
-                "Expected weights of at least 0 and a positive blur; got "
-                f"{self.statistics}, {self.inception}, {self.smoothness} and {self.blur}."
-            )
+    title: ClassVar[str] = "kw"
+    statistics: NonNegative = 5.0
+    inception: NonNegative = 0.1
+    smoothness: NonNegative = 1.0
+    blur: Positive = 1.0
 
 
 class KWGaussian(Noise):
     """The Gaussian scheme: pixels of the training data's mean and standard deviation, by channel.
 
-    Pixels are independent, and labelled by the teacher's own answer; nothing is optimised. A
+    Pixels are independent, and labelled by the teacher; nothing is optimised. A
     Gaussian clipped to [0, 1] loses the statistics that it has, so it is the one that has the
     domain's *after* clipping, if there is one (which noise `normal` leaves out). Vectors are not
     clipped.
@@ -76,11 +70,11 @@ class KWGaussian(Noise):
         self,
         teacher: Teacher,
         samples: LabelledData | None = None,
-        run: Run | None = None,
+        checkpoints: Checkpoints | None = None,
         generator: torch.Generator | None = None,
         student: Classifier | None = None,
     ) -> None:
-        super().fit(teacher, samples, run, generator, student)
+        super().fit(teacher, samples, checkpoints, generator, student)
         self.mean, self.std = self._moments(teacher.domain)
 
     def _moments(self, domain: Domain) -> tuple[Tensor, Tensor]:
@@ -158,7 +152,7 @@ class KWStatistics(KnowledgeWithin):
     @torch.no_grad()
     def label(self, teacher: Teacher, images: Tensor, labels: Tensor) -> Tensor:
         """The teacher's own answers."""
-        return torch.cat([teacher(part).argmax(1) for part in images.split(ANSWERED)])
+        return torch.cat([teacher(part).argmax(1) for part in images.split(TEACHER_BATCH_SIZE)])
 
 
 class KWMixture(KnowledgeWithin):

@@ -4,30 +4,33 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ..config import Config, Count
 from ..data.datasets import LabelledData
 from ..flows.bases import SpectralBase
-from ..runs.run import Run
 from ..teachers.classifier import Classifier, Teacher
-from .contract import ANSWERED, Synthesizer
+from ..training import Checkpoints
+from .contract import TEACHER_BATCH_SIZE, Synthesizer
 
 
 @dataclass(frozen=True)
-class NoiseOptions:
+class NoiseOptions(Config):
     """What there is to choose about noise.
 
     Arguments:
         tries: How many times more inputs are drawn, at most, when labels are asked for.
     """
 
-    tries: int = 10
+    title: ClassVar[str] = "noise"
+    tries: Count = 10
 
 
 class Noise(Synthesizer):
-    """Random inputs, labelled by the teacher's own answer; the base class of three kinds.
+    """Random inputs, labelled by the teacher; the base class of three kinds.
 
     Pixels are clamped to [0, 1]. Labels asked for are met by rejection: the inputs of a label are
     those that the teacher gives this label, as far as `tries` times as many draws hold any.
@@ -42,7 +45,7 @@ class Noise(Synthesizer):
         self,
         teacher: Teacher,
         samples: LabelledData | None = None,
-        run: Run | None = None,
+        checkpoints: Checkpoints | None = None,
         generator: torch.Generator | None = None,
         student: Classifier | None = None,
     ) -> None:
@@ -50,7 +53,7 @@ class Noise(Synthesizer):
         self.teacher = teacher
         self.device = next(teacher.parameters()).device
 
-    def examine(self, teacher: Teacher, generator: torch.Generator | None = None) -> None:
+    def diagnose(self, teacher: Teacher, generator: torch.Generator | None = None) -> None:
         """Nothing: noise learned nothing that could have failed."""
 
     @abstractmethod
@@ -68,7 +71,7 @@ class Noise(Synthesizer):
 
     @torch.no_grad()
     def _label(self, x: Tensor) -> Tensor:
-        return torch.cat([self.teacher(part).argmax(1) for part in x.split(ANSWERED)])
+        return torch.cat([self.teacher(part).argmax(1) for part in x.split(TEACHER_BATCH_SIZE)])
 
     def _reject(self, wanted: Tensor, generator: torch.Generator | None) -> Tensor:
         x = self.draw(len(wanted), generator)
@@ -87,7 +90,7 @@ class Noise(Synthesizer):
 
 
 class Uniform(Noise):
-    r""":math:`\mathcal{U}(-1, 1)` in the units that the teacher eats, the paper's baseline."""
+    r""":math:`\mathcal{U}(-1, 1)` in the units that the teacher takes, the paper's baseline."""
 
     name = "uniform"
     family = "pixel noise"
@@ -100,7 +103,7 @@ class Uniform(Noise):
 
 
 class Normal(Noise):
-    r""":math:`\mathcal{N}(0, 1)` in the units that the teacher eats, the paper's baseline."""
+    r""":math:`\mathcal{N}(0, 1)` in the units that the teacher takes, the paper's baseline."""
 
     name = "normal"
     family = "pixel noise"
@@ -124,11 +127,11 @@ class Spectral(Noise):
         self,
         teacher: Teacher,
         samples: LabelledData | None = None,
-        run: Run | None = None,
+        checkpoints: Checkpoints | None = None,
         generator: torch.Generator | None = None,
         student: Classifier | None = None,
     ) -> None:
-        super().fit(teacher, samples, run, generator, student)
+        super().fit(teacher, samples, checkpoints, generator, student)
         self.base = SpectralBase.for_domain(teacher.domain).to(self.device)
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, MultipleOf
 from torch import Tensor
 
+from ..config import Config, Count, Positive
 from ..data.datasets import LabelledData
 from ..objectives.contract import Terms
-from ..runs.loop import Stateful, TrainingLoop, own_generator
-from ..runs.run import Run
 from ..teachers.classifier import Classifier, Teacher
+from ..training import Checkpoints, Stateful, TrainingLoop, own_generator
 from .unconditional import InputGenerator, Unconditional
 
 TINY = 1e-12
 
 
 @dataclass(frozen=True)
-class RDSKDOptions:
+class RDSKDOptions(Config):
     """The hyper-parameters of RDSKD; the defaults are those of the authors' code for MNIST.
 
     Arguments:
@@ -35,23 +36,14 @@ class RDSKDOptions:
             plain losses are summed.
     """
 
-    steps: int = 2_400
-    epoch: int = 120
-    batch_size: int = 512
-    latents: int = 100
-    channels: tuple[int, ...] = (128, 64)
-    learning_rate: float = 1e-3
+    title: ClassVar[str] = "rdskd"
+    steps: Count = 2_400
+    epoch: Count = 120
+    batch_size: Annotated[int, Ge(2), MultipleOf(2)] = 512
+    latents: Count = 100
+    channels: tuple[Count, ...] = (128, 64)
+    learning_rate: Positive = 1e-3
     penalty: bool = True
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 2 or self.batch_size % 2:
-            raise ValueError(
-                f"Expected an even batch_size, whose halves are compared; got {self.batch_size}."
-            )
-        if min(self.steps, self.epoch) < 1:
-            raise ValueError(
-                f"Expected at least 1 for steps and epoch; got {self.steps} and {self.epoch}."
-            )
 
 
 class RDSKD(Unconditional):
@@ -88,7 +80,7 @@ class RDSKD(Unconditional):
         self,
         teacher: Teacher,
         samples: LabelledData | None = None,
-        run: Run | None = None,
+        checkpoints: Checkpoints | None = None,
         generator: torch.Generator | None = None,
         student: Classifier | None = None,
     ) -> None:
@@ -100,7 +92,7 @@ class RDSKD(Unconditional):
         penalty = IncrementPenalty()
         parts: dict[str, Stateful] = {"generator": net, "optimizer": optimizer, "penalty": penalty}
         loop = TrainingLoop(
-            self.stage, options.steps, parts, generator, optimizer, run, "train the generator"
+            "train the generator", options.steps, parts, generator, optimizer, checkpoints
         )
         for step in loop:
             z = torch.randn(options.batch_size, options.latents, generator=generator, device=device)
@@ -112,13 +104,13 @@ class RDSKD(Unconditional):
                 optimizer.step()
                 if step % options.epoch == 0:
                     penalty.refer_to(terms)
-        self.finish(teacher, [net.eval()], options.latents, run, generator)
+        self.finish(teacher, [net.eval()], options.latents, checkpoints, generator)
 
 
 def losses(teacher: Teacher, x: Tensor) -> Terms:
     """The three losses of inputs `x` with shape `(B, *shape)`, B even.
 
-    Images are compared in the units that the teacher's net eats, as in the authors' code.
+    Images are compared in the units that the teacher's net takes, as in the authors' code.
     """
     logits, u = teacher(x), teacher.domain.normalize(x)
     return Terms(

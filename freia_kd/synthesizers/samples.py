@@ -6,8 +6,8 @@ import torch
 
 from ..data.datasets import LabelledData
 from ..errors import UsageError
-from ..runs.run import Run
 from ..teachers.classifier import Classifier, Teacher
+from ..training import Checkpoints
 from .bank import Bank
 
 
@@ -29,7 +29,7 @@ class Samples(Bank):
         self,
         teacher: Teacher,
         samples: LabelledData | None = None,
-        run: Run | None = None,
+        checkpoints: Checkpoints | None = None,
         generator: torch.Generator | None = None,
         student: Classifier | None = None,
     ) -> None:
@@ -45,7 +45,7 @@ class Samples(Bank):
         device = next(teacher.parameters()).device
         x, y = samples.take(torch.arange(len(samples)))
         self.inputs, self.labels = x.to(device), y.to(device)
-        self.keep(run)
+        self.keep(checkpoints)
 
-    def examine(self, teacher: Teacher, generator: torch.Generator | None = None) -> None:
+    def diagnose(self, teacher: Teacher, generator: torch.Generator | None = None) -> None:
         """Nothing: nothing was learned that could have failed."""

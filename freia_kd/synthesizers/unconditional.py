@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..domain import Domain
-from ..runs.run import Run
 from ..teachers.classifier import Teacher
+from ..training import Checkpoints
 from .bank import Bank
-from .contract import ANSWERED
+from .contract import TEACHER_BATCH_SIZE
 from .generators import DenseGenerator, ImageGenerator, as_inputs, build_seeded
 
 KEPT = 1024  # inputs kept in a run's folder, for those who have no teacher
@@ -92,7 +92,7 @@ class Unconditional(Bank):
         teacher: Teacher,
         generators: Sequence[nn.Module],
         latents: int,
-        run: Run | None,
+        checkpoints: Checkpoints | None,
         generator: torch.Generator,
     ) -> None:
         """Takes the trained generators, and keeps some of their inputs in the run.
@@ -101,13 +101,13 @@ class Unconditional(Bank):
             teacher: What labels the inputs.
             generators: Nets in eval mode, each of which makes an equal share of the inputs.
             latents: The length of their latents.
-            run: The run, if any.
+            checkpoints: Where the run keeps them, if anywhere.
             generator: Draws the inputs that are kept.
         """
         self.teacher, self.generators, self.latents = teacher, generators, latents
-        # Drawn without a run as well, which thus changes no random number.
+        # Drawn without checkpoints as well, which thus changes no random number.
         self.inputs, self.labels = self.sample(KEPT, generator=generator)
-        self.keep(run)
+        self.keep(checkpoints)
 
     @property
     def distinct(self) -> int | None:
@@ -148,4 +148,4 @@ class Unconditional(Bank):
         for k, net in enumerate(self.generators):
             for rows in torch.nonzero(which == k).flatten().split(256):
                 x[rows] = net(z[rows])
-        return x, torch.cat([teacher(part).argmax(1) for part in x.split(ANSWERED)])
+        return x, torch.cat([teacher(part).argmax(1) for part in x.split(TEACHER_BATCH_SIZE)])

@@ -7,7 +7,7 @@ import torch
 from scipy.special import softmax
 from tiny_flows import Sigmoid, TinyFlow, make_teacher
 
-from freia_kd.objectives import Terms, examine, examine_flow, not_finite
+from freia_kd.objectives import Terms, diagnose, diagnose_flow, not_finite
 
 
 def draw(*shape, seed=0):
@@ -19,7 +19,7 @@ C = torch.arange(60) % 3
 
 def test_health_is_what_numpy_says():
     x, reference, logits = draw(60, 4), 2 * draw(90, 4, seed=1), draw(60, 3, seed=2)
-    health = examine(logits, x, C, reference)
+    health = diagnose(logits, x, C, reference)
     p = softmax(logits.numpy(), 1)
     np.testing.assert_allclose(health.confidence, p[np.arange(60), C].mean())
     np.testing.assert_allclose(health.hit_rate, (p.argmax(1) == C.numpy()).mean())
@@ -76,7 +76,7 @@ def break_logits(samples):
 def test_warnings_name_the_fault_and_the_remedy(fault, messages):
     samples = good()
     fault(samples)
-    health = examine(**samples)
+    health = diagnose(**samples)
     warnings = health.warnings()
     if fault is lose_confidence:
         warnings = warnings[-1:]
@@ -89,17 +89,17 @@ def test_warnings_name_the_fault_and_the_remedy(fault, messages):
 def test_flow_is_examined_against_what_the_identity_gives():
     flow = TinyFlow((1, 2, 2), squash=Sigmoid()).double()
     teacher = make_teacher((1, 2, 2))
-    health = examine_flow(flow, teacher, 30, torch.Generator().manual_seed(0))
-    assert health == examine_flow(flow, teacher, 30, torch.Generator().manual_seed(0))
+    health = diagnose_flow(flow, teacher, 30, torch.Generator().manual_seed(0))
+    assert health == diagnose_flow(flow, teacher, 30, torch.Generator().manual_seed(0))
     assert all(0.1 < value < 2 for value in health.variety)
     with torch.no_grad():
         flow.scale -= 8
-    collapsed = examine_flow(flow, teacher, 30, torch.Generator().manual_seed(0))
+    collapsed = diagnose_flow(flow, teacher, 30, torch.Generator().manual_seed(0))
     assert "class 0, 1, 2 have collapsed" in collapsed.warnings()[0]
 
 
 def test_class_with_one_sample_has_no_variety():
-    health = examine(draw(4, 3), draw(4, 2), torch.tensor([0, 0, 0, 1]), draw(4, 2))
+    health = diagnose(draw(4, 3), draw(4, 2), torch.tensor([0, 0, 0, 1]), draw(4, 2))
     assert health.variety[1:] == (None, None)
 
 
@@ -107,7 +107,7 @@ def test_misfits_are_refused():
     with pytest.raises(
         ValueError, match="for 4 samples and a reference of 2 or more; got 4, 3 and 4"
     ):
-        examine(draw(4, 3), draw(4, 2), torch.tensor([0, 0, 0]), draw(4, 2))
+        diagnose(draw(4, 3), draw(4, 2), torch.tensor([0, 0, 0]), draw(4, 2))
 
 
 def test_not_finite_names_terms():

@@ -4,7 +4,7 @@ import torch
 from freia_kd.data.datasets import LabelledData
 from freia_kd.domain import Domain
 from freia_kd.errors import CheckpointError, UsageError
-from freia_kd.runs.run import Run
+from freia_kd.training import Checkpoints
 from freia_kd.synthesizers import SYNTHESIZERS
 from freia_kd.synthesizers.samples import Samples
 from freia_kd.teachers import Teacher
@@ -76,7 +76,7 @@ def test_vectors():
 
 
 def test_it_is_restored_from_its_run(teacher, tmp_path):
-    run = Run(tmp_path, {})
+    run = Checkpoints(tmp_path, "stage")
     with pytest.raises(CheckpointError, match="no bank of 'samples'"):
         Samples().restore(teacher.domain, run)
     synthesizer, restored = fitted(teacher, 12, run), Samples()
@@ -87,11 +87,11 @@ def test_it_is_restored_from_its_run(teacher, tmp_path):
 
 
 def test_there_is_no_health_of_real_inputs(teacher):
-    assert fitted(teacher, 12).examine(teacher) is None
+    assert fitted(teacher, 12).diagnose(teacher) is None
 
 
 def test_no_samples_and_wrong_ones_are_refused(teacher):
-    assert Samples.why_not(teacher) == "needs real samples, and none are given"
+    assert Samples.unsupported_reason(teacher) == "needs real samples, and none are given"
     with pytest.raises(UsageError, match="none are given"):
         Samples().fit(teacher)
     wrong = LabelledData(torch.zeros(2, 1, 8, 8), torch.arange(2), "wrong")

@@ -1,0 +1,536 @@
+"""The verbs: what the command does, and what a script calls."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+# from .comparing import ComparisonResult as ComparisonResult
+# from .comparing import compare as compare
+from .compression import compare_costs, count_parameters, load_classifier, load_teacher
+from .compression.comparison import Comparison as CostComparison
+from .config import BatchNormMode, Device, DistillationOptions, Preset, PresetName
+from .data.datasets import LabelledData, Split, load_dataset, measure_domain, resize_images
+from .data.sources import PathLike, RealData, Source
+from .data.synthetic import SyntheticSet, quantise
+from .device import choose_device
+from .domain import DOMAINS, Domain
+from .errors import CheckpointError, UsageError
+from .evaluation import accuracy, predict, share_equal
+from .exporting import export as export
+from .files import atomic
+from .job import open_job, reopen_job, run_job
+from .job.opening import Synthesizers, restore_synthesizer
+from .job.run import run_extraction
+from .job.student import write_student
+from .report.plots import plot_grid, plot_sensitivity, write_png
+from .report.schema import Proportion, Report
+from .runs.store import read_record
+from .students import StudentSpec, as_specs, build, calibration_set
+from .teachers import (
+    Classifier,
+    Teacher,
+    build_net,
+    read_checkpoint,
+    save_classifier,
+    train_classifier,
+)
+from .training import Progress
+
+SIDE = 32  # of images that are resized, as in KegNet and BDNF
+EPOCHS, TABLE_STEPS = 8, 1_000  # of a teacher, unless asked otherwise
+
+
+@dataclass(frozen=True)
+class DistillationResult:
+    """A finished run.
+
+    Arguments:
+        folder: Its folder, with the students and the report.
+        report: What came out.
+    """
+
+    folder: Path
+    report: Report
+
+    def student(self, name: str | None = None) -> Classifier:
+        """A student of the run, by default the first; arguments and errors of `load_student`."""
+        stem = "student" if name is None else f"student-{name}"
+        return load_student(self.folder / f"{stem}.safetensors")
+
+
+@dataclass(frozen=True)
+class TrainedTeacher:
+    """A teacher that was trained and written.
+
+    Arguments:
+        file: The checkpoint.
+        arch: The architecture.
+        domain: The input domain.
+        parameters: How many parameters it has.
+        accuracy: On the test split, or on the training data where there is no other.
+        has_test_split: Whether there is one.
+    """
+
+    file: str
+    arch: str
+    domain: Domain
+    parameters: int
+    accuracy: Proportion
+    has_test_split: bool
+
+
+@dataclass(frozen=True)
+class CompressedStudent:
+    """A student that was made without any training, and written.
+
+    Arguments:
+        file: The student.
+        steps: What each method of compression did.
+        searches: For each step what a search for a target found, or `None`.
+        costs: What the teacher and the student cost.
+    """
+
+    file: str
+    steps: list[dict[str, Any]]
+    searches: list[dict[str, Any] | None]
+    costs: CostComparison
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How good a checkpoint is on real data.
+
+    Arguments:
+        file: The checkpoint.
+        accuracy: The share of inputs that it gets right.
+        data: The data, by name.
+        agreement: With the teacher, where there is one.
+    """
+
+    file: str
+    accuracy: Proportion
+    data: str
+    agreement: Proportion | None = None
+
+
+def train_teacher(
+    data: PathLike,
+    out: PathLike,
+    *,
+    arch: str | None = None,
+    data_root: PathLike | None = None,
+    download: bool = False,
+    resize: bool = False,
+    epochs: int | None = None,
+    batch_size: int = 128,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    device: Device = "auto",
+    progress: Progress | None = None,
+) -> TrainedTeacher:
+    """Trains a classifier on labelled data, and measures it on the test split afterwards.
+
+    Arguments:
+        data: A named set, a folder of images or an npz file.
+        out: Where the checkpoint goes; it holds the architecture and the domain as well.
+        arch: The architecture, by name or `package.module:Class`; if `None`, `"lenet5"` for
+            images and `"mlp"` for vectors.
+        data_root: Where torchvision keeps its data sets.
+        download: Whether torchvision may download them.
+        resize: Whether to resize images of a folder or file to 32 x 32.
+        epochs: Passes over the data; if `None`, 8 for images, and for vectors as many as make
+            1,000 steps, since tables are small.
+        batch_size: Inputs in a step.
+        learning_rate: Adam's, falling to 0 as a cosine.
+        seed: The seed of weights and of the order of the data.
+        device: Where to compute.
+        progress: What to show meanwhile.
+
+    Raises:
+        UsageError: If there is no such data or architecture, or they do not fit.
+        TrainingError: If the loss is not finite.
+    """
+    source, place = os.fspath(data), choose_device(device)
+
+    def load(split: Split, domain: Domain | None) -> LabelledData:
+        fitting = domain is not None
+        return load_dataset(source, domain, split, data_root, download, resize and fitting)
+
+    train = load("train", DOMAINS.get(source))
+    if resize and train.inputs.ndim == 4:
+        train = LabelledData(resize_images(train.inputs, (SIDE, SIDE)), train.labels, train.name)
+    domain = DOMAINS.get(source) or measure_domain(train, Path(source).stem)
+    arch = arch or ("lenet5" if domain.is_image else "mlp")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = build_net(arch, domain)
+    generator = torch.Generator().manual_seed(seed)
+    per_epoch = max(1, len(train) // batch_size)
+    if epochs is None:
+        epochs = EPOCHS if domain.is_image else -(-TABLE_STEPS // per_epoch)
+    title = f"train {arch} on {train.name}"
+    with (progress or Progress()).stage(title, epochs * per_epoch) as stage:
+
+        def show(values: dict[str, float]) -> None:
+            stage.update(int(values["step"]), {k: values[k] for k in ("epoch", "loss")})
+
+        train_classifier(
+            net, train, domain, epochs, batch_size, learning_rate, generator, show, place
+        )
+    classifier = Classifier(net, domain, arch).eval()
+    save_classifier(out, classifier)
+    test = load("test", domain)
+    separate = test.labels.shape != train.labels.shape or not torch.equal(test.inputs, train.inputs)
+    share = Proportion.of(accuracy(classifier, test), len(test))
+    return TrainedTeacher(os.fspath(out), arch, domain, count_parameters(net), share, separate)
+
+
+def distill(
+    teacher: PathLike | Teacher,
+    *,
+    students: Sequence[str | StudentSpec] = ("1",),
+    synthesizer: Synthesizers | None = None,
+    training: DistillationOptions | None = None,
+    preset: PresetName | Preset = "standard",
+    set_size: int | None = None,
+    on_the_fly: bool = False,
+    samples: Source | None = None,
+    resize: bool = False,
+    eval_data: Source | None = None,
+    data_root: PathLike | None = None,
+    download: bool = False,
+    arch: str | None = None,
+    domain: Domain | None = None,
+    seed: int = 0,
+    device: Device = "auto",
+    out: PathLike | None = None,
+    progress: Progress | None = None,
+) -> DistillationResult:
+    """Compresses a classifier and distils it, without its training data.
+
+    Arguments:
+        teacher: A checkpoint, or a teacher in memory.
+        students: What to make of it: the papers' students, `"1"` to `"3"`, and specs. That they
+            can be made is checked before any work.
+        synthesizer: What makes the inputs: synthesizers, or their names or paths
+            `package.module:Class`, which `+` joins; each makes an equal share. By default
+            `"bdnf+spectral"`, or `"bdnf"` for vectors.
+        training: How the students are trained, if not as the preset says.
+        preset: How much work to do.
+        set_size: How many synthetic inputs to make, if not as many as the preset says.
+        on_the_fly: Whether the students see new inputs in every step, instead of a stored set.
+        samples: A few labelled real inputs to train on as well (paper eq. 9): a folder of images,
+            an npz file, or a map-style data set of (image, label) that does not normalise.
+        resize: Whether to resize samples of another size.
+        eval_data: Labelled real data that is read only after the last weight is fixed: a name, a
+            folder, an npz file, or such a data set.
+        data_root: Where torchvision keeps its data sets.
+        download: Whether torchvision may download them.
+        arch: The architecture, by name or `package.module:Class`, if the file does not tell.
+        domain: The input domain, if the file does not tell.
+        seed: The seed of all random numbers.
+        device: Where to compute.
+        out: The run's folder; by default a new one under `runs/`.
+        progress: What to show meanwhile.
+
+    Raises:
+        UsageError: If the options do not fit together.
+        CheckpointError: If the teacher's file is not sound.
+        TrainingError: If a loss stays non-finite.
+
+    References:
+        | Data-free Knowledge Distillation with Bi-directional Normalizing Flow (Kim)
+
+    Example: see `examples/library.py`.
+    """
+    job = open_job(
+        teacher,
+        students=students,
+        synthesizer=synthesizer,
+        training=training,
+        preset=preset,
+        set_size=set_size,
+        on_the_fly=on_the_fly,
+        samples=samples,
+        resize=resize,
+        evaluation=_evaluation(eval_data, data_root, download),
+        arch=arch,
+        domain=domain,
+        seed=seed,
+        device=device,
+        out=out,
+        progress=progress,
+    )
+    return DistillationResult(job.run.folder, run_job(job))
+
+
+def resume(
+    folder: PathLike,
+    *,
+    students: Sequence[str | StudentSpec] = (),
+    eval_data: Source | None = None,
+    data_root: PathLike | None = None,
+    download: bool = False,
+    teacher: PathLike | Teacher | None = None,
+    synthesizer: Synthesizers | None = None,
+    methods: Sequence[str] = (),
+    training: DistillationOptions | None = None,
+    preset: PresetName | Preset | None = None,
+    set_size: int | None = None,
+    on_the_fly: bool | None = None,
+    samples: Source | None = None,
+    arch: str | None = None,
+    domain: Domain | None = None,
+    seed: int | None = None,
+    device: Device | None = None,
+    progress: Progress | None = None,
+) -> DistillationResult:
+    """Goes on with a run, as if it had never been stopped.
+
+    Students and evaluation data may be added. Everything else is as it was recorded: it needs to
+    be given only where the run had it in memory, or where it is code of the user's own, which no
+    file may name; if it differs from the record it is refused.
+
+    Arguments:
+        folder: The run's folder.
+        students: Students to make besides those of the run.
+        eval_data: Labelled real data; those of the run if `None`.
+        data_root: Where torchvision keeps its data sets.
+        download: Whether torchvision may download them.
+        teacher: The teacher again.
+        synthesizer: The synthesizers again.
+        methods: The run's methods of compression that are code of one's own.
+        training: As for :func:`distill`, and so are the others.
+
+    Raises:
+        CheckpointError: If the folder holds no run, or one of an older version.
+        UsageError: If an option differs from the record; both values are named.
+        TrainingError: If a loss stays non-finite.
+    """
+    job = reopen_job(
+        folder,
+        students=students,
+        evaluation=_evaluation(eval_data, data_root, download),
+        teacher=teacher,
+        synthesizer=synthesizer,
+        methods=methods,
+        training=training,
+        preset=preset,
+        set_size=set_size,
+        on_the_fly=on_the_fly,
+        samples=samples,
+        arch=arch,
+        domain=domain,
+        seed=seed,
+        device=device,
+        progress=progress,
+    )
+    return DistillationResult(job.run.folder, run_job(job))
+
+
+def _evaluation(source: Source | None, root: PathLike | None, download: bool) -> RealData | None:
+    return None if source is None else RealData(source, root, download)
+
+
+def compress(
+    teacher: PathLike | Teacher,
+    out: PathLike,
+    *,
+    student: str | StudentSpec = "1",
+    bn: BatchNormMode | None = None,
+    arch: str | None = None,
+    domain: Domain | None = None,
+    plot: PathLike | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> CompressedStudent:
+    """Compresses a teacher without any training, and writes the student.
+
+    The file is, bit for bit, what :func:`distill` calls "compressed only" with the same seed.
+
+    Arguments:
+        teacher: A checkpoint, or a teacher in memory.
+        out: The student's file, `.pt` or `.safetensors`.
+        student: One of the papers' students, or a spec.
+        bn: What becomes of batch normalisation, if the spec does not say.
+        arch: The architecture, if the file does not tell.
+        domain: The input domain, if the file does not tell.
+        plot: Where a picture of the layers' sensitivity goes, if a target is searched for.
+        seed: The seed of the calibration set.
+        progress: What to show meanwhile.
+
+    Raises:
+        CheckpointError: If the teacher's file is not sound.
+        UsageError: If the student cannot be made of this teacher.
+    """
+    loaded = teacher if isinstance(teacher, Teacher) else load_teacher(teacher, arch, domain)
+    (spec,) = as_specs([student])
+    spec = spec.changed(bn=spec.bn or bn)
+    if plot is not None and not any(m.needs_teacher for m in spec.methods):
+        raise UsageError("Only the search for a target measures sensitivity; there is no plot.")
+    spec.check(loaded)
+    made = build(loaded, spec, calibration_set(loaded, seed), progress)
+    for search in made.searches:
+        if plot is not None and search is not None:
+            write_png(plot, plot_sensitivity(search["sensitivity"]))
+    write_student(Path(out), made)
+    costs = compare_costs(loaded.net, made.classifier.net, loaded.domain.shape)
+    return CompressedStudent(os.fspath(out), made.steps, made.searches, costs)
+
+
+def evaluate(
+    path: PathLike,
+    eval_data: Source,
+    *,
+    data_root: PathLike | None = None,
+    download: bool = False,
+    resize: bool = False,
+    arch: str | None = None,
+    domain: Domain | None = None,
+) -> list[Evaluation]:
+    """The accuracy of a checkpoint, or of every student in a run's folder, on real data.
+
+    Raises:
+        CheckpointError: If a file is not sound, or a folder has no students.
+        UsageError: If there is no such data, or it does not fit.
+    """
+    files = sorted(Path(path).glob("student-*.pt")) if Path(path).is_dir() else [Path(path)]
+    if not files:
+        raise CheckpointError(f"There are no students in {path}.")
+    source = RealData(eval_data, data_root, download, resize)
+    source.check()
+    results, taught = list[Evaluation](), None
+    for file in files:
+        classifier = load_classifier(file, arch, domain)
+        data = source.load(classifier.domain, "test")
+        said = predict(classifier, data)
+        if taught is None and Path(path).is_dir():
+            taught = _teacher_answers(Path(path), arch, data)
+        share = Proportion.of(share_equal(said, data.labels), len(data))
+        agreed = None if taught is None else Proportion.of(share_equal(said, taught), len(data))
+        results.append(Evaluation(os.fspath(file), share, data.name, agreed))
+    return results
+
+
+def _teacher_answers(folder: Path, arch: str | None, data: LabelledData) -> torch.Tensor | None:
+    """What the teacher of a run says, if its file is still there."""
+    config = read_record(folder, "distill").config
+    if not Path(config["teacher"]).exists() or (arch is None and ":" in config["arch"]):
+        return None
+    teacher = load_teacher(
+        config["teacher"], arch or config["arch"], Domain.from_dict(config["domain"])
+    )
+    return predict(teacher, data)
+
+
+def load_student(path: PathLike, arch: str | None = None) -> Classifier:
+    """Loads a student: logits for pixels in [0, 1]; neither its teacher nor its run is needed.
+
+    Arguments:
+        path: `student.pt`, `student-1.safetensors` or the like, or a run's folder for its
+            `student.safetensors`.
+        arch: `package.module:Class`, for students of a teacher given by `--arch` that way.
+
+    Raises:
+        CheckpointError: If the file is not sound.
+    """
+    path = Path(path)
+    return load_classifier(path / "student.safetensors" if path.is_dir() else path, arch=arch)
+
+
+def extract(
+    teacher: PathLike | Teacher | None = None,
+    *,
+    out: PathLike | None = None,
+    again: bool = False,
+    **options: Any,
+) -> tuple[Path, dict[str, int]]:
+    """The first half of :func:`distill` or, with `again`, of :func:`resume`: the synthetic sets.
+
+    Returns:
+        The run's folder, and the number of inputs of each set in it.
+    """
+    job = (
+        reopen_job(out or "", teacher=teacher, **options)
+        if again
+        else open_job(teacher or "", out=out, students=(), **options)
+    )
+    folder = run_extraction(job)
+    sets = sorted(path.parent for path in folder.glob("synthetic*/*/manifest.json"))
+    return folder, {str(path.relative_to(folder)): len(SyntheticSet(path)) for path in sets}
+
+
+def sample(
+    folder: PathLike,
+    out: PathLike,
+    *,
+    count: int = 10,
+    labels: Sequence[int] = (),
+    seed: int = 0,
+    synthesizer: str | None = None,
+    flow: str | None = None,
+) -> int:
+    """Samples `count` images of each label from what a run has learned, into a .png or .npz file.
+
+    Arguments:
+        folder: The run's folder.
+        out: The file; `.npz` holds `x` (uint8 images, or vectors) and `y`.
+        count: Images of each label.
+        labels: The classes; all of them if empty.
+        seed: The seed of the random numbers.
+        synthesizer: Which of the run's synthesizers, by default the first; it must be given if it
+            is code of its own (`package.module:Class`).
+        flow: The flow of BDNF, if it is code of its own (`package.module:function`).
+
+    Returns:
+        The number of images.
+
+    Raises:
+        CheckpointError: If the folder holds no run with a trained synthesizer.
+        UsageError: If a label or the kind of file does not exist.
+    """
+    record, suffix = read_record(folder, "distill"), Path(out).suffix
+    domain = Domain.from_dict(record.config["domain"])
+    if suffix not in (".png", ".npz") or (suffix == ".png" and not domain.is_image):
+        raise UsageError(f"Expected a .npz file, or .png for images; got {out}.")
+    chosen = list(labels) or list(range(domain.classes))
+    if not 0 <= min(chosen) <= max(chosen) < domain.classes:
+        raise UsageError(f"Expected labels from 0 to {domain.classes - 1}; got {chosen}.")
+    source = restore_synthesizer(Path(folder), record, synthesizer, flow)
+    wanted = torch.tensor(chosen).repeat_interleave(count)
+    x, y = source.sample(len(wanted), wanted, torch.Generator().manual_seed(seed))
+    if suffix == ".png":
+        write_png(out, plot_grid(x, chosen))
+    else:
+        with atomic(out) as temporary:
+            np.savez(temporary, x=quantise(x).numpy(), y=y.numpy())
+    return len(x)
+
+
+def inspect(path: PathLike) -> dict[str, Any]:
+    """What a checkpoint or a run's folder holds; nothing in it is run.
+
+    Raises:
+        CheckpointError: If it is neither.
+    """
+    path = Path(path)
+    if path.is_dir():
+        record = read_record(path)
+        names = sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
+        return {"kind": "run", "files": names, **vars(record), "made_by": record.kind}
+    checkpoint = read_checkpoint(path)
+    return {
+        "kind": "checkpoint",
+        "arch": checkpoint.own.get("arch", "not recorded"),
+        "domain": checkpoint.own.get("domain", "not recorded"),
+        "compression": checkpoint.own.get("compression", []),
+        "parameters": sum(v.numel() for v in checkpoint.state.values()),
+        "tensors": {name: list(value.shape) for name, value in checkpoint.state.items()},
+    }

@@ -1,0 +1,21 @@
+"""Where to compute."""
+
+from __future__ import annotations
+
+import torch
+
+from .config import Device
+from .errors import UsageError
+
+
+def choose_device(name: Device) -> torch.device:
+    """The device that `"auto"`, `"cpu"` or `"cuda"` names.
+
+    Raises:
+        UsageError: If there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("There is no CUDA device here; use --device cpu.")
+    return torch.device(name)

@@ -1,0 +1,165 @@
+"""What the teacher and the students of a run cost and how good they are: the report."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ..compression import compare_costs
+from ..data.datasets import LabelledData
+from ..data.synthetic import SyntheticSet
+from ..evaluation import agreement, predict, share_equal
+from ..files import atomic
+from ..report import provenance
+from ..report.schema import (
+    Difference,
+    MethodResult,
+    Proportion,
+    RealData,
+    Report,
+    Scores,
+    StudentResult,
+    SynthesizerResult,
+    TeacherResult,
+)
+from ..students import Student, StudentSpec
+from ..teachers import Classifier
+from .job import Job
+from .student import read_student, training_stages
+from .synthesis import picture_name
+
+
+def measure(job: Job, compressed: Sequence[Student]) -> Report:
+    """The report of a run whose students are all trained; only here are evaluation data read.
+
+    Arguments:
+        job: The job.
+        compressed: Its students before any training.
+    """
+    data = None if job.evaluation is None else job.evaluation.load(job.teacher.domain, "test")
+    answers = None if data is None else predict(job.teacher, data)
+    students = []
+    with job.run.stage("measure"):
+        with job.run.progress.stage("measure", len(job.specs)) as stage:
+            for spec, before in zip(job.specs, compressed, strict=True):
+                students.append(_measure_student(job, spec, before, data, answers))
+                stage.update(len(students), {})
+        for suffix in (".pt", ".safetensors"):
+            with atomic(job.run / f"student{suffix}") as temporary:
+                shutil.copyfile(job.run / f"student-{job.specs[0].name}{suffix}", temporary)
+    config = job.config
+    return Report(
+        teacher=TeacherResult(
+            path=config.teacher,
+            arch=config.arch,
+            sha256=config.teacher_sha256,
+            domain=config.domain,
+            accuracy=None if data is None else _share(answers, data.labels),
+        ),
+        students=students,
+        synthesizers=_synthesizers(job),
+        real_data=RealData(
+            samples=config.samples,
+            samples_count=0 if job.samples is None else len(job.samples),
+            samples_sha256=config.samples_sha256,
+            evaluation=None if data is None else data.name,
+            evaluation_count=0 if data is None else len(data),
+        ),
+        seconds=job.run.record.seconds,
+        provenance=provenance.record(config.to_dict(), job.device, config.seed),
+    )
+
+
+def _measure_student(
+    job: Job,
+    spec: StudentSpec,
+    before: Student,
+    data: LabelledData | None,
+    answers: Tensor | None,
+) -> StudentResult:
+    heldout = _heldout(job, spec)
+    stages = training_stages(job, spec)
+    trained = [read_student(job, paths[-1]) for paths in stages.values()]
+    after = trained[-1].classifier
+    said = None if data is None else predict(after, data)
+    methods = [
+        MethodResult(
+            name=method.name,
+            did=method.describe(step),
+            agreement=_agreement(student.classifier, heldout),
+        )
+        for method, step, student in zip(spec.methods, trained[-1].steps, trained, strict=True)
+    ]
+    change = None
+    if data is not None and answers is not None and said is not None:
+        change = Difference.of(answers.eq(data.labels).tolist(), said.eq(data.labels).tolist())
+    return StudentResult(
+        name=spec.name,
+        files=[path.name for path in job.student_files(spec.name)],
+        spec=spec.to_dict(),
+        steps=trained[-1].steps,
+        searches=before.searches,
+        methods=methods,
+        compressed=_scores(before.classifier, heldout, data, answers),
+        distilled=_scores(after, heldout, data, answers, said),
+        costs=compare_costs(job.teacher.net, after.net, job.teacher.domain.shape),
+        change=change,
+    )
+
+
+def _heldout(job: Job, spec: StudentSpec) -> SyntheticSet:
+    own = job.run / f"synthetic-{spec.name}"
+    return SyntheticSet((own if own.exists() else job.run / "synthetic") / "heldout")
+
+
+def _scores(
+    classifier: Classifier,
+    heldout: SyntheticSet,
+    data: LabelledData | None,
+    answers: Tensor | None,
+    said: Tensor | None = None,
+) -> Scores:
+    if data is None or answers is None:
+        return Scores(agreement=_agreement(classifier, heldout))
+    said = predict(classifier, data) if said is None else said
+    return Scores(
+        agreement=_agreement(classifier, heldout),
+        accuracy=_share(said, data.labels),
+        real_agreement=_share(said, answers),
+    )
+
+
+def _agreement(classifier: Classifier, heldout: SyntheticSet) -> Proportion:
+    """On inputs of odd index, which have chosen nothing."""
+    return Proportion.of(agreement(classifier, heldout, half="odd"), len(heldout) // 2)
+
+
+def _share(ours: Tensor | None, theirs: Tensor) -> Proportion | None:
+    return None if ours is None else Proportion.of(share_equal(ours, theirs), len(theirs))
+
+
+def _synthesizers(job: Job) -> list[SynthesizerResult]:
+    results = []
+    for synthesizer in job.synthesizers:
+        name = synthesizer.name
+        entries = {
+            stage: entry
+            for stage, entry in job.run.record.diagnostics.items()
+            if stage == name or stage.startswith(f"{name}-")
+        }
+        distinct = [e["distinct"] for e in entries.values() if e["distinct"] is not None]
+        picture = picture_name(name)
+        results.append(
+            SynthesizerResult(
+                name=name,
+                options=job.config.synthesizers[name],
+                distinct=max(distinct, default=None),
+                diagnostics={s: e["measured"] for s, e in entries.items() if e["measured"]},
+                warnings=[w for e in entries.values() for w in e["warnings"]],
+                real_images=getattr(synthesizer, "real_images", None),
+                picture=picture if (job.run / picture).exists() else None,
+            )
+        )
+    return results

@@ -1,0 +1,301 @@
+"""How a run begins, and how it goes on: everything is checked before any work."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..compression import load_teacher
+from ..config import Device, DistillationOptions, Preset, get_preset
+from ..data.datasets import LabelledData
+from ..data.sources import RealData, Source
+from ..device import choose_device
+from ..domain import Domain
+from ..errors import UsageError
+from ..runs import Run, RunRecord
+from ..students import StudentSpec, as_specs
+from ..synthesizers import SYNTHESIZERS, build_synthesizers, expect_supported, get_synthesizer
+from ..synthesizers.contract import Synthesizer
+from ..teachers import Teacher
+from ..training import Checkpoints, Progress
+from .job import Job, JobConfig
+
+PathLike = str | os.PathLike[str]
+Synthesizers = str | Synthesizer | Sequence[str | Synthesizer]
+
+
+def open_job(
+    teacher: PathLike | Teacher,
+    *,
+    students: Sequence[str | StudentSpec] = ("1",),
+    synthesizer: Synthesizers | None = None,
+    training: DistillationOptions | None = None,
+    preset: str | Preset = "standard",
+    set_size: int | None = None,
+    on_the_fly: bool = False,
+    samples: Source | None = None,
+    resize: bool = False,
+    evaluation: RealData | None = None,
+    arch: str | None = None,
+    domain: Domain | None = None,
+    seed: int = 0,
+    device: Device = "auto",
+    out: PathLike | None = None,
+    progress: Progress | None = None,
+) -> Job:
+    """A new run; arguments and errors as of :func:`freia_kd.distill`."""
+    sizes, place = get_preset(preset), choose_device(device)
+    if evaluation is not None:
+        evaluation.check()
+    path = "in memory" if isinstance(teacher, Teacher) else os.fspath(teacher)
+    if not isinstance(teacher, Teacher):
+        teacher = load_teacher(teacher, arch, domain)
+    chosen = synthesizer or ("bdnf+spectral" if teacher.domain.is_image else "bdnf")
+    synthesizers = build_synthesizers(chosen, sizes.name)
+    few = _load_samples(samples, resize, teacher, synthesizers)
+    config = JobConfig(
+        teacher=path,
+        teacher_sha256=fingerprint(teacher.state_dict()),
+        arch=teacher.arch,
+        domain=teacher.domain.to_dict(),
+        samples=None if few is None else few.name,
+        samples_sha256=fingerprint_of(few),
+        preset=sizes.name,
+        synthesizer="+".join(_paths(chosen)),
+        synthesizers={s.name: _options(s) for s in synthesizers},
+        flow_sha256=_flow_hash(synthesizers),
+        training=training or sizes.training,
+        set_size=set_size or sizes.set_size,
+        heldout_size=sizes.heldout_size,
+        on_the_fly=on_the_fly,
+        seed=seed,
+        device=place.type,
+    )
+    specs = [spec.changed(bn=spec.bn or sizes.bn) for spec in as_specs(students)]
+    _check_specs(specs, teacher)
+    folder = Path(out) if out is not None else _new_folder(Path(path).stem)
+    run = Run.create(folder, "distill", config.to_dict(), progress)
+    return Job(teacher.to(place), run, config, specs, synthesizers, few, evaluation)
+
+
+def reopen_job(
+    folder: PathLike,
+    *,
+    students: Sequence[str | StudentSpec] = (),
+    evaluation: RealData | None = None,
+    teacher: PathLike | Teacher | None = None,
+    synthesizer: Synthesizers | None = None,
+    training: DistillationOptions | None = None,
+    preset: str | Preset | None = None,
+    set_size: int | None = None,
+    on_the_fly: bool | None = None,
+    samples: Source | None = None,
+    resize: bool = False,
+    arch: str | None = None,
+    domain: Domain | None = None,
+    seed: int | None = None,
+    device: Device | None = None,
+    methods: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Job:
+    """A run that has begun; arguments and errors as of :func:`freia_kd.resume`."""
+    run = Run.open(folder, "distill", progress)
+    record = run.record
+    old = JobConfig.from_dict(
+        {**record.config, "training": DistillationOptions(**record.config["training"])}
+    )
+    if evaluation is not None:
+        evaluation.check()
+    loaded = _load_again(old, teacher, arch, domain)
+    chosen, synthesizers = _synthesizers_again(old, synthesizer, folder)
+    few = _load_samples(samples or _sample_path(old), True, loaded, synthesizers)
+    sizes = None if preset is None else get_preset(preset)
+    config = old.changed(
+        teacher_sha256=fingerprint(loaded.state_dict()),
+        arch=loaded.arch,
+        domain=loaded.domain.to_dict(),
+        samples_sha256=fingerprint_of(few),
+        preset=old.preset if sizes is None else sizes.name,
+        synthesizer=chosen,
+        synthesizers={s.name: _options(s) for s in synthesizers},
+        flow_sha256=_flow_hash(synthesizers),
+        training=training or old.training,
+        set_size=set_size or old.set_size,
+        on_the_fly=old.on_the_fly if on_the_fly is None else on_the_fly,
+        seed=old.seed if seed is None else seed,
+        device=old.device if device is None else choose_device(device).type,
+    )
+    run.expect_config(config.to_dict())
+    bn = get_preset(old.preset).bn
+    known = {n: StudentSpec.from_dict(f, methods) for n, f in record.students.items()}
+    specs = dict(known)
+    for spec in as_specs(students):
+        spec = spec.changed(bn=spec.bn or bn)
+        if known.get(spec.name, spec) != spec:
+            raise UsageError(
+                f"The run in {folder} has another student {spec.name!r} "
+                f"({known[spec.name].to_dict()}); give the new one another name."
+            )
+        specs[spec.name] = spec
+    added = [spec for name, spec in specs.items() if name not in known]
+    _check_specs(added, loaded)
+    specs = specs or {spec.name: spec.changed(bn=bn) for spec in as_specs(["1"])}
+    if evaluation is None and record.evaluation is not None:
+        if record.evaluation["source"] is not None:
+            evaluation = RealData(**record.evaluation)
+        elif added or not run.done("measure"):
+            raise UsageError(
+                "The evaluation data of this run were in memory; pass them again, as eval_data=."
+            )
+    place = torch.device(old.device)
+    return Job(loaded.to(place), run, config, list(specs.values()), synthesizers, few, evaluation)
+
+
+def fingerprint(tensors: dict[str, torch.Tensor]) -> str:
+    """The SHA-256 of named tensors."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def fingerprint_of(data: LabelledData | None) -> str | None:
+    """The SHA-256 of inputs and labels, if there are any."""
+    return None if data is None else fingerprint({"x": data.inputs, "y": data.labels})
+
+
+def _load_samples(
+    samples: Source | None, resize: bool, teacher: Teacher, synthesizers: list[Synthesizer]
+) -> LabelledData | None:
+    few = None
+    if samples is not None:
+        source = RealData(samples, resize=resize)
+        source.check()
+        few = source.load(teacher.domain, "train")
+    expect_supported(synthesizers, teacher, few)
+    return few
+
+
+def _check_specs(specs: list[StudentSpec], teacher: Teacher) -> None:
+    for spec in specs:
+        spec.check(teacher)
+
+
+def _paths(chosen: Synthesizers) -> list[str]:
+    """What finds the synthesizers again: their names, or `module:Class` paths."""
+    given = [chosen] if isinstance(chosen, (str, Synthesizer)) else chosen
+    parts = [p for g in given for p in (g.split("+") if isinstance(g, str) else [g])]
+    return [part if isinstance(part, str) else _path_of(type(part)) for part in parts]
+
+
+def _path_of(kind: type[Synthesizer]) -> str:
+    is_known = kind.name in SYNTHESIZERS and get_synthesizer(kind.name) is kind
+    return kind.name if is_known else f"{kind.__module__}:{kind.__qualname__}"
+
+
+def _options(synthesizer: Synthesizer) -> dict[str, Any]:
+    return {} if synthesizer.options is None else synthesizer.options.to_dict()
+
+
+def _flow_hash(synthesizers: list[Synthesizer]) -> str | None:
+    """The hash of a flow's YAML file, since a run cannot go on with another."""
+    flows = [Path(getattr(s.options, "flow", "")) for s in synthesizers]
+    files = [path.read_bytes() for path in flows if path.is_file()]
+    return hashlib.sha256(b"".join(files)).hexdigest() if files else None
+
+
+def _new_folder(stem: str) -> Path:
+    number = 1
+    while (folder := Path("runs") / f"{stem}-{number}").exists():
+        number += 1
+    return folder
+
+
+def _load_again(
+    old: JobConfig, teacher: PathLike | Teacher | None, arch: str | None, domain: Domain | None
+) -> Teacher:
+    if isinstance(teacher, Teacher):
+        return teacher
+    if teacher is None and old.teacher == "in memory":
+        raise UsageError("The teacher of this run was in memory; pass it again, as teacher=.")
+    if arch is None:
+        _expect_trusted("arch", old.arch)
+    recorded = Domain.from_dict(old.domain)
+    return load_teacher(teacher or old.teacher, arch or old.arch, domain or recorded)
+
+
+def _sample_path(old: JobConfig) -> str | None:
+    if old.samples is not None and not Path(old.samples).exists():
+        raise UsageError(
+            f"The samples of this run, {old.samples}, are not there; pass them again, as samples=."
+        )
+    return old.samples
+
+
+def _synthesizers_again(
+    old: JobConfig, given: Synthesizers | None, folder: PathLike
+) -> tuple[str, list[Synthesizer]]:
+    """The synthesizers of a run by its record; code that only a file names is not imported."""
+    if given is not None and not isinstance(given, str):
+        return "+".join(_paths(given)), build_synthesizers(given, old.preset)
+    names = old.synthesizer if given is None else given
+    if names != old.synthesizer:
+        raise UsageError(
+            f"The run in {folder} has other options (synthesizer was {old.synthesizer!r}, is "
+            f"{names!r}); leave them out to go on with it, or choose another --out."
+        )
+    if given is None:
+        _expect_trusted("synthesizer", old.synthesizer)
+    synthesizers = list[Synthesizer]()
+    for kind, options in zip(
+        map(get_synthesizer, names.split("+")), old.synthesizers.values(), strict=True
+    ):
+        _expect_trusted("flow", options.get("flow", ""))
+        synthesizers.append(kind(kind.Options.from_dict(options)) if kind.Options else kind())
+    return names, synthesizers
+
+
+def _expect_trusted(option: str, value: str) -> None:
+    if ":" in value:  # importing what a file names would run it
+        raise UsageError(
+            f"This run used code of its own, --{option} {value}; if you trust that code, pass the "
+            "option again."
+        )
+
+
+def restore_synthesizer(
+    folder: Path, record: RunRecord, name: str | None, flow: str | None
+) -> Synthesizer:
+    """One of a run's synthesizers as its folder has it, without the teacher.
+
+    Arguments:
+        folder: The run's folder.
+        record: Its record.
+        name: Which synthesizer, by default the first; needed if it is code of the user's own.
+        flow: The flow of BDNF, if it is code of the user's own.
+
+    Raises:
+        CheckpointError: If the folder has nothing of the kind.
+        UsageError: If the run has no such synthesizer, or it is code that was not named.
+    """
+    names = record.config["synthesizer"].split("+")
+    if name is not None and name not in names:
+        raise UsageError(f"Expected a synthesizer of this run, {', '.join(names)}; got {name!r}.")
+    if name is None:
+        _expect_trusted("synthesizer", names[0])
+    kind = get_synthesizer(name or names[0])
+    options = record.config["synthesizers"][kind.name]
+    if flow != options.get("flow"):
+        _expect_trusted("flow", options.get("flow", ""))
+    source = kind(kind.Options.from_dict(options)) if kind.Options else kind()
+    # One that learns from a student has learned from each; what the first one led to will do.
+    own = (s for s in record.done if kind.needs_student and s.startswith(f"{kind.name}-"))
+    source.restore(
+        Domain.from_dict(record.config["domain"]), Checkpoints(folder, next(own, kind.name))
+    )
+    return source

@@ -1,0 +1,118 @@
+"""The synthetic sets of a run: synthesizers fitted, inputs made and labelled by the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..data.synthetic import SyntheticSet, SyntheticWriter
+from ..report.plots import plot_grid, write_png
+from ..students import Student, StudentSpec, seeded_generator
+from ..synthesizers.contract import Synthesizer
+from ..synthesizers.on_the_fly import OnTheFlySet, generate_labelled
+from .job import Job
+
+SHARD = 4096  # synthetic inputs in a shard, the grain in which making a set resumes
+
+
+def needs_students(synthesizers: Sequence[Synthesizer]) -> bool:
+    """Whether each student has inputs of its own, since a synthesizer learns from it."""
+    return any(synthesizer.needs_student for synthesizer in synthesizers)
+
+
+def synthesize(
+    job: Job, spec: StudentSpec | None, student: Student | None
+) -> tuple[SyntheticSet | OnTheFlySet, SyntheticSet]:
+    """Fits the synthesizers and makes what a student learns from, and what measures it.
+
+    Of the second set, inputs of even index choose the students' weights, those of odd index
+    measure them.
+
+    Arguments:
+        job: The job.
+        spec: The student they are for, where a synthesizer learns from one.
+        student: That student before its training.
+    """
+    own = spec is not None and needs_students(job.synthesizers)
+    place = f"synthetic-{spec.name}" if spec is not None and own else "synthetic"
+    waiting = job.config.on_the_fly or not job.run.done(f"{place}/heldout")
+    if waiting or not job.run.done(f"{place}/train"):
+        for synthesizer in job.synthesizers:
+            _fit(job, synthesizer, spec, student)
+    heldout = _make_set(job, f"{place}/heldout", job.config.heldout_size)
+    if not job.config.on_the_fly:
+        return _make_set(job, f"{place}/train", job.config.set_size), heldout
+    seeds = seeded_generator(job.config.seed, f"{place} on the fly")
+    sources = [s.part(heldout=False) for s in job.synthesizers]
+    return OnTheFlySet(
+        sources, job.teacher, int(torch.randint(2**62, (), generator=seeds))
+    ), heldout
+
+
+def _fit(
+    job: Job, synthesizer: Synthesizer, spec: StudentSpec | None, student: Student | None
+) -> None:
+    """Fits a synthesizer, or takes up what it has learned; says what looks wrong."""
+    own = synthesizer.needs_student and spec is not None
+    stage = f"{synthesizer.name}-{spec.name}" if own and spec is not None else synthesizer.name
+    with job.run.stage(stage):
+        synthesizer.fit(
+            job.teacher,
+            job.samples,
+            job.run.checkpoints(stage),
+            seeded_generator(job.config.seed, stage, job.device),
+            student.classifier if own and student is not None else None,
+        )
+        if not job.run.done(stage):
+            _diagnose(job, synthesizer, stage)
+            _plot(job, synthesizer)
+
+
+def _diagnose(job: Job, synthesizer: Synthesizer, stage: str) -> None:
+    """Records how a synthesizer's inputs look to the teacher, and says what looks wrong."""
+    generator = seeded_generator(job.config.seed, "diagnostics", job.device)
+    found = synthesizer.diagnose(job.teacher, generator)
+    warnings = [] if found is None else found.warnings()
+    job.run.record.diagnostics[stage] = {
+        "measured": {} if found is None else found.to_dict(),
+        "warnings": warnings,
+        "distinct": synthesizer.distinct,
+    }
+    for warning in warnings:
+        job.run.progress.note(f"Warning: {stage}: {warning}")
+
+
+@torch.no_grad()
+def _make_set(job: Job, place: str, size: int) -> SyntheticSet:
+    if not job.run.done(place):
+        with job.run.stage(place):
+            writer = SyntheticWriter(job.run / place, job.teacher.domain)
+            shards = -(-size // SHARD)
+            sources = [s.part(heldout=place.endswith("heldout")) for s in job.synthesizers]
+            with job.run.progress.stage(f"make {place}", shards) as stage:
+                for shard in range(writer.shards, shards):
+                    generator = seeded_generator(
+                        job.config.seed, f"{place} shard {shard}", job.device
+                    )
+                    count = min(SHARD, size - shard * SHARD)
+                    writer.append(*generate_labelled(sources, job.teacher, count, generator))
+                    stage.update(shard + 1, {})
+    return SyntheticSet(job.run / place)
+
+
+def _plot(job: Job, synthesizer: Synthesizer) -> None:
+    """Writes a picture of ten images of every class, of twenty classes at most."""
+    path = job.run / picture_name(synthesizer.name)
+    classes = min(job.teacher.domain.classes, 20)
+    if not job.teacher.domain.is_image or path.exists():
+        return
+    labels = torch.arange(classes).repeat_interleave(10)
+    generator = seeded_generator(job.config.seed, "picture", job.device)
+    images, _ = synthesizer.sample(len(labels), labels, generator)
+    write_png(path, plot_grid(images, range(classes)))
+
+
+def picture_name(synthesizer: str) -> str:
+    """The file with some of a synthesizer's inputs."""
+    return f"inputs-{synthesizer}.png"

@@ -1,0 +1,95 @@
+"""Synthetic inputs that the teacher labels: for a stored set, or while the student trains."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..data.synthetic import dequantise, quantise
+from ..teachers.classifier import Teacher
+from .contract import TEACHER_BATCH_SIZE, Synthesizer
+
+
+@torch.no_grad()
+def generate_labelled(
+    sources: Sequence[Synthesizer], teacher: Teacher, count: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draws inputs from synthesizers, an equal share from each, with the teacher's logits.
+
+    Arguments:
+        sources: Fitted synthesizers.
+        teacher: The teacher.
+        count: How many inputs, `N`.
+        generator: The source of all random numbers, on the teacher's device.
+
+    Returns:
+        Inputs as a synthetic set keeps them (uint8 images, or vectors) with shape `(N, *shape)`,
+        source after source; the teacher's logits on these `(N, classes)`; and the labels that they
+        were made for.
+    """
+    ends = [round(count * i / len(sources)) for i in range(len(sources) + 1)]
+    made = [
+        source.sample(end - start, generator=generator)
+        for source, start, end in zip(sources, ends, ends[1:], strict=False)
+        if end > start
+    ]
+    inputs = quantise(torch.cat([x for x, _ in made]))
+    logits = torch.cat([teacher(dequantise(part)) for part in inputs.split(TEACHER_BATCH_SIZE)])
+    return inputs, logits, torch.cat([c for _, c in made])
+
+
+class OnTheFlySet:
+    """An endless synthetic set: the input at an index is made when it is asked for, and forgotten.
+
+    Whatever is asked for in which order, an index always holds the same input, since every chunk of
+    consecutive inputs has random numbers of its own. Rows in rising order are cheapest: only the
+    last chunk is remembered.
+
+    Arguments:
+        sources: Fitted synthesizers, each with an equal share of every chunk.
+        teacher: The teacher.
+        seed: The seed of all random numbers.
+        chunk: Inputs made at a time.
+    """
+
+    def __init__(
+        self, sources: Sequence[Synthesizer], teacher: Teacher, seed: int, chunk: int = 2_048
+    ) -> None:
+        self.sources, self.teacher = list(sources), teacher
+        self.seed, self.chunk = seed, chunk
+        self._last: tuple[int, tuple[Tensor, Tensor, Tensor]] | None = None
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs (pixels in [0, 1] for images), teacher logits and labels at `indices` `(B,)`.
+
+        Raises:
+            IndexError: If an index is negative.
+        """
+        if len(indices) == 0 or int(indices.min()) < 0:
+            raise IndexError(f"Expected indices from 0; got {indices.tolist()}.")
+        order = torch.argsort(indices, stable=True)
+        chunks, counts = torch.unique_consecutive(indices[order] // self.chunk, return_counts=True)
+        parts = [
+            [array[rows % self.chunk] for array in self._make(number)]
+            for number, rows in zip(
+                chunks.tolist(), indices[order].split(counts.tolist()), strict=True
+            )
+        ]
+        back = torch.argsort(order)
+        inputs, logits, labels = (torch.cat(arrays)[back] for arrays in zip(*parts, strict=True))
+        return dequantise(inputs), logits, labels
+
+    def _make(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        if self._last is None or self._last[0] != number:
+            digest = hashlib.sha256(f"{self.seed}/{number}".encode()).digest()
+            device = next(self.teacher.parameters()).device
+            generator = torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+            arrays = generate_labelled(self.sources, self.teacher, self.chunk, generator)
+            # Without this, a batch would see only one of the sources.
+            order = torch.randperm(self.chunk, generator=generator, device=device).cpu()
+            inputs, logits, labels = (a.cpu()[order] for a in arrays)
+            self._last = (number, (inputs, logits, labels))
+        return self._last[1]

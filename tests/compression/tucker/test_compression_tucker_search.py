@@ -1,0 +1,241 @@
+"""Targets are met, by the layers that lose least, from agreement on the given inputs alone."""
+
+import copy
+import itertools
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from freia_kd.compression.cost import Latency, count_macs, count_parameters
+from freia_kd.compression.tucker import search, sensitivity
+from freia_kd.compression.tucker.plan import LayerPlan, Plan, apply_plan, make_plan
+from freia_kd.compression.tucker.search import search_plan
+from freia_kd.compression.tucker.sensitivity import (
+    Judge,
+    LowRank,
+    measure_sensitivity,
+    plot_sensitivity,
+)
+
+
+class Net(nn.Module):
+    """A small net whose layers have planted ranks, so that some bear compression better."""
+
+    def __init__(self, ranks=(2, 12, 3)):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 24, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+        )
+        self.head = nn.Linear(96, 40)
+        self.out = nn.Linear(40, 10)
+        for layer, rank in zip((self.body[0], self.body[2], self.head), ranks, strict=True):
+            weight = layer.weight.detach().flatten(1)
+            u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+            s[rank:] *= 0.02
+            layer.weight.data = 3 * (u * s @ vh).reshape(layer.weight.shape)
+        self.out.weight.data *= 5  # logits that differ from input to input
+        for layer in (self.body[0], self.body[2], self.head, self.out):
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x):
+        return self.out(torch.relu(self.head(self.body(x))))
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return Net()
+
+
+@pytest.fixture
+def inputs():
+    generator = torch.Generator().manual_seed(1)
+    coarse = 3 * torch.randn(200, 3, 2, 2, generator=generator).repeat_interleave(4, -1)
+    return coarse.repeat_interleave(4, -2) + torch.randn(200, 3, 8, 8, generator=generator)
+
+
+def agreement(net, small, inputs):
+    with torch.no_grad():
+        return (net(inputs).argmax(1) == small(inputs).argmax(1)).float().mean().item()
+
+
+@pytest.mark.parametrize(
+    ("target", "count"),
+    [("params", count_parameters), ("macs", lambda net: count_macs(net, (3, 8, 8)))],
+)
+@pytest.mark.parametrize("goal", [0.8, 0.5, 0.3])
+def test_cost_targets_are_met_and_nearly_used_up(net, inputs, target, count, goal):
+    found = search_plan(net, inputs, target, goal)
+    small = apply_plan(net, found.plan)
+    assert found.reached == pytest.approx(count(small) / count(net))
+    assert goal - 0.06 < found.reached <= goal
+    assert found.agreement == pytest.approx(agreement(net, small, inputs))
+    json.dumps(found.to_dict())
+
+
+def test_the_search_disturbs_less_than_one_ratio_for_all(net, inputs):
+    found = search_plan(net, inputs, "params", 0.45)
+    judge = Judge(net, inputs)
+    small = apply_plan(net, found.plan)
+    for ratio in (0.3, 0.4, 0.5, 0.6):
+        uniform = apply_plan(net, make_plan(net, ranks=ratio))
+        if count_parameters(uniform) >= count_parameters(small):
+            assert judge.judge(small)[1] < 0.5 * judge.judge(uniform)[1]
+            break
+    else:
+        raise AssertionError("no uniform plan of that size")
+
+
+@pytest.mark.parametrize("goal", [2.0, 5.0, 20.0])
+def test_a_bound_on_the_drop_is_kept(net, inputs, goal):
+    found = search_plan(net, inputs, "drop", goal)
+    small = apply_plan(net, found.plan)
+    assert 100 * (1 - agreement(net, small, inputs)) <= goal + 1e-4
+    assert found.reached == pytest.approx(100 * (1 - found.agreement), abs=1e-9)
+    assert count_parameters(small) < count_parameters(net)
+
+
+def test_the_planted_ranks_are_found(net, inputs):
+    found = search_plan(net, inputs, "drop", 20.0)
+    ranks = {name: plan.ranks for name, plan in found.plan.layers.items()}
+    assert ranks == {"body.0": (3, 2), "body.2": (16, 14), "head": (3,)}  # 2, 12 and 3 planted
+
+
+def test_a_larger_drop_buys_a_smaller_net(net, inputs):
+    sizes = [
+        count_parameters(apply_plan(net, search_plan(net, inputs, "drop", goal).plan))
+        for goal in (2.0, 40.0)
+    ]
+    assert sizes[1] < 0.7 * sizes[0]
+
+
+def latency_as_macs(monkeypatch, overhead):
+    """Replaces the clock: milliseconds are multiply-accumulates plus a cost of every layer."""
+
+    def measure(nets, shape, batch=1, seconds=0.0):
+        times = [
+            count_macs(net, shape) / 1e4
+            + overhead * sum(isinstance(m, nn.Conv2d | nn.Linear) for m in net.modules())
+            for net in nets
+        ]
+        return [Latency(t, t, t, batch, 1) for t in times]
+
+    monkeypatch.setattr(search, "measure_latencies", measure)
+    monkeypatch.setattr(sensitivity, "measure_latencies", measure)
+
+
+def test_latency_target_compresses_only_what_becomes_faster(net, inputs, monkeypatch):
+    latency_as_macs(monkeypatch, overhead=3.0)
+    found = search_plan(net, inputs, "latency", 0.7)
+    assert found.reached <= 0.7
+    assert set(found.plan.layers) == {"body.2"}  # the others' new layers cost them more
+    assert set(found.plan.skipped) == {"body.0", "head", "out"}
+
+
+def test_latency_target_that_cannot_be_met(net, inputs, monkeypatch):
+    latency_as_macs(monkeypatch, overhead=3.0)
+    with pytest.raises(ValueError, match=r"Cannot reach 10.0% of the latency: the best found is"):
+        search_plan(net, inputs, "latency", 0.1)
+    latency_as_macs(monkeypatch, overhead=100.0)
+    with pytest.raises(ValueError, match="no layer of the net gains"):
+        search_plan(net, inputs, "latency", 0.9)
+
+
+def test_targets_that_cannot_be_met_say_the_best(net, inputs):
+    with pytest.raises(ValueError, match=r"Cannot reach 1.0% of the parameters.* is (.*)%,") as e:
+        search_plan(net, inputs, "params", 0.01)
+    best = float(str(e.value).split("found is ")[1].split("%")[0])
+    assert 3 < best < 15
+    assert search_plan(net, inputs, "params", best / 100 + 0.001).reached <= best / 100 + 0.001
+    with pytest.raises(ValueError, match=r"within 0 percentage points: the mildest"):
+        search_plan(nn.Sequential(Net((16, 16, 16)), Sawtooth()), inputs, "drop", 0.0)
+
+
+class Sawtooth(nn.Module):
+    """Makes the class hang on the last digits of the logits."""
+
+    def forward(self, x):
+        return torch.sin(1e5 * x)
+
+
+def test_the_net_is_left_as_it_was(net, inputs):
+    net.train()
+    before = copy.deepcopy(net.state_dict())
+    search_plan(net, inputs, "params", 0.5)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert net.training
+
+
+def test_sensitivity_is_that_of_the_layer_alone(net, inputs):
+    rows = measure_sensitivity(net, inputs, ["head", "body.2"], shares=(0.5, 0.1))
+    assert [row.name for row in rows] == ["head", "head", "body.2", "body.2"]
+    for row in rows:
+        small = apply_plan(net, Plan({row.name: row.plan}))
+        found = Judge(net, inputs).judge(small)
+        if row.name == "head":  # Tucker-2's iteration ends elsewhere than its truncation
+            assert (row.agreement, row.divergence) == pytest.approx(found, rel=1e-3)
+        assert row.parameters == count_parameters(net) - count_parameters(small)
+        assert row.macs == count_macs(net, (3, 8, 8)) - count_macs(small, (3, 8, 8))
+        assert row.share <= 0.5
+    assert rows[0].divergence < rows[1].divergence
+    assert rows[2].divergence < rows[3].divergence
+
+
+def test_judging_layers_puts_their_weights_back(net, inputs):
+    judge = Judge(net, inputs)
+    assert judge.judge_layers({"head": LayerPlan("svd", (1,))})[1] > 0.01
+    assert judge.judge(judge.net) == (1.0, pytest.approx(0.0, abs=1e-12))
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(6, 9), nn.Linear(9, 6), nn.Conv2d(6, 9, 1)])
+def test_truncated_matrices_are_the_best_ones(layer):
+    low_rank = LowRank(layer)
+    weight = low_rank.weight.flatten(1)
+    assert [plan.ranks for plan in low_rank.descent()] == [(5,), (4,), (3,), (2,), (1,)]
+    for plan in low_rank.descent():
+        error = (low_rank.at(plan).flatten(1) - weight).norm()
+        torch.testing.assert_close(error, torch.linalg.svdvals(weight)[plan.ranks[0] :].norm())
+
+
+def test_the_descent_of_a_convolution_drops_what_carries_least():
+    net = Net(ranks=(2, 4, 3))
+    low_rank = LowRank(net.body[2])
+    errors = [(low_rank.at(p) - low_rank.weight).norm().item() for p in low_rank.descent()]
+    assert all(b >= a - 1e-9 for a, b in itertools.pairwise(errors))
+    # Only the outputs have a planted rank: they are dropped first, down to it.
+    assert LayerPlan("tucker2", (16, 4)) in low_rank.descent()
+
+
+def test_sensitivity_plot_has_a_line_for_each_layer(net, inputs):
+    figure = plot_sensitivity(measure_sensitivity(net, inputs, shares=(0.5, 0.2)))
+    labels = [line.get_label() for line in figure.axes[0].lines]
+    assert labels == ["body.0", "body.2", "head", "out"]
+
+
+def test_bad_inputs(net, inputs):
+    with pytest.raises(ValueError, match=r"inputs with shape \(N, ...\); got \(0, 3, 8, 8\)"):
+        search_plan(net, inputs[:0], "params", 0.5)
+    with pytest.raises(ValueError, match="Net fails: Given groups=1"):
+        search_plan(net, inputs[:, :2], "params", 0.5)
+    with pytest.raises(ValueError, match="no layer of the net gains"):
+        search_plan(nn.Linear(2, 2), torch.randn(4, 2), "params", 0.5)
+
+
+@pytest.mark.parametrize("goal", [0.35, 0.5, 0.65])
+def test_no_layer_could_have_a_higher_rank(net, inputs, goal):
+    budget = search_plan(net, inputs, "params", goal)
+    judge = Judge(net, inputs)
+    before = count_parameters(net)
+    for name, plan in budget.plan.layers.items():
+        plans = judge.low_rank[name].descent()
+        higher = plans[: plans.index(plan)] if plan in plans else []
+        for other in higher:
+            larger = apply_plan(net, Plan({**budget.plan.layers, name: other}))
+            assert count_parameters(larger) > goal * before
