@@ -174,7 +174,7 @@ def test_the_net_is_left_as_it_was(net, inputs):
 
 
 def test_sensitivity_is_that_of_the_layer_alone(net, inputs):
-    rows = measure_sensitivity(net, inputs, ["head", "body.2"], shares=(0.5, 0.1))
+    rows = measure_sensitivity(Judge(net, inputs), ["head", "body.2"], shares=(0.5, 0.1))
     assert [row.name for row in rows] == ["head", "head", "body.2", "body.2"]
     for row in rows:
         small = apply_plan(net, Plan({row.name: row.plan}))
@@ -214,7 +214,7 @@ def test_the_descent_of_a_convolution_drops_what_carries_least():
 
 
 def test_sensitivity_plot_has_a_line_for_each_layer(net, inputs):
-    figure = plot_sensitivity(measure_sensitivity(net, inputs, shares=(0.5, 0.2)))
+    figure = plot_sensitivity(measure_sensitivity(Judge(net, inputs), shares=(0.5, 0.2)))
     labels = [line.get_label() for line in figure.axes[0].lines]
     assert labels == ["body.0", "body.2", "head", "out"]
 
