@@ -173,7 +173,7 @@ def test_the_net_is_left_as_it_was(net, inputs):
 
 
 def test_sensitivity_is_that_of_the_layer_alone(net, inputs):
-    rows = measure_sensitivity(net, inputs, ["head", "body.2"], shares=(0.5, 0.1))
+    rows = measure_sensitivity(Judge(net, inputs), ["head", "body.2"], shares=(0.5, 0.1))
     assert [row.name for row in rows] == ["head", "head", "body.2", "body.2"]
     for row in rows:
         small = apply_plan(net, Plan({row.name: row.plan}))
