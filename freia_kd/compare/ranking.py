@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from ..report.schema import Ranking, Spread
+
 RESAMPLES = 1000
+MIN_SEEDS, MIN_JUDGES = 3, 4  # with fewer, the bootstrap overstates how sure it is
 
 
 class Verdict(NamedTuple):
@@ -27,67 +29,20 @@ class Verdict(NamedTuple):
     agreement: float
 
 
-@dataclass(frozen=True)
-class Ranking:
+class Ranked(NamedTuple):
     """The methods from the best to the worst, by agreement on inputs of independent methods.
 
     Arguments:
-        scores: Each method's agreement, adjusted for which judges it had.
-        spread: Their standard deviations over the bootstrap.
-        certainty: The share of bootstrap resamples in which the first one is the best.
-        rival: The second, if there is one.
-        seeds: How many seeds there were.
-        judges: How many families judged.
+        scores: Each method's agreement, adjusted for which judges it had, and its standard
+            deviation over the bootstrap; none of one seed.
+        ranking: Which one is the best, as far as that can be told.
     """
 
-    scores: dict[str, float]
-    spread: dict[str, float]
-    certainty: float
-    rival: str | None
-    seeds: int
-    judges: int
-
-    @property
-    def winner(self) -> str:
-        """The best method."""
-        return next(iter(self.scores))
-
-    def sentence(self) -> str:
-        """The result in words."""
-        if self.rival is None:
-            return f"Only {self.winner} was judged, so there is nothing to choose from."
-        said = (
-            f"in {self.certainty:.0%} of bootstrap resamples over {self.seeds} seeds and "
-            f"{self.judges} families of judges"
-        )
-        if self.certainty < 0.75:
-            return (
-                f"By label-free evidence {self.winner} leads, but not surely: it is the best "
-                f"{said}; {self.rival} comes next."
-            )
-        enough = self.seeds >= 3 and self.judges >= 4
-        sure = "clearly" if self.certainty >= 0.95 and enough else "probably"
-        few = "" if enough else " So few seeds or judges overstate how sure it is."
-        return (
-            f"By label-free evidence {self.winner} is {sure} the best: {said}; {self.rival} comes "
-            f"next.{few}"
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON types."""
-        return {
-            "winner": self.winner,
-            "rival": self.rival,
-            "certainty": self.certainty,
-            "seeds": self.seeds,
-            "judges": self.judges,
-            "scores": self.scores,
-            "spread": self.spread,
-            "sentence": self.sentence(),
-        }
+    scores: dict[str, Spread]
+    ranking: Ranking
 
 
-def rank_methods(verdicts: Sequence[Verdict], seed: int = 0) -> Ranking | None:
+def rank_methods(verdicts: Sequence[Verdict], seed: int = 0) -> Ranked | None:
     r"""Ranks methods by what judges that are independent of them say.
 
     A method is never judged by its own family's inputs, so methods have different judges, some
@@ -99,37 +54,79 @@ def rank_methods(verdicts: Sequence[Verdict], seed: int = 0) -> Ranking | None:
     seed and a student), by least squares. The fit is repeated on resamples of seeds and judges with
     replacement; how often the same method wins is the certainty. With few of them it is too sure:
     among equal methods, the best seemed so in 95 % of resamples in 1 of 40 simulations of 6
-    methods, 5 judges and 3 seeds, but in 14 of 40 of 2 methods and 2 judges.
+    methods, 5 judges and 3 seeds, but in 14 of 40 of 2 methods and 2 judges. One seed says nothing
+    of how seeds differ, so with one there is neither a spread nor a winner.
 
     Arguments:
         verdicts: The agreements, one for each method, judge and block.
         seed: The seed of the resamples.
 
     Returns:
-        The ranking, or `None` if nothing was judged.
+        The scores and the ranking, or `None` if nothing was judged.
 
     Example:
-        >>> rows = [Verdict(m, j, (0, "1"), a) for m, j, a in
+        >>> rows = [Verdict(m, j, (s, "1"), a) for s in (0, 1) for m, j, a in
         ...         [("x", "p", 0.9), ("y", "p", 0.7), ("x", "q", 0.8), ("y", "q", 0.6)]]
-        >>> rank_methods(rows).winner
+        >>> rank_methods(rows).ranking.winner
         'x'
     """
     if not verdicts:
         return None
     methods = list(dict.fromkeys(v.method for v in verdicts))
     design = _Design(verdicts, methods)
-    scores = design.fit(np.ones(len(verdicts)))
+    values = design.fit(np.ones(len(verdicts)))
+    order = np.argsort(-values, kind="stable")
+    names = [methods[i] for i in order]
+    seeds, judges = len(design.seeds), len(design.judges)
+    if seeds == 1:
+        scores = {methods[i]: Spread(float(values[i]), None, 1) for i in order}
+        return Ranked(scores, _ranking(names, None, seeds, judges))
     generator = np.random.default_rng(seed)
-    drawn = np.array([design.fit(design.resample(generator)) for _ in range(RESAMPLES)])
-    order = np.argsort(-scores, kind="stable")
-    filled = np.where(np.isnan(drawn), -np.inf, drawn)
+    resampled = np.array([design.fit(design.resample(generator)) for _ in range(RESAMPLES)])
+    spread = np.nanstd(resampled, axis=0)
+    scores = {methods[i]: Spread(float(values[i]), float(spread[i]), seeds) for i in order}
+    filled = np.where(np.isnan(resampled), -np.inf, resampled)
+    certainty = float((filled.argmax(1) == order[0]).mean())
+    return Ranked(scores, _ranking(names, certainty, seeds, judges))
+
+
+def _ranking(names: Sequence[str], certainty: float | None, seeds: int, judges: int) -> Ranking:
+    rival = names[1] if len(names) > 1 else None
     return Ranking(
-        {methods[i]: float(scores[i]) for i in order},
-        {methods[i]: float(np.nanstd(drawn[:, i])) for i in order},
-        float((filled.argmax(1) == order[0]).mean()),
-        methods[order[1]] if len(order) > 1 else None,
-        len(design.seeds),
-        len(design.judges),
+        winner=None if certainty is None else names[0],
+        rival=rival,
+        certainty=certainty,
+        seeds=seeds,
+        judges=judges,
+        sentence=describe(names[0], rival, certainty, seeds, judges),
+    )
+
+
+def describe(
+    best: str, rival: str | None, certainty: float | None, seeds: int, judges: int
+) -> str:
+    """A ranking in words; arguments as of :class:`~freia_kd.report.schema.Ranking`."""
+    if rival is None:
+        return f"Only {best} was judged, so there is nothing to choose from."
+    if certainty is None:
+        return (
+            f"By label-free evidence {best} comes first and {rival} second, but one seed cannot "
+            f"tell which is better, so no winner is named; compare {MIN_SEEDS} seeds or more."
+        )
+    said = (
+        f"in {certainty:.0%} of bootstrap resamples over {seeds} seeds and {judges} families of "
+        "judges"
+    )
+    if certainty < 0.75:
+        return (
+            f"By label-free evidence {best} leads, but not surely: it is the best {said}; {rival} "
+            "comes next."
+        )
+    enough = seeds >= MIN_SEEDS and judges >= MIN_JUDGES
+    sure = "clearly" if certainty >= 0.95 and enough else "probably"
+    few = "" if enough else " So few seeds or judges overstate how sure it is."
+    return (
+        f"By label-free evidence {best} is {sure} the best: {said}; {rival} comes next.{few}"
     )
 
 
@@ -150,7 +147,7 @@ class _Design:
     def resample(self, generator: np.random.Generator) -> np.ndarray:
         """How often each verdict comes when seeds and judges are drawn with replacement.
 
-        Where cells failed, a draw may hold no verdict at all; it is drawn again.
+        Where trials failed, a resample may hold no verdict at all; it is taken again.
         """
         while True:
             seeds, judges = (
