@@ -278,7 +278,7 @@ class DistillationOptions(Config):
     ema: Decay = 0.0
     steps: Count = 2_000
     batch_size: Count = 256
-    learning_rate: Positive | None = None
+    learning_rate: NonNegative | None = None
     check_every: Count = 200
     patience: Count | None = None
 
