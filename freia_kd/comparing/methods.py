@@ -25,26 +25,18 @@ class Method:
 
     Arguments:
         name: Its name in reports.
-        synthesizers: What makes the inputs, each an equal share; none for students that are only
-            compressed.
+        synthesizers: What makes the inputs, each an equal share; none for the baseline.
+        sees_samples: Whether it is given the real samples.
+        kind: Whether it is a method, the students as compressed (`"baseline"`), or students that
+            see the training data (`"reference"`).
         is_named: Whether it was asked for by name, so that it must work with the teacher.
     """
 
     name: str
     synthesizers: tuple[Synthesizer, ...] = ()
+    sees_samples: bool = False
+    kind: Literal["method", "baseline", "reference"] = "method"
     is_named: bool = True
-
-    @property
-    def kind(self) -> Literal["method", "baseline", "reference"]:
-        """What it is in reports."""
-        if self.name == REFERENCE.name:
-            return "reference"
-        return "method" if self.synthesizers else "baseline"
-
-    @property
-    def sees_samples(self) -> bool:
-        """Whether it is given the real samples."""
-        return self.name.endswith(SAMPLES) or any(s.needs_samples for s in self.synthesizers)
 
     @property
     def families(self) -> set[str]:
@@ -62,8 +54,8 @@ class Method:
         return next((reason for reason in reasons if reason is not None), None)
 
 
-BASELINE = Method("compression only")  # the students before any training
-REFERENCE = Method("real training data", (Samples(),))  # what students could reach; no candidate
+BASELINE = Method("compression only", kind="baseline")
+REFERENCE = Method("real training data", (Samples(),), sees_samples=True, kind="reference")
 
 Methods = str | Synthesizer | Method | Sequence[str | Synthesizer | Method]
 
@@ -96,24 +88,25 @@ def build_methods(
     made = {e.name: e for e in entries if isinstance(e, Method)}
     names: dict[str, bool] = {}
     for entry in entries:
-        parts = entry.split(",") if isinstance(entry, str) else [entry.name]
-        for part in map(str.strip, parts):
-            names |= {n: names.get(n, False) for n in _known()} if part == ALL else {part: True}
-    unique = sum(isinstance(e, (Synthesizer, Method)) for e in entries) == len(objects | made)
-    twice = [] if unique else ["Two methods have the same name; compare them one after the other."]
+        for name in entry.split(",") if isinstance(entry, str) else [entry.name]:
+            is_all = name.strip() == ALL
+            names |= dict.fromkeys(_known(), False) | names if is_all else {name.strip(): True}
+    count = sum(not isinstance(entry, str) for entry in entries)
+    twice = ["Two methods have the same name; compare them one after the other."]
     used: set[str] = set()
     methods = []
-    with collect_faults(twice) as collected:
+    with collect_faults(twice if count > len(objects | made) else ()) as collected:
         for name, is_named in names.items():
             if name in made:
                 methods.append(made[name])
                 continue
-            titles = name.removesuffix(SAMPLES).split("+")
-            own = _own_options([t for t in titles if t not in objects], options or {})
+            parts = [objects.get(part, part) for part in name.removesuffix(SAMPLES).split("+")]
+            own = _own_options([p for p in parts if isinstance(p, str)], options or {})
             used |= set(own)
             with collected:
-                found = build_synthesizers([objects.get(t, t) for t in titles], preset, own)
-                methods.append(Method(name, tuple(found), is_named))
+                found = build_synthesizers(parts, preset, own)
+                sees = name.endswith(SAMPLES) or any(s.needs_samples for s in found)
+                methods.append(Method(name, tuple(found), sees, is_named=is_named))
         known = {f"{s.name}.{o}" for m in methods for s in m.synthesizers for o in s.known_options()}
         for key in set(options or {}) - used:
             collected.faults.append(unknown(key, sorted(known), "option of the methods compared"))

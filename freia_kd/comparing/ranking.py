@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from ..report.schema import Ranking, Spread
+from ..training import Progress
+from .trials import Trial
 
 RESAMPLES = 1000
 MIN_SEEDS, MIN_JUDGES = 3, 4  # with fewer, the bootstrap overstates how sure it is
@@ -40,6 +42,34 @@ class Ranked(NamedTuple):
 
     scores: dict[str, Spread]
     ranking: Ranking
+
+
+def judge_trials(trials: Sequence[Trial], progress: Progress) -> Iterator[Verdict]:
+    """What the held-out inputs of each family say about the students of all others.
+
+    Methods of mixed families judge nobody, and the methods of one family are one judge, their
+    mean.
+
+    Arguments:
+        trials: The trials that have run.
+        progress: What to show meanwhile.
+    """
+    candidates = [trial for trial in trials if trial.method.kind != "reference"]
+    with progress.stage("judge each method by the others", len(candidates)) as stage:
+        for done, trial in enumerate(candidates, 1):
+            judges: dict[str, list[Trial]] = {}
+            for other in candidates:
+                theirs = other.method.families
+                if other.seed == trial.seed and len(theirs) == 1:
+                    if not theirs & trial.method.families:
+                        judges.setdefault(*theirs, []).append(other)
+            said = trial.judge([other for members in judges.values() for other in members])
+            for family, members in judges.items():
+                for spec in trial.students:
+                    shares = [said[other.method.name][spec.name] for other in members]
+                    block = (trial.seed, spec.name)
+                    yield Verdict(trial.method.name, family, block, sum(shares) / len(shares))
+            stage.update(done, {})
 
 
 def rank_methods(verdicts: Sequence[Verdict], seed: int = 0) -> Ranked | None:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from ..compression import load_classifier
 from ..config import Device, DistillationOptions, Preset
 from ..data.datasets import LabelledData
 from ..data.sources import PathLike
 from ..domain import Domain
-from ..evaluation import agreement
+from ..evaluation import accuracy, agreement
 from ..files import write_json
 from ..job import Job, compress_students, make_students, open_job, reopen_job
 from ..job.measure import synthesizer_results
+from ..job.opening import fingerprint_of
+from ..job.student import read_student
 from ..job.synthesis import heldout_set
 from ..report.schema import Proportion, TrialResult
 from ..runs.store import RECORD
@@ -26,7 +29,7 @@ from ..teachers import Classifier, Teacher
 from ..training import Progress
 from .methods import Method
 
-RESULT, JUDGED = "trial.json", "judged.json"
+RESULT, JUDGED, MEASURED = "trial.json", "judged.json", "accuracy.json"
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ class Trial:
         again = (self.folder / RECORD).exists()
         # Fitting changes synthesizers, and trials in threads share them.
         synthesizers = copy.deepcopy(self.method.synthesizers) or (Normal(),)
-        common = {
+        common: dict[str, Any] = {
             "students": self.students,
             "synthesizer": synthesizers,
             "samples": given.samples if self.method.sees_samples else None,
@@ -126,44 +129,64 @@ class Trial:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _summary(self, job: Job) -> TrialResult:
-        trained = self.method.kind != "baseline"
-        found = synthesizer_results(job) if trained else []
+        students = {} if self.method.kind == "baseline" else self.load_students()
+        found = synthesizer_results(job) if students else []
         share = job.config.set_size // max(len(found), 1)
         return TrialResult(
             method=self.method.name,
             seed=self.seed,
-            agreement={s.name: self._agreement(s.name, self) for s in self.students},
+            agreement={s.name: None for s in self.students} | self._agreements(students, self),
             accuracy={},
             stages=job.run.record.seconds,
             images=sum(f.distinct or share for f in found),
             warnings=[f"{f.name}: {warning}" for f in found for warning in f.warnings],
         )
 
-    def _agreement(self, name: str, other: Trial) -> Proportion | None:
-        """On inputs of odd index, which have chosen nothing; `None` where there are no inputs."""
-        if other.method.kind == "baseline":
-            return None
-        heldout = heldout_set(other.folder, name)
-        share = agreement(self.student(name), heldout, half="odd")
-        return Proportion.of(share, len(heldout) // 2)
+    def _agreements(
+        self, students: Mapping[str, Classifier], other: Trial
+    ) -> dict[str, Proportion]:
+        """On another trial's held-out inputs of odd index, which have chosen nothing."""
+        shares = {}
+        for name, student in students.items():
+            heldout = heldout_set(other.folder, name)
+            share = agreement(student, heldout, half="odd")
+            shares[name] = Proportion.of(share, len(heldout) // 2)
+        return shares
 
-    def student(self, name: str) -> Classifier:
-        """A student of this trial, which has run."""
+    def load_students(self) -> dict[str, Classifier]:
+        """The students of this trial, which has run, by name."""
+        job = self.open()
         stem = "compressed" if self.method.kind == "baseline" else "student"
-        path = self.folder / f"{stem}-{name}.safetensors"
-        (spec,) = [spec for spec in self.students if spec.name == name]
-        own = [type(method) for method in spec.methods]
-        return load_classifier(path, self.options.arch, trusted=own)
+        files = {spec.name: job.run / f"{stem}-{spec.name}.safetensors" for spec in self.students}
+        return {name: read_student(job, path).classifier for name, path in files.items()}
 
-    def judge(self, other: Trial) -> dict[str, float]:
-        """How far this trial's students agree with the teacher on another's held-out inputs.
+    def judge(self, others: Sequence[Trial]) -> dict[str, dict[str, float]]:
+        """How far the students agree with the teacher on held-out inputs of other trials.
 
         What was found is kept in this trial's folder.
+
+        Returns:
+            The agreement of each student, by the method of the other trial.
         """
         path = self.folder / JUDGED
         judged = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if other.method.name not in judged:
-            shares = {s.name: self._agreement(s.name, other) for s in self.students}
-            judged[other.method.name] = {n: p.value for n, p in shares.items() if p is not None}
+        missing = [other for other in others if other.method.name not in judged]
+        students = self.load_students() if missing else {}
+        for other in missing:
+            shares = self._agreements(students, other)
+            judged[other.method.name] = {name: share.value for name, share in shares.items()}
             write_json(path, judged)
-        return judged[other.method.name]
+        return {other.method.name: judged[other.method.name] for other in others}
+
+    def measure(self, data: LabelledData) -> dict[str, Proportion]:
+        """The accuracy of each student; what was found is kept in this trial's folder."""
+        from pydantic import TypeAdapter
+
+        path, sha256 = self.folder / MEASURED, fingerprint_of(data)
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if kept.get("sha256") != sha256:
+            students = self.load_students()
+            shares = {n: Proportion.of(accuracy(s, data), len(data)) for n, s in students.items()}
+            kept = {"sha256": sha256, "students": {n: asdict(s) for n, s in shares.items()}}
+            write_json(path, kept)
+        return TypeAdapter(dict[str, Proportion]).validate_python(kept["students"])
