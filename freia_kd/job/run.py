@@ -12,7 +12,8 @@ import torch
 from ..config import Config, Count, DistillationOptions, PresetName, Size
 from ..data.datasets import LabelledData
 from ..data.sources import RealData
-from ..report import Report, read_report, write_report
+from ..report.schema import Report
+from ..report.storage import read_report, write_report
 from ..runs import Run
 from ..students import StudentSpec, calibration_set
 from ..synthesizers.contract import Synthesizer
@@ -95,9 +96,9 @@ class Job:
     def is_finished(self) -> bool:
         """Whether the report that the folder holds is of these students and evaluation data."""
         asked = {spec.name: spec.to_dict() for spec in self.specs}
-        record = self.run.record
+        record, place = self.run.record, self.evaluation and self.evaluation.place
         same = record.students == asked and (
-            self.evaluation is None or record.evaluation == self.evaluation.place is not None
+            self.evaluation is None or (record.evaluation == place and place and place['source'])
         )
         return same and self.run.done("measure") and (self.run / "report.json").exists()
 
@@ -117,6 +118,8 @@ def run_job(job: Job) -> Report:
     """
     if job.is_finished:
         return read_report(job.run.folder)
+    if not job.run.record.students:
+        job.run.record.students = {spec.name: spec.to_dict() for spec in job.specs}
     inputs = calibration_set(job.teacher, job.config.seed)
     compressed = [compress_student(job, spec, inputs) for spec in job.specs]
     enlist(job, job.specs)
@@ -144,7 +147,9 @@ def run_extraction(job: Job) -> Path:
 
 def enlist(job: Job, specs: Iterable[StudentSpec]) -> None:
     """Writes students and the place of the evaluation data into the run's record."""
-    job.run.record.students |= {spec.name: spec.to_dict() for spec in specs}
+    record = job.run.record
+    record.students |= {spec.name: spec.to_dict() for spec in specs}
     if job.evaluation is not None:
-        job.run.record.evaluation = job.evaluation.place
+        record.evaluation = job.evaluation.place
+    record.done = [stage for stage in record.done if stage != "measure"]
     job.run.write()

@@ -96,7 +96,7 @@ class DFAD(Unconditional):
         """
         if student is None:
             raise UsageError(
-                "The synthesizer 'dfad' plays with a student, and there is none; expected "
+                "The synthesizer 'dfad' learns from a student, and there is none; expected "
                 "fit(teacher, ..., student=...) with the student before its training."
             )
         device, options = next(teacher.parameters()).device, self.options
