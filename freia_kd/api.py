@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-# from .comparing import ComparisonResult as ComparisonResult
-# from .comparing import compare as compare
+from .comparing import ComparisonResult as ComparisonResult
+from .comparing import compare as compare
 from .compression import compare_costs, count_parameters, load_classifier, load_teacher
 from .compression.comparison import Comparison as CostComparison
 from .config import BatchNormMode, Device, DistillationOptions, Preset, PresetName

@@ -107,7 +107,9 @@ def build_methods(
                 found = build_synthesizers(parts, preset, own)
                 sees = name.endswith(SAMPLES) or any(s.needs_samples for s in found)
                 methods.append(Method(name, tuple(found), sees, is_named=is_named))
-        known = {f"{s.name}.{o}" for m in methods for s in m.synthesizers for o in s.known_options()}
+        known = {
+            f"{s.name}.{o}" for m in methods for s in m.synthesizers for o in s.known_options()
+        }
         for key in set(options or {}) - used:
             collected.faults.append(unknown(key, sorted(known), "option of the methods compared"))
     return methods
@@ -146,5 +148,3 @@ def choose_methods(
     if samples is None:
         refused = {name: why for name, why in refused.items() if not name.endswith(SAMPLES)}
     return [method for method in methods if reasons[method.name] is None], refused
-
-

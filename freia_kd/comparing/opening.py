@@ -28,6 +28,8 @@ from ..device import choose_device
 from ..domain import Domain
 from ..errors import UsageError
 from ..job.opening import fingerprint, fingerprint_of
+from ..report.schema import Comparison
+from ..report.storage import read_result
 from ..runs import Run
 from ..students import StudentSpec, as_specs
 from ..synthesizers.contract import Synthesizer
@@ -127,6 +129,8 @@ def open_comparison(
     run = Run.open(out, "compare", progress) if resume else None
     if run is not None and evaluation is None and run.record.evaluation is not None:
         evaluation = RealData(**run.record.evaluation)
+    if run is not None and evaluation is None:
+        _expect_unmeasured(run)
     with collect_faults(_faults(seeds, students, reference, evaluation)) as collected:
         if workers is not None and (executor is not None or workers < 1):
             collected.faults.append(
@@ -147,9 +151,10 @@ def open_comparison(
     few = None if samples is None else _load_samples(samples, taught.domain)
     methods, refused = choose_methods(methods, taught, few)
     real = evaluation.load(taught.domain, "train") if reference and evaluation else None
-    in_memory = isinstance(teacher, Teacher)
+    # Whatever runs a trial may have another working directory.
+    given = teacher if isinstance(teacher, Teacher) else Path(teacher).absolute()
     config = ComparisonConfig(
-        teacher="in memory" if in_memory else os.fspath(teacher),
+        teacher="in memory" if isinstance(teacher, Teacher) else os.fspath(teacher),
         teacher_sha256=fingerprint(taught.state_dict()),
         arch=taught.arch,
         domain=taught.domain.to_dict(),
@@ -171,8 +176,6 @@ def open_comparison(
     else:
         _add_work(run, config)
     run.record.evaluation = None if evaluation is None else evaluation.place
-    # Whatever runs a trial may have another working directory.
-    given = teacher if in_memory else Path(teacher).absolute()
     options = TrialOptions(given, few, sizes, training, set_size, arch, domain, device)
     trials = list(_trials(run.folder, [BASELINE, *methods], specs, seeds, options))
     if real is not None:
@@ -190,6 +193,18 @@ def _faults(
         yield "students: expected at least one; got none."
     if reference and evaluation is None:
         yield "A reference on real training data needs evaluation data as well."
+
+
+def _expect_unmeasured(run: Run) -> None:
+    """Raises if the comparison would lose the accuracies that it has."""
+    if not (run / "compare.json").exists():
+        return
+    measured = read_result(run.folder, Comparison).real_data.evaluation
+    if measured is not None:
+        raise UsageError(
+            f"The evaluation data of this comparison, {measured}, were in memory; pass them again, "
+            "as eval_data=."
+        )
 
 
 def _load_samples(samples: Source, domain: Domain) -> LabelledData:

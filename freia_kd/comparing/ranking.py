@@ -59,10 +59,10 @@ def judge_trials(trials: Sequence[Trial], progress: Progress) -> Iterator[Verdic
         for done, trial in enumerate(candidates, 1):
             judges: dict[str, list[Trial]] = {}
             for other in candidates:
-                theirs = other.method.families
-                if other.seed == trial.seed and len(theirs) == 1:
-                    if not theirs & trial.method.families:
-                        judges.setdefault(*theirs, []).append(other)
+                family, *mixed = other.method.families or {""}
+                judges_it = family and not mixed and family not in trial.method.families
+                if judges_it and other.seed == trial.seed:
+                    judges.setdefault(family, []).append(other)
             said = trial.judge([other for members in judges.values() for other in members])
             for family, members in judges.items():
                 for spec in trial.students:
@@ -132,9 +132,7 @@ def _ranking(names: Sequence[str], certainty: float | None, seeds: int, judges: 
     )
 
 
-def describe(
-    best: str, rival: str | None, certainty: float | None, seeds: int, judges: int
-) -> str:
+def describe(best: str, rival: str | None, certainty: float | None, seeds: int, judges: int) -> str:
     """A ranking in words; arguments as of :class:`~freia_kd.report.schema.Ranking`."""
     if rival is None:
         return f"Only {best} was judged, so there is nothing to choose from."
@@ -155,9 +153,7 @@ def describe(
     enough = seeds >= MIN_SEEDS and judges >= MIN_JUDGES
     sure = "clearly" if certainty >= 0.95 and enough else "probably"
     few = "" if enough else " So few seeds or judges overstate how sure it is."
-    return (
-        f"By label-free evidence {best} is {sure} the best: {said}; {rival} comes next.{few}"
-    )
+    return f"By label-free evidence {best} is {sure} the best: {said}; {rival} comes next.{few}"
 
 
 class _Design:

@@ -125,7 +125,10 @@ class Trial:
         (compress_students if self.method.kind == "baseline" else make_students)(job)
         write_json(self.folder / RESULT, asdict(self._summary(job)))
         spent = [*self.folder.glob("synthetic*/train")]
-        for folder in [*spent, *([] if self.method.kind == "method" else [job.run / "checkpoints"])]:
+        for folder in [
+            *spent,
+            *([] if self.method.kind == "method" else [job.run / "checkpoints"]),
+        ]:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _summary(self, job: Job) -> TrialResult:

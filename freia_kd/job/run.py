@@ -15,7 +15,7 @@ from ..data.sources import RealData
 from ..report.schema import Report
 from ..report.storage import read_report, write_report
 from ..runs import Run
-from ..students import StudentSpec, calibration_set
+from ..students import Student, StudentSpec, calibration_set
 from ..synthesizers.contract import Synthesizer
 from ..teachers import Teacher
 from .measure import measure
@@ -98,7 +98,7 @@ class Job:
         asked = {spec.name: spec.to_dict() for spec in self.specs}
         record, place = self.run.record, self.evaluation and self.evaluation.place
         same = record.students == asked and (
-            self.evaluation is None or (record.evaluation == place and place and place['source'])
+            self.evaluation is None or (record.evaluation == place and place and place["source"])
         )
         return same and self.run.done("measure") and (self.run / "report.json").exists()
 
@@ -120,15 +120,28 @@ def run_job(job: Job) -> Report:
         return read_report(job.run.folder)
     if not job.run.record.students:
         job.run.record.students = {spec.name: spec.to_dict() for spec in job.specs}
-    inputs = calibration_set(job.teacher, job.config.seed)
-    compressed = [compress_student(job, spec, inputs) for spec in job.specs]
-    enlist(job, job.specs)
-    for spec, stages in zip(job.specs, compressed, strict=True):
-        training, heldout = synthesize(job, spec, stages[0])
-        train_student_of(job, spec, stages[0], training, heldout, inputs)
+    compressed = make_students(job)
     report = measure(job, [stages[-1] for stages in compressed])  # real data may be read from here
     write_report(job.run.folder, report)
     return report
+
+
+def make_students(job: Job) -> list[list[Student]]:
+    """All but the report: compresses and distils; returns the students as compressed."""
+    compressed = compress_students(job)
+    inputs = calibration_set(job.teacher, job.config.seed)
+    for spec, stages in zip(job.specs, compressed, strict=True):
+        training, heldout = synthesize(job, spec, stages[0])
+        train_student_of(job, spec, stages[0], training, heldout, inputs)
+    return compressed
+
+
+def compress_students(job: Job) -> list[list[Student]]:
+    """The students before any training, each after each of its methods."""
+    inputs = calibration_set(job.teacher, job.config.seed)
+    compressed = [compress_student(job, spec, inputs) for spec in job.specs]
+    enlist(job, job.specs)
+    return compressed
 
 
 def run_extraction(job: Job) -> Path:
