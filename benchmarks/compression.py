@@ -16,12 +16,12 @@ from torch import nn
 from freia_kd.compression import (
     apply_plan,
     compare_costs,
-    evbmf_ranks,
     make_plan,
+    prepare_batchnorm,
     student_plan,
-    tucker2,
+    train_mode,
 )
-from freia_kd.compression.batchnorm import prepare_batchnorm, train_mode
+from freia_kd.compression.tucker.decompose import evbmf_ranks, tucker2
 from freia_kd.data.datasets import LabelledData, load_dataset
 from freia_kd.domain import DOMAINS
 from freia_kd.flows.bases import SpectralBase

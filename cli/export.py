@@ -52,7 +52,7 @@ def command(
     What is exported takes pixels in [0, 1] in batches of any size and gives logits. A file that
     does not compute the same as the student is not kept. ONNX needs the extra freia_kd[onnx].
     """
-    from freia_kd.deployment import export
+    from freia_kd.exporting import export
 
     results = export(path, to, out, student=student, arch=arch, domain=make_domain(**domain))
     if as_json:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .version import __version__
+
 if TYPE_CHECKING:
     from .api import ComparisonResult as ComparisonResult
     from .api import CompressedStudent as CompressedStudent
@@ -40,8 +42,6 @@ if TYPE_CHECKING:
     from .teachers import Classifier as Classifier
     from .teachers import Teacher as Teacher
     from .training import Progress as Progress
-
-__version__ = "0.1.0"
 
 _PLACES = {
     "api": (

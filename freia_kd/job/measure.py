@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -27,11 +26,9 @@ from ..report.schema import (
 )
 from ..students import Student, StudentSpec
 from ..teachers import Classifier
+from .job import Job
 from .student import read_student, training_stages
 from .synthesis import heldout_set, picture_name
-
-if TYPE_CHECKING:
-    from .run import Job
 
 
 def measure(job: Job, compressed: Sequence[Student]) -> Report:

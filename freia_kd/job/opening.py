@@ -23,7 +23,7 @@ from ..synthesizers import SYNTHESIZERS, build_synthesizers, expect_supported, g
 from ..synthesizers.contract import Synthesizer
 from ..teachers import Teacher
 from ..training import Checkpoints, Progress
-from .run import Job, JobConfig
+from .job import Job, JobConfig
 
 PathLike = str | os.PathLike[str]
 Synthesizers = str | Synthesizer | Sequence[str | Synthesizer]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -15,9 +14,7 @@ from ..files import write_json
 from ..students import Student, StudentSpec, extend, seeded_generator
 from ..synthesizers.on_the_fly import OnTheFlySet
 from ..teachers import Classifier, read_checkpoint, save_classifier
-
-if TYPE_CHECKING:
-    from .run import Job
+from .job import Job
 
 
 def compress_student(job: Job, spec: StudentSpec, inputs: Tensor) -> list[Student]:

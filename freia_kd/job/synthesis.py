@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,9 +12,7 @@ from ..report.plots import plot_grid, write_png
 from ..students import Student, StudentSpec, seeded_generator
 from ..synthesizers.contract import Synthesizer
 from ..synthesizers.on_the_fly import OnTheFlySet, generate_labelled
-
-if TYPE_CHECKING:
-    from .run import Job
+from .job import Job
 
 SHARD = 4096  # synthetic inputs in a shard, the grain in which making a set resumes
 

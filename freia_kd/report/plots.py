@@ -143,7 +143,7 @@ def plot_costs(costs: CostComparison) -> Figure:
         "MACs for one input": [layer.macs for layer in costs.layers],
         "latency alone (ms)": [tuple(t.median for t in layer.latency) for layer in costs.layers],
     }
-    plots = figure.subplots(1, len(values), sharey=True)
+    plots = [*figure.subplots(1, len(values), sharey=True, squeeze=False).flat]
     for axes, (title, pairs) in zip(plots, values.items(), strict=True):
         for side, (label, colour) in enumerate((("before", "0.7"), ("after", "C0"))):
             places = [row + 0.4 * side for row in range(len(names))]

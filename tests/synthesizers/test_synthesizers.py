@@ -185,7 +185,10 @@ def test_labels_of_another_length_are_refused(teacher):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"base": "spectal"}, "bdnf.base: expected 'spectral' or 'gaussian'; got 'spectal'. Did you mean 'spectral'?"),
+        (
+            {"base": "spectal"},
+            "bdnf.base: expected 'spectral' or 'gaussian'; got 'spectal'. Did you mean 'spectral'?",
+        ),
         ({"steps": 0}, "bdnf.steps: expected at least 1; got 0"),
         ({"batch_size": 0}, "bdnf.batch_size: expected at least 1; got 0"),
         ({"learning_rate": 0.0}, "bdnf.learning_rate: expected more than 0"),
@@ -217,7 +220,10 @@ def test_registry():
 
 
 def test_the_average_of_the_weights_is_what_samples(teacher, tmp_path):
-    run, synthesizer = Checkpoints(tmp_path, "stage"), BDNF(BDNFOptions(steps=2, batch_size=8, ema=0.5))
+    run, synthesizer = (
+        Checkpoints(tmp_path, "stage"),
+        BDNF(BDNFOptions(steps=2, batch_size=8, ema=0.5)),
+    )
     synthesizer.fit(teacher, checkpoints=run, generator=generator())
     parts = run.load()["parts"]
     name, value = next((k, v) for k, v in synthesizer.flow.named_parameters() if v.abs().max() > 0)
@@ -229,7 +235,9 @@ def test_the_average_of_the_weights_is_what_samples(teacher, tmp_path):
 
 def test_an_average_of_decay_0_is_the_last_weights(teacher, tmp_path):
     run = Checkpoints(tmp_path, "stage")
-    BDNF(BDNFOptions(steps=3, batch_size=8, ema=0.0)).fit(teacher, checkpoints=run, generator=generator())
+    BDNF(BDNFOptions(steps=3, batch_size=8, ema=0.0)).fit(
+        teacher, checkpoints=run, generator=generator()
+    )
     parts = run.load()["parts"]
     assert all(torch.equal(parts["averaged"][f"module.{k}"], v) for k, v in parts["flow"].items())
 

@@ -242,7 +242,10 @@ def test_without_a_student_it_says_so():
     teacher = Teacher(MLP(2, 3), Domain((2,), 3), "mlp")
     with pytest.raises(UsageError, match="learns from a student, and there is none"):
         DFAD(OPTIONS).fit(teacher)
-    assert DFAD.unsupported_reason(teacher, student=False) == "learns from a student, and there is none"
+    assert (
+        DFAD.unsupported_reason(teacher, student=False)
+        == "learns from a student, and there is none"
+    )
     assert DFAD.unsupported_reason(teacher) is None
 
 

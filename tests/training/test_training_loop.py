@@ -42,7 +42,7 @@ def test_stopped_and_resumed_is_the_same_bit_for_bit(tmp_path, monkeypatch):
     net, optimizer, loop = make(resumed_run)
     assert loop.step == 17
     assert torch.equal(train(net, optimizer, loop), whole)
-    steps = [m["step"] for m in resumed_read_metrics(run.folder)]
+    steps = [m["step"] for m in read_metrics(resumed_run.folder)]
     assert steps == [20, 30]
 
 
@@ -80,7 +80,9 @@ def test_weights_that_became_nan_are_never_kept(tmp_path, monkeypatch):
 
 def test_it_gives_up_and_says_which_term():
     net, optimizer, loop = make()
-    with pytest.raises(TrainingError, match=r"fit: the loss is not finite .*\(mse\), after 3 rollbacks"):
+    with pytest.raises(
+        TrainingError, match=r"fit: the loss is not finite .*\(mse\), after 3 rollbacks"
+    ):
         train(net, optimizer, loop, bad=set(range(30)))
 
 
