@@ -36,6 +36,7 @@ from ..synthesizers.contract import Synthesizer
 from ..teachers import Teacher
 from ..training import Progress
 from .methods import BASELINE, REFERENCE, Method, Methods, build_methods, choose_methods
+from .runner import worker_faults
 from .trials import Trial, TrialOptions
 
 
@@ -132,10 +133,7 @@ def open_comparison(
     if run is not None and evaluation is None:
         _expect_unmeasured(run)
     with collect_faults(_faults(seeds, students, reference, evaluation)) as collected:
-        if workers is not None and (executor is not None or workers < 1):
-            collected.faults.append(
-                f"workers: expected a number from 1, and no executor beside it; got {workers}."
-            )
+        collected.faults += worker_faults(workers, executor)
         with collected:
             sizes = get_preset(preset)
             methods = build_methods(synthesizers, sizes.name)

@@ -36,6 +36,14 @@ def count_workers(device: str) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def worker_faults(workers: int | None, executor: Executor | None) -> Iterator[str]:
+    """What is wrong with how trials are to be run, for options that are checked."""
+    if workers is not None and workers < 1:
+        yield f"workers: expected at least 1; got {workers}."
+    if workers is not None and executor is not None:
+        yield "workers: expected none beside an executor, which has its own."
+
+
 def run_all(
     run: Run,
     trials: Sequence[Trial],

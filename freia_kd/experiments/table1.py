@@ -2,40 +2,43 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 
-from .compare.cells import NONE, REFERENCE, Cell
-from .compare.running import count_workers, run_cells
-from .data.datasets import LabelledData, load_dataset
-from .distillation import DistillationOptions, predict
-from .domain import DOMAINS
-from .errors import UsageError
-from .files import write_json
-from .presets import PRESETS, Preset
-from .report.provenance import record
-from .report.schema import Spread, TablePart, TableResult, recovery
-from .report.storage import write_table1
-from .runs.progress import Progress
-from .runs.run import Run
-from .stages import train_teacher
-from .synthesizers.bdnf import PUBLISHED
-from .teachers import Classifier, load_classifier
+from ..comparing.methods import BASELINE, DEFAULT, REFERENCE, Method, build_methods
+from ..comparing.runner import run_all, worker_faults
+from ..comparing.summary import recovered
+from ..comparing.trials import Trial, TrialOptions
+from ..compression import load_classifier
+from ..config import Config, Device, DistillationOptions, Preset, collect_faults, get_preset
+from ..data.datasets import LabelledData, load_dataset
+from ..data.sources import PathLike
+from ..device import choose_device
+from ..domain import DOMAINS
+from ..errors import unknown
+from ..evaluation import accuracy
+from ..report import provenance
+from ..report.schema import Proportion, Spread, TablePart, TableResult
+from ..report.storage import write_table1
+from ..runs import Run
+from ..students import as_specs
+from ..synthesizers.bdnf import PUBLISHED
+from ..teachers import save_classifier, train_new
+from ..training import Progress
 
-PathLike = str | os.PathLike[str]
+Size = Literal["quick", "paper"]
 STUDENTS = ("1", "2", "3")
-DEFAULT = "bdnf+spectral"
+TUCKER, TRAINED = "Tucker (T)", "T+training data"  # by which recovery is defined
 
-# The rows after the teacher's, as the table names them, and the methods that they are. The last
-# two are ours: they are not in the paper.
+# The rows after the teacher's, as the table names them, and the synthesizers that make their
+# inputs. The last two are ours: they are not in the paper.
 APPROACHES = {
-    "Tucker (T)": NONE,
+    TUCKER: "",
     "T+Uniform": "uniform",
     "T+Normal": "normal",
     "T+KegNet": "kegnet",
@@ -43,11 +46,11 @@ APPROACHES = {
     "T+Sample": "samples",
     "T+BDNF(Sample)": "bdnf(samples)",
     "T+our default": DEFAULT,
-    "T+training data": REFERENCE,
+    TRAINED: "",
 }
 
 # BDNF as published, and one generator for KegNet as the paper has it (section 5.2).
-SETTINGS = {**{f"bdnf.{k}": v for k, v in PUBLISHED.items()}, "kegnet.generators": 1}
+OPTIONS = {**{f"bdnf.{k}": v for k, v in PUBLISHED.items()}, "kegnet.generators": 1}
 
 
 @dataclass(frozen=True)
@@ -117,9 +120,6 @@ TABLE1 = {
     ),
 }
 
-SIZES = ("quick", "paper")
-BOUNDS = ("Tucker (T)", "T+training data")  # by which recovery is defined
-
 # What fits two cores: a tenth of the preset `quick`'s work for LeNet5, less for ResNet14, of
 # which a step costs twenty times as much.
 QUICK = {
@@ -130,15 +130,30 @@ QUICK = {
 }
 
 
+@dataclass(frozen=True)
+class TableConfig(Config):
+    """The options of a table that may not change when it is resumed.
+
+    Arguments:
+        preset: How much work to do.
+        options: The options of synthesizers that differ from the preset's.
+    """
+
+    title: ClassVar[str] = "table1"
+    preset: Size
+    options: dict[str, Any]
+
+
 def table1(
     data: Sequence[str] = ("mnist", "fashion-mnist"),
     *,
-    preset: str = "quick",
+    preset: Size = "quick",
     seeds: int = 3,
     data_root: PathLike | None = None,
     download: bool = False,
-    device: str = "auto",
+    device: Device = "auto",
     workers: int | None = None,
+    executor: Executor | None = None,
     out: PathLike = "runs/table1",
     resume: bool = False,
     progress: Progress | None = None,
@@ -156,100 +171,142 @@ def table1(
         seeds: How many seeds, from 0.
         data_root: Where torchvision keeps its data sets.
         download: Whether torchvision may download them.
-        device: `"auto"`, `"cpu"` or `"cuda"`.
-        workers: How many cells to run at a time; by default one a core.
+        device: Where to compute.
+        workers: How many trials to run at a time; by default one a core.
+        executor: What runs the trials instead, see :func:`~freia_kd.comparing.run_trials`.
         out: The folder of it all.
         resume: Whether to go on with what that folder holds; data sets and seeds may be added then.
         progress: What to show meanwhile.
 
-    Returns:
-        What `table1.json` holds.
-
     Raises:
-        UsageError: If there is no such part or preset, or no data.
+        ConfigError: If there is no such part or preset; all faults are named.
+        UsageError: If there are no data, or what is resumed has other options.
+        CheckpointError: If there is nothing to resume.
         TrainingError: If a teacher's loss is not finite.
 
     References:
         | Data-free Knowledge Distillation with Bi-directional Normalizing Flow (Kim), Table 1
     """
-    progress = progress or Progress()
-    unknown = [name for name in data if name not in TABLE1]
-    if unknown or not data or preset not in SIZES or seeds < 1:
-        raise UsageError(
-            f"Expected parts of the table ({', '.join(TABLE1)}), a preset of {', '.join(SIZES)}, "
-            f"and a seed or more; got {', '.join(data)}, {preset!r} and {seeds}."
-        )
     names = list(dict.fromkeys(data))
+    with collect_faults(_faults(names, preset, seeds, workers, executor)):
+        pass
     sets = {n: load_dataset(n, DOMAINS[n], "train", data_root, download) for n in names}
-    fixed = {"preset": preset, "settings": SETTINGS}
-    run = Run(out, fixed, resume, progress)
-    place = {"data_root": data_root, "download": download, "device": device}
-    cells: dict[tuple[str, str, int], Cell] = {}
+    place = str(choose_device(device))
+    config = TableConfig(preset, OPTIONS).to_dict()
+    if resume:
+        run = Run.open(out, "table1", progress)
+        run.expect_config(config)
+    else:
+        run = Run.create(out, "table1", config, progress)
+    trials: dict[tuple[str, str, int], Trial] = {}
     failed: dict[str, str] = {}
-    result: TableResult
     for seed in range(seeds):
+        new = {
+            (name, row, seed): make_trial(run, name, row, seed, preset, sets[name], device)
+            for name in names
+            for row in APPROACHES
+        }
         for name in names:
-            teacher = _train(run, name, seed, preset, place)
-            for approach in APPROACHES:
-                sizes = _sizes(name, approach, preset)
-                common = {"teacher": teacher, "preset": sizes, "device": device}
-                cells[name, approach, seed] = _cell(run, name, approach, seed, common, sets[name])
-        new = [cell for (_, _, s), cell in cells.items() if s == seed]
-        failed |= _run(run, new, workers or count_workers(device), f"Table 1, seed {seed}")
+            _train_teacher(run, name, seed, preset, sets[name], place)
+        trials |= new
+        ended = run_all(run, [*new.values()], f"trials {seed}", workers, executor)
+        failed |= {trial.title: error for trial, error in ended}
+        tests = {n: load_dataset(n, DOMAINS[n], "test", data_root, download) for n in names}
+        options = {**config, "data": names, "seeds": seed + 1}
         result = TableResult(
-            parts={name: _part(name, seed + 1, cells, data_root, download) for name in names},
+            parts={n: _part(run, n, seed + 1, trials, tests[n]) for n in names},
             preset=preset,
             seeds=seed + 1,
             failed=failed,
-            seconds=run.record["seconds"],
-            provenance=record({"data": names, **fixed, "seeds": seed + 1}, device),
+            seconds=run.record.seconds,
+            provenance=provenance.record(options, place),
         )
         write_table1(run.folder, result)
     return result
 
 
-def _sizes(name: str, approach: str, preset: str) -> Preset:
-    """How much work a cell does. Our default learns as we do, all else as in the paper."""
-    ours = APPROACHES[approach] == DEFAULT
+def _faults(
+    names: Sequence[str], preset: str, seeds: int, workers: int | None, executor: Executor | None
+) -> Iterator[str]:
+    for name in names:
+        if name not in TABLE1:
+            yield unknown(name, TABLE1, "part of the table")
+    if not names:
+        yield f"Expected parts of the table, of {', '.join(TABLE1)}; got none."
+    if preset not in get_args(Size):
+        yield unknown(preset, get_args(Size), "preset of the table")
+    if seeds < 1:
+        yield f"seeds: expected at least 1; got {seeds}."
+    yield from worker_faults(workers, executor)
+
+
+def choose_preset(name: str, row: str, preset: Size) -> Preset:
+    """How much work a row does. Our default learns as we do, all else as in the paper."""
+    ours = APPROACHES[row] == DEFAULT
     if preset == "paper":
-        return PRESETS["standard" if ours else "paper"]
+        return get_preset("standard" if ours else "paper")
     sizes = QUICK[TABLE1[name].arch]
-    return sizes if ours else replace(sizes, student=replace(sizes.student, bn="freeze"))
+    return sizes if ours else sizes.changed(bn="freeze")
 
 
-def _train(run: Run, name: str, seed: int, preset: str, place: Mapping[str, Any]) -> Path:
+def _teacher_path(run: Run, name: str, seed: int) -> Path:
+    return run.folder.absolute() / "teachers" / f"{name}-{seed}.pt"
+
+
+def _train_teacher(
+    run: Run, name: str, seed: int, preset: Size, data: LabelledData, device: str
+) -> None:
     """Trains the teacher of one seed, unless that has been done."""
-    path, setting = run / f"teachers/{name}-{seed}.pt", TABLE1[name]
+    path, setting = _teacher_path(run, name, seed), TABLE1[name]
     stage = f"teacher {name} {seed}"
-    if not (run.done(stage) and path.exists()):
+    if run.done(stage) and path.exists():
+        return
+    with run.stage(stage):
+        epochs = setting.epochs[preset]
+        teacher = train_new(
+            setting.arch,
+            data,
+            DOMAINS[name],
+            epochs,
+            seed=seed,
+            device=device,
+            progress=run.progress,
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
-        with run.stage(stage):
-            epochs = setting.epochs[preset]
-            train_teacher(
-                name,
-                path,
-                arch=setting.arch,
-                epochs=epochs,
-                seed=seed,
-                progress=run.progress,
-                **place,
-            )
-    return path
+        save_classifier(path, teacher)
 
 
-def _cell(
-    run: Run, name: str, approach: str, seed: int, common: Mapping[str, Any], data: LabelledData
-) -> Cell:
-    method, settings = APPROACHES[approach], dict(SETTINGS)
-    if common["preset"].name == "paper":
-        settings |= {f"kegnet.{k}": v for k, v in TABLE1[name].kegnet.items()}
-    options = {**common, "settings": {} if method == DEFAULT else settings}
-    if method == REFERENCE:
-        options["samples"] = data
-    elif "ample" in approach:
-        options["samples"] = one_of_each(data, seed)
-    stem = "".join(c if c.isalnum() else "-" for c in approach)
-    return Cell(method, seed, STUDENTS, run / f"{name}/{stem}-{seed}", options)
+def make_method(name: str, row: str, preset: Size) -> Method:
+    """What makes the inputs of a row of one data set."""
+    if row in (TUCKER, TRAINED):
+        method = BASELINE if row == TUCKER else REFERENCE
+        return replace(method, name=f"{name}, {row}")
+    options, chosen = dict(OPTIONS), APPROACHES[row]
+    if preset == "paper":
+        options |= {f"kegnet.{k}": v for k, v in TABLE1[name].kegnet.items()}
+    own = {k: v for k, v in options.items() if k.partition(".")[0] == chosen.partition("(")[0]}
+    (method,) = build_methods(chosen, choose_preset(name, row, preset).name, own)
+    return replace(method, name=f"{name}, {row}")
+
+
+def make_trial(
+    run: Run,
+    name: str,
+    row: str,
+    seed: int,
+    preset: Size,
+    data: LabelledData,
+    device: Device = "auto",
+) -> Trial:
+    """The trial of one row with one seed; its teacher need not be there yet."""
+    sizes, method = choose_preset(name, row, preset), make_method(name, row, preset)
+    samples = data if method.kind == "reference" else None
+    if method.kind == "method" and method.sees_samples:
+        samples = one_of_each(data, seed)
+    options = TrialOptions(_teacher_path(run, name, seed), samples, sizes, device=device)
+    students = tuple(spec.changed(bn=sizes.bn) for spec in as_specs(STUDENTS))
+    stem = "".join(c if c.isalnum() else "-" for c in row)
+    return Trial(method, seed, students, run.folder.absolute() / name / f"{stem}-{seed}", options)
 
 
 def one_of_each(data: LabelledData, seed: int) -> LabelledData:
@@ -260,71 +317,42 @@ def one_of_each(data: LabelledData, seed: int) -> LabelledData:
     return LabelledData(data.inputs[rows], data.labels[rows], f"{data.name}, one of each class")
 
 
-def _run(run: Run, cells: Sequence[Cell], workers: int, title: str) -> dict[str, str]:
-    """Runs what has not been run; the errors of what failed."""
-    failed: dict[str, str] = {}
-    waiting = [cell for cell in cells if cell.result is None]
-    with run.stage("cells"), run.progress.stage(title, len(cells)) as stage:
-        done = len(cells) - len(waiting)
-        for cell, error in run_cells(waiting, min(workers, len(waiting) or 1), run.progress):
-            done += 1
-            stage.update(done, {})
-            name = f"{cell.folder.parent.name} {cell.folder.name}"
-            if error is not None:
-                failed[name] = error
-            run.progress.note(f"{name}: {error or 'done'}")
-    return failed
-
-
 def _part(
+    run: Run,
     name: str,
     seeds: int,
-    cells: Mapping[tuple[str, str, int], Cell],
-    data_root: PathLike | None,
-    download: bool,
+    trials: Mapping[tuple[str, str, int], Trial],
+    test: LabelledData,
 ) -> TablePart:
     """The rows of one data set."""
-    test = load_dataset(name, DOMAINS[name], "test", data_root, download)
     right = {
-        (approach, seed): _accuracies(cells[name, approach, seed], test)
-        for approach in APPROACHES
-        for seed in range(seeds)
-        if cells[name, approach, seed].result is not None
+        (row, seed): trial.measure(test)
+        for (part, row, seed), trial in trials.items()
+        if part == name and trial.result is not None
     }
-    paths = [cells[name, "Tucker (T)", seed].options["teacher"] for seed in range(seeds)]
-    teachers = [_accuracy(load_classifier(path), test) for path in paths]
-    rows = {"original": dict.fromkeys(STUDENTS, Spread.of(teachers))}
-    for approach in APPROACHES:
-        found = [right[approach, seed] for seed in range(seeds) if (approach, seed) in right]
-        rows[approach] = {s: Spread.of([f[s] for f in found]) for s in STUDENTS}
+    teachers = Spread.of(
+        [accuracy(load_classifier(_teacher_path(run, name, s)), test) for s in range(seeds)]
+    )
+    rows: dict[str, dict[str, Spread | None]] = {"original": dict.fromkeys(STUDENTS, teachers)}
+    for row in APPROACHES:
+        found = [right[row, seed] for seed in range(seeds) if (row, seed) in right]
+        rows[row] = {s: Spread.of([shares[s].value for shares in found]) for s in STUDENTS}
     return TablePart(
         arch=TABLE1[name].arch,
         test_images=len(test),
         rows=rows,
         published={row: list(figures) for row, figures in TABLE1[name].published.items()},
-        recovery={a: _recovery(right, a, seeds) for a in APPROACHES if a not in BOUNDS},
+        recovery={r: recoveries(right, r, seeds) for r in APPROACHES if r not in (TUCKER, TRAINED)},
     )
 
 
-def _accuracies(cell: Cell, test: LabelledData) -> dict[str, float]:
-    """The accuracy of each student of a cell, measured once."""
-    path = cell.folder / "accuracy.json"
-    if not path.exists():
-        write_json(path, {name: _accuracy(cell.student(name), test) for name in STUDENTS})
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _accuracy(classifier: Classifier, test: LabelledData) -> float:
-    return predict(classifier, test).eq(test.labels).double().mean().item()
-
-
-def _recovery(
-    right: Mapping[tuple[str, int], Mapping[str, float]], approach: str, seeds: int
+def recoveries(
+    right: Mapping[tuple[str, int], Mapping[str, Proportion]], row: str, seeds: int
 ) -> dict[str, Spread | None]:
-    """(student - Tucker) / (on training data - Tucker), where there is something to recover."""
-    shares: dict[str, list[float | None]] = {name: [] for name in STUDENTS}
-    for seed in range(seeds):
-        needed = [(a, seed) for a in ("Tucker (T)", approach, "T+training data")]
-        for name in STUDENTS if all(key in right for key in needed) else ():
-            shares[name].append(recovery(*(right[key][name] for key in needed)))
-    return {name: Spread.of(values) for name, values in shares.items()}
+    """The recovery of each student over seeds, of accuracies by row and seed."""
+
+    def gained(seed: int, name: str) -> float | None:
+        student, low, high = (right.get((r, seed), {}) for r in (row, TUCKER, TRAINED))
+        return recovered(student, low, high, name)
+
+    return {name: Spread.of([gained(seed, name) for seed in range(seeds)]) for name in STUDENTS}
