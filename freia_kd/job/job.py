@@ -91,13 +91,14 @@ class Job:
     @property
     def is_finished(self) -> bool:
         """Whether the report that the folder holds is of these students and evaluation data."""
-        asked = {spec.name: spec.to_dict() for spec in self.specs}
-        record, place = self.run.record, self.evaluation and self.evaluation.place
-        same = record.students == asked and (
-            self.evaluation is None or (record.evaluation == place and place and place["source"])
+        record, wanted = self.run.record, self.evaluation
+        known = wanted is None or (
+            wanted.place == record.evaluation and wanted.place["source"] is not None
         )
-        files = [self.run / "report.json", *(f for name in asked for f in self.student_files(name))]
-        return bool(same) and self.run.done("report") and all(file.exists() for file in files)
+        same = record.students == {spec.name: spec.to_dict() for spec in self.specs}
+        students = [file for spec in self.specs for file in self.student_files(spec.name)]
+        there = all(file.exists() for file in (self.run / "report.json", *students))
+        return same and known and self.run.done("report") and there
 
     def student_files(self, name: str) -> list[Path]:
         """Where a trained student is, each of which rebuilds it alone."""
