@@ -113,7 +113,7 @@ def test_all_faults_are_reported_together():
 
 
 def test_faults_between_fields_come_once_every_field_is_right():
-    with pytest.raises(ConfigError, match="^tucker: expected one of a paper's student"):
+    with pytest.raises(ConfigError, match=r"^tucker: expected one of a paper's student"):
         Tucker(student="1", layers={"all": 0.5})
     with pytest.raises(ConfigError) as error:
         DistillationOptions(divergence="hinge", steps=0)
@@ -121,14 +121,22 @@ def test_faults_between_fields_come_once_every_field_is_right():
 
 
 def test_blocks_of_faults_are_collected():
-    with pytest.raises(ConfigError) as error, collect_faults(["Zero."]) as collected:
-        with collected:
-            Example(count=0)
-        with collected:
-            Example(size=0)
-        with collected:
-            Example()
-    assert [f.split(":")[0] for f in error.value.faults] == ["Zero.", "example.count", "example.size"]
+    def all_blocks():
+        with collect_faults(["Zero."]) as collected:
+            with collected:
+                Example(count=0)
+            with collected:
+                Example(size=0)
+            with collected:
+                Example()
+
+    with pytest.raises(ConfigError) as error:
+        all_blocks()
+    assert [f.split(":")[0] for f in error.value.faults] == [
+        "Zero.",
+        "example.count",
+        "example.size",
+    ]
     with collect_faults() as collected, collected:
         Example()
     with pytest.raises(ZeroDivisionError), collect_faults() as collected, collected:
@@ -185,7 +193,7 @@ def test_an_option_without_a_dot_goes_to_all_that_have_it():
 
 
 def test_synthesizers_come_once_and_exist():
-    with pytest.raises(UsageError, match="Expected different synthesizers; got bdnf.bdnf"):
+    with pytest.raises(UsageError, match=r"Expected different synthesizers; got bdnf.bdnf"):
         build_synthesizers(["bdnf", BDNF()])
     with pytest.raises(UsageError, match="got none"):
         build_synthesizers([])
@@ -197,7 +205,7 @@ def test_synthesizers_come_once_and_exist():
 
 @pytest.mark.parametrize("name", list(SYNTHESIZERS))
 def test_an_unknown_preset_lists_the_known_ones(name):
-    with pytest.raises(ConfigError, match="Unknown preset 'mini'.* quick, standard, best, paper"):
+    with pytest.raises(ConfigError, match=r"Unknown preset 'mini'.* quick, standard, best, paper"):
         get_synthesizer(name).build("mini")
     assert set(get_synthesizer(name).presets) <= set(get_args(PresetName))
 
@@ -208,9 +216,9 @@ def test_presets():
     assert get_preset(Preset("quick", 5)).set_size == 5
     with pytest.raises(ConfigError, match="Unknown preset 'qiuck'; did you mean 'quick'"):
         get_preset("qiuck")
-    with pytest.raises(ConfigError, match="preset.name: expected 'quick', 'standard'"):
+    with pytest.raises(ConfigError, match=r"preset.name: expected 'quick', 'standard'"):
         Preset("mini")
-    with pytest.raises(ConfigError, match="preset.heldout_size: expected at least 2"):
+    with pytest.raises(ConfigError, match=r"preset.heldout_size: expected at least 2"):
         Preset("quick", heldout_size=1)
 
 

@@ -47,7 +47,10 @@ FAULTS = [
     ({"methods": (Prune(), Tucker(target="macs", goal=0.5))}, "must be the first; got prune"),
     ({"name": "../evil"}, "a student's name of letters, digits.*got '../evil'"),
     ({"name": "a b"}, "a student's name"),
-    ({"bn": "mtach"}, "students.bn: expected 'match' or 'freeze'; got 'mtach'. Did you mean 'match'?"),
+    (
+        {"bn": "mtach"},
+        "students.bn: expected 'match' or 'freeze'; got 'mtach'. Did you mean 'match'?",
+    ),
     ({"methods": ("tucker",)}, "students.methods: .*instance of Compression"),
     ({"methods": LOW}, "students.methods: .*tuple"),
     ({"methods": "prune"}, "students.methods: .*tuple"),
@@ -78,7 +81,7 @@ def test_names():
     assert [s.name for s in as_specs(["1", StudentSpec((LOW,)), "1"])] == ["1", "custom"]
     with pytest.raises(ConfigError, match="Two students are named 'custom'"):
         as_specs([StudentSpec((LOW,)), StudentSpec((Tucker(layers={"fc1": 0.5}),))])
-    with pytest.raises(ConfigError, match="tucker.student: expected '1', '2' or '3'; got '4'"):
+    with pytest.raises(ConfigError, match=r"tucker.student: expected '1', '2' or '3'; got '4'"):
         as_specs(["4"])
 
 
@@ -91,7 +94,7 @@ def test_a_spec_of_a_file_imports_nothing_that_was_not_named():
     again = StudentSpec.from_dict(fields, trusted=[path])
     assert [type(m).__name__ for m in again.methods] == ["Tucker", "Halve"]
     assert (again.name, again.bn) == ("mine", "freeze")
-    with pytest.raises(ConfigError, match="did you mean 'students.name'"):
+    with pytest.raises(ConfigError, match=r"did you mean 'students.name'"):
         StudentSpec.from_dict({**fields, "nmae": "x"}, trusted=[path])
 
 
@@ -125,7 +128,7 @@ def test_a_spec_is_checked_on_noise_that_nobody_notices(teacher):
     assert torch.equal(torch.get_rng_state(), state)
     with pytest.raises(UsageError, match="No layer matches 'fc9'"):
         StudentSpec((Tucker(layers={"fc9": 0.5}),)).check(teacher)
-    with pytest.raises(UsageError, match="(?i)cannot reach"):
+    with pytest.raises(UsageError, match=r"(?i)cannot reach"):
         StudentSpec((Tucker(target="params", goal=1e-4),)).check(teacher)
 
 

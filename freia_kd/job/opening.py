@@ -91,7 +91,11 @@ def open_job(
     )
     specs = [spec.changed(bn=spec.bn or sizes.bn) for spec in specs]
     _check_specs(specs, teacher)
-    folder = Path(out) if out is not None else _new_folder("teacher" if path == IN_MEMORY else Path(path).stem)
+    folder = (
+        Path(out)
+        if out is not None
+        else _new_folder("teacher" if path == IN_MEMORY else Path(path).stem)
+    )
     run = Run.create(folder, "distill", config.to_dict(), progress)
     return Job(teacher.to(place), run, config, specs, synthesizers, few, evaluation)
 

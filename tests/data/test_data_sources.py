@@ -33,7 +33,9 @@ def mnist(tmp_path):
             head = [0x803, count, 28, 28], [0x801, count]
             images, labels = (np.array(h, ">i4").tobytes() for h in head)
             (raw / f"{name}-images-idx3-ubyte").write_bytes(images + PIXELS.numpy().tobytes())
-            (raw / f"{name}-labels-idx1-ubyte").write_bytes(labels + bytes(i % 10 for i in range(12)))
+            (raw / f"{name}-labels-idx1-ubyte").write_bytes(
+                labels + bytes(i % 10 for i in range(12))
+            )
         return torchvision.datasets.MNIST(tmp_path, transform=transform)
 
     return make
@@ -58,7 +60,7 @@ def test_a_transform_that_normalises_is_refused(mnist):
 
     transform = Compose([ToTensor(), Normalize(0.1307, 0.3081)])
     for data in (mnist(transform), Subset(mnist(transform), range(3))):
-        with pytest.raises(UsageError, match="transform of MNIST normalises.*leave Normalize out"):
+        with pytest.raises(UsageError, match=r"transform of MNIST normalises.*leave Normalize out"):
             read_dataset(data, GREY)
 
 
@@ -123,7 +125,10 @@ class Endless(IterableDataset):
     ("data", "message"),
     [
         (Odd(), "one shape in Odd; got none"),
-        (Odd((torch.zeros(3), 0), (torch.zeros(4), 1)), r"one shape in Odd; got \[\(3,\), \(4,\)\]"),
+        (
+            Odd((torch.zeros(3), 0), (torch.zeros(4), 1)),
+            r"one shape in Odd; got \[\(3,\), \(4,\)\]",
+        ),
         (Odd(torch.zeros(3)), r"\(image, label\) pairs in Odd; entry 0 is something else"),
         (Odd((torch.zeros(3), 0), (torch.zeros(3), "cat")), "entry 1 is something else"),
         (Odd((torch.zeros(3), -1)), "labels that are integers from 0"),
@@ -136,9 +141,9 @@ def test_what_is_no_labelled_data_is_refused(data, message):
 
 
 def test_what_seems_wrong_is_refused_without_reading():
-    with pytest.raises(UsageError, match="map-style data set.*got a Endless|got an? Endless"):
+    with pytest.raises(UsageError, match=r"map-style data set.*got a Endless|got an? Endless"):
         RealData(Endless()).check()
-    with pytest.raises(UsageError, match="There are no data 'digitz'.*digits, mnist"):
+    with pytest.raises(UsageError, match=r"There are no data 'digitz'.*digits, mnist"):
         RealData("digitz").check()
     with pytest.raises(UsageError, match=r"no folder .* with mnist; pass --data-root"):
         RealData("mnist", root="nowhere").check()

@@ -307,7 +307,7 @@ def test_what_is_as_recorded_may_be_said_again(done, run):
 
 
 def test_what_was_in_memory_must_be_given_again(tmp_path, run):
-    with pytest.raises(UsageError, match="teacher of this run was in memory; .* as teacher="):
+    with pytest.raises(UsageError, match=r"teacher of this run was in memory; .* as teacher="):
         resume(run)
     few = make_data(count=10)
     noise(tmp_path / "few", samples=few, synthesizer="samples")
@@ -331,7 +331,7 @@ def test_a_folder_without_a_run_is_an_error(tmp_path):
         resume(tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match="has no run.json"):
+    with pytest.raises(CheckpointError, match=r"has no run.json"):
         resume(tmp_path / "empty")
     assert list((tmp_path / "empty").iterdir()) == []
 

@@ -8,8 +8,8 @@ import freia_kd
 from freia_kd import StudentSpec, distill, resume
 from freia_kd.compression import Prune, Quantize, Tucker
 from freia_kd.config import Preset
-from freia_kd.evaluation import accuracy, agreement, predict, share_equal
 from freia_kd.data.synthetic import SyntheticSet
+from freia_kd.evaluation import accuracy, agreement, predict, share_equal
 from freia_kd.job import reopen_job
 from freia_kd.job.student import read_student, write_student
 from freia_kd.training import TrainingLoop

@@ -49,19 +49,23 @@ def test_seconds_add_up_over_interruptions(run):
     assert read_record(run.folder).done == ["first", "second"]
 
 
+def fail_in_the_first_stage(run, work):
+    with run.stage("first"):
+        work()
+        raise UsageError("cannot be")
+
+
 def test_a_first_stage_that_fails_leaves_nothing(tmp_path):
     run = Run.create(tmp_path / "run", "distill", CONFIG)
-    with pytest.raises(UsageError, match="cannot be"), run.stage("first"):
-        assert (tmp_path / "run/run.json").exists()
-        raise UsageError("cannot be")
+    with pytest.raises(UsageError, match="cannot be"):
+        fail_in_the_first_stage(run, lambda: read_record(run.folder))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_stage_that_fails_after_it_has_kept_something_leaves_it(tmp_path):
     run = Run.create(tmp_path / "run", "distill", CONFIG)
-    with pytest.raises(UsageError, match="cannot be"), run.stage("first"):
-        run.checkpoints("first").save({"step": 1})
-        raise UsageError("cannot be")
+    with pytest.raises(UsageError, match="cannot be"):
+        fail_in_the_first_stage(run, lambda: run.checkpoints("first").save({"step": 1}))
     assert read_record(run.folder).done == []
     with pytest.raises(UsageError, match="already holds a run"):
         Run.create(tmp_path / "run", "distill", CONFIG)
@@ -109,7 +113,10 @@ def write(folder, text):
             json.dumps({"package": "0.1.0", "kind": "distill", "config": {}, "done": []}),
             r"freia_kd 0\.1\.0, whose record \(version 1\) this version cannot go on with",
         ),
-        (json.dumps({"version": 99, "package": "9.0"}), r"freia_kd 9\.0, whose record \(version 99"),
+        (
+            json.dumps({"version": 99, "package": "9.0"}),
+            r"freia_kd 9\.0, whose record \(version 99",
+        ),
     ],
 )
 def test_a_record_that_is_not_sound_is_refused_in_one_line(tmp_path, text, message):
