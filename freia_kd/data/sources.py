@@ -120,8 +120,8 @@ def read_dataset(data: Dataset[Any], domain: Domain) -> LabelledData:
         source = source.dataset
     if "Normalize(" in repr(getattr(source, "transform", None)):
         raise UsageError(
-            f"The transform of {type(source).__name__} normalises, and so does the teacher's domain; "
-            "leave Normalize out of it, so that pixels stay in [0, 1]."
+            f"The transform of {type(source).__name__} normalises, and so does the teacher's "
+            "domain; leave Normalize out of it, so that pixels stay in [0, 1]."
         )
     inputs, labels = [], []
     for index in range(len(data)):  # type: ignore[arg-type]
