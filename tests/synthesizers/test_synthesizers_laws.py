@@ -51,7 +51,7 @@ ROWS = {
     "adaptive-deepinversion": Row(BANK),
     "kw-gaussian": Row(taught=True, restored=None),
     "kw-inception": Row(BANK),
-    "kw-bns": Row(BANK),
+    "kw-bns": Row(BANK, taught=True),
     "kw-mixture": Row(BANK),
     "samples": Row({"augment": "never"}),
     "samples, augmented": Row({"augment": "always"}, name="samples"),
