@@ -16,7 +16,7 @@ from freia_kd.objectives.image_priors import GaussianPrior
 from freia_kd.teachers import Teacher
 from freia_kd.teachers.mlp import MLP
 from freia_kd.teachers.training import train_classifier
-from freia_kd.toy import energy_distance
+from freia_kd.experiments.figure2 import energy_distance
 
 CLASSES = 2
 # Eq. (4) with the weights of eq. (1); the prior stands for the log p_X(x) that it asks for.
