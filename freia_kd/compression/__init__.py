@@ -1,52 +1,53 @@
-"""Compression: ranks by EVBMF, low-rank layers, plans of which layers, and what they cost."""
+"""Compression: methods that make a net smaller, and what they cost and save."""
 
-from .batchnorm import match_batchnorm, prepare_batchnorm, reestimate_batchnorm, train_mode
-from .budget import Budget, search_plan
+from .batchnorm import batchnorm_layers, match_batchnorm, prepare_batchnorm, train_mode
 from .comparison import Comparison, compare_costs
-from .cost import Latency, count_macs, count_parameters, measure_latencies, measure_latency
-from .evbmf import EVBMF, evbmf_rank
-from .methods import METHODS, Method, apply_methods, rebuild
-from .plans import LayerPlan, Plan, Skipped, make_plan, read_rules, student_plan
-from .recipe import Recipe, as_recipes, parse_ranks
-from .sensitivity import Sensitivity, measure_sensitivity, plot_sensitivity
-from .surgery import apply_plan, restructure
-from .tucker import evbmf_ranks, svd_linear, tucker2
+from .cost import Latency, count_macs, count_parameters, measure_latencies
+from .loading import load_classifier, load_teacher
+from .method import (
+    Compressed,
+    Compression,
+    Step,
+    get_compression,
+    method_of,
+    original_state,
+    rebuild,
+)
+from .prune import Prune
+from .quantize import Quantize
+from .tucker import Tucker
+from .tucker.papers import student_plan
+from .tucker.plan import Plan, apply_plan, make_plan, parse_ranks, read_rules
+from .tucker.sensitivity import plot_sensitivity
 
 __all__ = [
-    "EVBMF",
-    "METHODS",
-    "Budget",
     "Comparison",
+    "Compressed",
+    "Compression",
     "Latency",
-    "LayerPlan",
-    "Method",
     "Plan",
-    "Recipe",
-    "Sensitivity",
-    "Skipped",
-    "apply_methods",
+    "Prune",
+    "Quantize",
+    "Step",
+    "Tucker",
     "apply_plan",
-    "as_recipes",
+    "batchnorm_layers",
     "compare_costs",
     "count_macs",
     "count_parameters",
-    "evbmf_rank",
-    "evbmf_ranks",
+    "get_compression",
+    "load_classifier",
+    "load_teacher",
     "make_plan",
     "match_batchnorm",
     "measure_latencies",
-    "measure_latency",
-    "measure_sensitivity",
+    "method_of",
+    "original_state",
     "parse_ranks",
     "plot_sensitivity",
     "prepare_batchnorm",
     "read_rules",
     "rebuild",
-    "reestimate_batchnorm",
-    "restructure",
-    "search_plan",
     "student_plan",
-    "svd_linear",
     "train_mode",
-    "tucker2",
 ]

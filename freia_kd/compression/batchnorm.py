@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..config import BatchNormMode
 from ..modes import evaluating
+from .modules import hooked
 
-BatchNorm = Literal["match", "freeze", "reestimate", "train"]
 PRIOR = 0.01  # the share of a channel's variance below which inputs tell little of it
 Layers = Mapping[str, tuple[Any, Any]]  # of a compressed net and of its origin
 
@@ -26,7 +27,7 @@ def batchnorm_layers(net: nn.Module) -> Iterator[_BatchNorm]:
 
 def prepare_batchnorm(
     net: nn.Module,
-    mode: BatchNorm,
+    mode: BatchNormMode,
     inputs: Tensor | None = None,
     origin: nn.Module | None = None,
 ) -> None:
@@ -38,14 +39,14 @@ def prepare_batchnorm(
             :func:`match_batchnorm`, and keeps them; `"freeze"` keeps them as they are;
             `"reestimate"` takes those of the inputs and keeps them; `"train"` lets them follow the
             training batches.
-        inputs: What the net eats, with shape `(N, *shape)`, for `"match"` and `"reestimate"`.
+        inputs: What the net takes, with shape `(N, *shape)`, for `"match"` and `"reestimate"`.
         origin: The net that it was compressed from, for `"match"`.
 
     Raises:
         ValueError: If the mode is unknown, or inputs or the origin are missing.
     """
-    if mode not in get_args(BatchNorm):
-        known = ", ".join(get_args(BatchNorm))
+    if mode not in get_args(BatchNormMode):
+        known = ", ".join(get_args(BatchNormMode))
         raise ValueError(f"Expected batch-norm mode {known}; got {mode!r}.")
     if mode in ("freeze", "train"):
         return
@@ -59,7 +60,7 @@ def prepare_batchnorm(
         match_batchnorm(net, origin, inputs)
 
 
-def train_mode(net: nn.Module, mode: BatchNorm = "freeze") -> None:
+def train_mode(net: nn.Module, mode: BatchNormMode = "freeze") -> None:
     """Puts a net into training mode; batch normalisation only if the mode is `"train"`.
 
     To be called wherever `net.train()` would be. The scale and shift of a frozen layer stay
@@ -85,7 +86,7 @@ def reestimate_batchnorm(net: nn.Module, inputs: Tensor, batch: int = 256) -> No
 
     Arguments:
         net: The net, modified in place.
-        inputs: What the net eats, with shape `(N, *shape)`.
+        inputs: What the net takes, with shape `(N, *shape)`.
         batch: How many inputs to run at once. The last batch is left out if it is smaller.
 
     Raises:
@@ -97,23 +98,16 @@ def reestimate_batchnorm(net: nn.Module, inputs: Tensor, batch: int = 256) -> No
         >>> net.running_mean.item(), net.running_var.item()
         (1.0, 2.0)
     """
-    if len(inputs) < 2:
-        raise ValueError(f"Expected at least 2 inputs for batch statistics; got {len(inputs)}.")
+    batches = _batches(inputs, batch)
     layers = list(batchnorm_layers(net))
     momenta = [layer.momentum for layer in layers]
-    batch = min(batch, len(inputs))
     with evaluating(net):
         for layer in layers:
             layer.reset_running_stats()
             layer.momentum = None  # the average of all batches
             layer.train()
         try:
-            for i in range(0, len(inputs) - batch + 1, batch):
-                net(inputs[i : i + batch])
-        except RuntimeError as error:
-            raise ValueError(
-                f"Expected inputs that the net takes; got {tuple(inputs.shape)} ({error})."
-            ) from error
+            _run(batches, net)
         finally:
             for layer, momentum in zip(layers, momenta, strict=True):
                 layer.momentum = momentum
@@ -141,7 +135,7 @@ def match_batchnorm(net: nn.Module, origin: nn.Module, inputs: Tensor, batch: in
         net: The compressed net, modified in place. Its layers match those of the same name and
             width; others (of pruned channels) keep what they have.
         origin: The net that it was made of.
-        inputs: What both eat, with shape `(N, *shape)`.
+        inputs: What both take, with shape `(N, *shape)`.
         batch: How many inputs to run at once; statistics are averaged over batches, and the last
             one is left out if it is smaller.
 
@@ -154,27 +148,39 @@ def match_batchnorm(net: nn.Module, origin: nn.Module, inputs: Tensor, batch: in
         | REPAIR: REnormalizing Permuted Activations for Interpolation Repair (Jordan et al.,
         | 2022), https://arxiv.org/abs/2211.08403
     """
-    if len(inputs) < 2:
-        raise ValueError(f"Expected at least 2 inputs for batch statistics; got {len(inputs)}.")
+    batches = _batches(inputs, batch)
     layers = _same_layers(net, origin)
     if not layers:
         return
     found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
-    batch = min(batch, len(inputs))
     with evaluating(net, origin), _matching(layers, found):
-        try:
-            for i in range(0, len(inputs) - batch + 1, batch):
-                origin(inputs[i : i + batch])
-                net(inputs[i : i + batch])
-        except RuntimeError as error:
-            raise ValueError(
-                f"Expected inputs that both nets take; got {tuple(inputs.shape)} ({error})."
-            ) from error
+        _run(batches, origin, net)
     for name, (layer, _) in layers.items():
         if found[name]:
             means, variances = zip(*found[name], strict=True)
             layer.running_mean.copy_(torch.stack(means).mean(0))
             layer.running_var.copy_(torch.stack(variances).mean(0))
+
+
+def _batches(inputs: Tensor, size: int) -> Sequence[Tensor]:
+    """Batches of one size, without a smaller rest."""
+    if len(inputs) < 2:
+        raise ValueError(f"Expected at least 2 inputs for batch statistics; got {len(inputs)}.")
+    size = min(size, len(inputs))
+    return inputs[: len(inputs) // size * size].split(size)
+
+
+def _run(batches: Sequence[Tensor], *nets: nn.Module) -> None:
+    """Runs the nets in turn on each batch."""
+    try:
+        for x in batches:
+            for net in nets:
+                net(x)
+    except RuntimeError as error:
+        raise ValueError(
+            f"Expected inputs that the net takes; got batches of {tuple(batches[0].shape)} "
+            f"({error})."
+        ) from error
 
 
 def _same_layers(net: nn.Module, origin: nn.Module) -> Layers:
@@ -210,13 +216,10 @@ def _matching(layers: Layers, found: dict[str, list[tuple[Tensor, Tensor]]]) -> 
 
         return hook
 
-    handles = [o.register_forward_pre_hook(remember(n)) for n, (_, o) in layers.items()]
-    handles += [layer.register_forward_pre_hook(match(n)) for n, (layer, _) in layers.items()]
-    try:
+    before = (o.register_forward_pre_hook(remember(n)) for n, (_, o) in layers.items())
+    after = (layer.register_forward_pre_hook(match(n)) for n, (layer, _) in layers.items())
+    with hooked(before), hooked(after):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _by_channel(x: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from .cost import (
     peak_bytes,
     trace_layers,
 )
-from .quantize import FakeQuantized
-from .tucker import is_matrix
+from .quantize.layers import FakeQuantized
+from .tucker.decompose import is_matrix
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,10 @@ def compare_costs(
         ValueError: If a net rejects inputs of that shape.
 
     Example:
-        >>> from freia_kd.compression import apply_plan, make_plan
+        >>> import torch
+        >>> from freia_kd.compression import Tucker
         >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-        >>> small = apply_plan(net, make_plan(net, "0", ranks=8))
+        >>> small = Tucker(layers={"0": 8}).apply(net, torch.zeros(1, 64)).net
         >>> compared = compare_costs(net, small, (64,), seconds=0.01)
         >>> compared.before.macs, compared.after.macs, compared.layers[0].ranks
         (4736, 1664, (8,))

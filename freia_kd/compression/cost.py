@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from ..modes import evaluating
+from ..teachers.loading import file_state
+from .modules import hooked
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -121,13 +123,9 @@ def trace_layers(net: nn.Module, shape: Sequence[int]) -> dict[str, LayerUse]:
         positions = x.numel() // x.shape[axis], output.numel() // output.shape[axis]
         seen.setdefault(id(layer), []).append((tuple(x.shape), positions))
 
-    handles = [layer.register_forward_hook(record) for layer in layers.values()]
-    try:
-        with evaluating(net):
-            _run(net, example_input(net, shape))
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = (layer.register_forward_hook(record) for layer in layers.values())
+    with evaluating(net), hooked(hooks):
+        _run(net, example_input(net, shape))
     uses = {}
     for name, layer in layers.items():
         calls = seen.get(id(layer), [])
@@ -187,12 +185,8 @@ def file_bytes(net: nn.Module) -> int:
         >>> file_bytes(nn.Linear(1000, 10)) > 40_000
         True
     """
-    from .quantize import int8_state  # which imports this file
-
     buffer = io.BytesIO()
-    state = net.state_dict()
-    state.update(int8_state(net))
-    torch.save(state, buffer)
+    torch.save(file_state(net), buffer)
     return buffer.getbuffer().nbytes
 
 

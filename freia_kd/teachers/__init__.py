@@ -5,7 +5,6 @@ from .classifier import Classifier, Teacher, check_classifier
 from .loading import (
     Checkpoint,
     load_classifier,
-    load_teacher,
     read_checkpoint,
     recognise_arch,
     save_classifier,
@@ -20,7 +19,6 @@ __all__ = [
     "build_net",
     "check_classifier",
     "load_classifier",
-    "load_teacher",
     "read_checkpoint",
     "recognise_arch",
     "save_classifier",

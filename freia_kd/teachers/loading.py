@@ -9,7 +9,7 @@ import os
 import pickle
 import pickletools
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -24,7 +24,7 @@ from ..domain import DOMAINS, Domain
 from ..errors import CheckpointError, UsageError
 from ..files import atomic
 from .build import TEACHERS, build_net
-from .classifier import Classifier, Teacher, check_logits, check_weights
+from .classifier import Classifier, check_logits, check_weights
 
 PathLike = str | os.PathLike[str]
 
@@ -247,16 +247,27 @@ def _has_shapes_of(arch: str, state: dict[str, Tensor]) -> bool:
     return {k: v.shape for k, v in expected.items()} == {k: v.shape for k, v in state.items()}
 
 
+Build = Callable[[Checkpoint, str, Domain], nn.Module]
+
+
 def load_classifier(
-    path: PathLike, arch: str | None = None, domain: Domain | None = None
+    path: PathLike,
+    arch: str | None = None,
+    domain: Domain | None = None,
+    build: Build | None = None,
 ) -> Classifier:
-    """Loads a classifier: a teacher from anywhere, or a student of this package.
+    """Loads a classifier whose net is of an architecture as it is.
+
+    What the rest of the package and its users call is
+    :func:`freia_kd.compression.load_classifier`, which takes compressed nets as well.
 
     Arguments:
         path: The checkpoint, see :func:`read_checkpoint`.
         arch: A name of `TEACHERS` or a path `package.module:Class`; recognised from the weights
             or the file's metadata if not given.
         domain: The input domain; needed unless this package wrote the file.
+        build: Makes the net that a checkpoint's weights are of, with other values, from the
+            checkpoint, the architecture and the domain; by default :func:`build_net` does.
 
     Returns:
         The classifier, in eval mode, on the CPU.
@@ -268,17 +279,16 @@ def load_classifier(
     checkpoint = read_checkpoint(path)
     arch = _choose_arch(path, checkpoint, arch)
     domain = _choose_domain(path, checkpoint, domain, arch)
-    net = _build(path, checkpoint, arch, domain)
+    if build is not None:
+        net = build(checkpoint, arch, domain)
+    elif "compression" not in checkpoint.own:
+        net = build_net(arch, domain, checkpoint.state)
+    else:
+        raise UsageError(f"{path} holds a compressed net; load it by freia_kd.load_student.")
     _load_weights(path, net, checkpoint.state, arch)
     classifier = Classifier(net, domain, arch).eval()
     _check(path, classifier)
     return classifier
-
-
-def load_teacher(path: PathLike, arch: str | None = None, domain: Domain | None = None) -> Teacher:
-    """Loads a classifier and freezes it; arguments and errors as in :func:`load_classifier`."""
-    classifier = load_classifier(path, arch, domain)
-    return Teacher(classifier.net, classifier.domain, classifier.arch)
 
 
 def _choose_arch(path: PathLike, checkpoint: Checkpoint, arch: str | None) -> str:
@@ -349,24 +359,6 @@ def _check_sizes(path: PathLike, state: dict[str, Tensor], domain: Domain, arch:
         raise UsageError(f"The weights in {path} are for {' and '.join(faults)}.")
 
 
-def _build(path: PathLike, checkpoint: Checkpoint, arch: str, domain: Domain) -> nn.Module:
-    """The net that a checkpoint's weights are of, with other values."""
-    if "compression" not in checkpoint.own:
-        return build_net(arch, domain, checkpoint.state)
-    from ..compression.methods import original_state, rebuild  # only students need it
-
-    try:
-        steps = checkpoint.own["compression"]
-        net = build_net(arch, domain, original_state(checkpoint.state, steps))
-        return rebuild(net, steps)
-    except UsageError:
-        raise
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{path} records a compression that does not fit its net: {error}"
-        ) from error
-
-
 def _load_weights(path: PathLike, net: nn.Module, state: dict[str, Tensor], arch: str) -> None:
     expected = net.state_dict()
     missing = [k for k in expected if k not in state]
@@ -413,8 +405,7 @@ def save_classifier(
         path: The file, safetensors if it ends in `.safetensors`; replaced as a whole.
         classifier: The classifier.
         meta: More metadata, of JSON types. A compressed net needs its `{"compression": steps}`
-            (:func:`freia_kd.compression.methods.rebuild`) to be loaded again. The weights of
-            quantised layers are then written as int8.
+            (:func:`freia_kd.compression.rebuild`) to be loaded again.
 
     Raises:
         TypeError: If the metadata are not of JSON types.
@@ -425,7 +416,7 @@ def save_classifier(
     # Tied weights are written twice: safetensors takes no tensors that share memory.
     state = {
         key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for key, value in _state(classifier.net, own).items()
+        for key, value in file_state(classifier.net).items()
     }
     with atomic(path) as temporary:
         if Path(path).suffix == ".safetensors":
@@ -437,9 +428,18 @@ def save_classifier(
                 torch.save({STATE_KEYS[0]: state, META_KEY: json.loads(text)}, file)
 
 
-def _state(net: nn.Module, own: dict[str, Any]) -> dict[str, Tensor]:
-    if "compression" not in own:
-        return net.state_dict()
-    from ..compression.quantize import int8_state  # only students need it
+def file_state(net: nn.Module) -> dict[str, Tensor]:
+    """A net's state dict as files hold it.
 
-    return int8_state(net)
+    A module that stores its weights in fewer bytes has a method `file_state`, which gives tensors
+    to write in place of its own ones of the same names, and that its `load_state_dict` takes.
+
+    Example:
+        >>> file_state(nn.Linear(2, 1, bias=False))["weight"].dtype
+        torch.float32
+    """
+    state = dict(net.state_dict())
+    for name, module in net.named_modules(remove_duplicate=False):
+        if hasattr(module, "file_state"):
+            state |= {f"{name}.{key}".lstrip("."): v for key, v in module.file_state().items()}
+    return state

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..modes import evaluating
-from .cost import CONVOLUTIONS
-from .surgery import copied
+from ...modes import evaluating
+from ..cost import CONVOLUTIONS
+from ..modules import copied, matches, same_outputs
 
 Importance = Literal["taylor", "magnitude"]
 
 LAYERS = (*CONVOLUTIONS, nn.Linear)
 PRUNABLE = (*LAYERS, _BatchNorm)
-TOLERANCE = 1e-3  # of the largest output: single precision through a deep net loses less
-FEWEST = 0.1  # of a group's channels stay, so that no layer becomes a bottleneck
+MIN_KEPT = 0.1  # of a group's channels stay, so that no layer becomes a bottleneck
 DIRECTIONS = 8  # random ones, of which the gradients are averaged
 PROBES = 8  # inputs that a pruned net is compared on
 
@@ -43,7 +41,7 @@ class Group:
     @property
     def removable(self) -> int:
         """How many may be removed at most."""
-        return len(self.scores) - max(1, round(FEWEST * len(self.scores)))
+        return len(self.scores) - max(1, round(MIN_KEPT * len(self.scores)))
 
 
 def _graph(net: nn.Module, inputs: Tensor) -> Any:
@@ -78,7 +76,7 @@ def find_groups(
     skipped: dict[str, str] = {}
     for group in graph.get_all_groups(root_module_types=[*LAYERS]):
         root, sides = names[id(group[0].dep.target.module)], _sides(graph, group, names)
-        reason = _refusal([dep.target.module for dep, _ in group], sides, keep)
+        reason = _unsupported_reason([dep.target.module for dep, _ in group], sides, keep)
         if reason is None:
             tied[root] = group, sides
         else:
@@ -140,7 +138,7 @@ def _sides(graph: Any, group: Any, names: Mapping[int, str]) -> dict[tuple[str, 
     return sides
 
 
-def _refusal(
+def _unsupported_reason(
     modules: Sequence[Any], sides: Mapping[tuple[str, str], float], keep: Sequence[str]
 ) -> str | None:
     """Why a group of channels must stay, or `None`."""
@@ -152,8 +150,7 @@ def _refusal(
             return f"its channels go through a {type(module).__name__}"
         if getattr(module, "groups", 1) > 1 and not is_depthwise(module):
             return f"its channels go through a convolution of {module.groups} groups"
-    makers = [name for name, side in sides if side == "out"]
-    if any(fnmatchcase(name, pattern) for name in makers for pattern in keep):
+    if any(matches(name, keep) for name, side in sides if side == "out"):
         return "it is to be kept"
     if not any(side == "in" for _, side in sides):
         return "no layer reads its channels: they are the net's output"
@@ -205,9 +202,7 @@ def without(
             got = copy(inputs[:PROBES])
     except Exception:  # torch-pruning checks little before it fails
         return copy, False
-    scale = max(expected.abs().max().item(), 1e-30)
-    same = got.shape == expected.shape
-    return copy, same and torch.allclose(got, expected, rtol=0, atol=TOLERANCE * scale)
+    return copy, same_outputs(got, expected)
 
 
 def _mask(graph: Any, group: Any) -> None:

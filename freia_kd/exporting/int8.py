@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .quantize import LEVELS, FakeQuantized, integer_weight
-from .surgery import copied
+from ..compression.modules import copied, swapped
+from ..compression.quantize.layers import LEVELS, FakeQuantized
 
 
 def is_quantised(net: nn.Module) -> bool:
@@ -30,14 +30,8 @@ def with_integer_weights(net: nn.Module, onnx: bool) -> nn.Module:
             QuantizeLinear and DequantizeLinear, rather than by arithmetic.
     """
     copy = copied(net)
-    replaced: dict[int, nn.Module] = {}
-    for module in list(copy.modules()):
-        for key, child in module._modules.items():
-            if isinstance(child, FakeQuantized):
-                if id(child) not in replaced:
-                    replaced[id(child)] = _IntegerLayer(child, onnx)
-                module._modules[key] = replaced[id(child)]
-    return _IntegerLayer(copy, onnx) if isinstance(copy, FakeQuantized) else copy
+    quantised = {id(m): m for m in copy.modules() if isinstance(m, FakeQuantized)}
+    return swapped(copy, {key: _IntegerLayer(m, onnx) for key, m in quantised.items()})
 
 
 class _IntegerLayer(nn.Module):
@@ -49,7 +43,7 @@ class _IntegerLayer(nn.Module):
         self.scale: Tensor
         self.input_scale: Tensor
         self.input_zero_point: Tensor
-        self.register_buffer("weight", integer_weight(layer))
+        self.register_buffer("weight", layer.integer_weight())
         self.register_buffer("scale", layer.weight_scale.float())
         self.register_buffer("input_scale", layer.input_scale.float())
         self.register_buffer("input_zero_point", layer.input_zero_point.to(torch.uint8))

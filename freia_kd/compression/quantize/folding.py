@@ -10,10 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from ..modes import evaluating
-from .surgery import KINDS, copied, swapped
-
-TOLERANCE = 1e-3  # of the largest output: single precision through a deep net loses less
+from ...modes import evaluating
+from ..modules import KINDS, copied, hooked, same_outputs, swapped
 
 Pair = tuple[str, str]
 
@@ -112,12 +110,8 @@ def _adjacent(net: nn.Module, layers: set[str], inputs: Tensor) -> list[Pair]:
 
         return hook
 
-    handles = [module.register_forward_hook(record(name)) for name, module in modules.items()]
-    try:
+    with hooked(m.register_forward_hook(record(name)) for name, m in modules.items()):
         net(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
     return _pairs(modules, layers, {n: c[0] for n, c in calls.items() if len(c) == 1})
 
 
@@ -136,6 +130,4 @@ def _pairs(
 
 def _unchanged(net: nn.Module, inputs: Tensor, before: Tensor) -> bool:
     with evaluating(net):
-        after = net(inputs)
-    scale = before.abs().max().item()
-    return torch.allclose(after, before, rtol=0, atol=TOLERANCE * max(scale, 1e-30))
+        return same_outputs(net(inputs), before)

@@ -1,21 +1,33 @@
-"""Plans: which layers to compress, how, and with which ranks; and the papers' students."""
+"""Plans: which layers get low ranks, how, and which; and nets that are made by them."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
-from .cost import LayerUse, trace_layers
-from .surgery import candidates, require_sound
-from .tucker import Convolution, evbmf_ranks, is_matrix, usable_ranks
+from ...errors import UsageError
+from ..cost import LayerUse, trace_layers
+from ..modules import candidates, copied, listed, matches, require_sound, swapped
+from .decompose import (
+    Convolution,
+    evbmf_ranks,
+    is_matrix,
+    svd_layers,
+    svd_linear,
+    tucker2,
+    tucker2_layers,
+    usable_ranks,
+)
 
+Makers = Mapping[str, Callable[..., nn.Module]]
+FRESH: Makers = {"tucker2": tucker2_layers, "svd": svd_layers}
 Ranks = Literal["evbmf", "keep"] | float | int | Sequence[int]
 
 
@@ -45,20 +57,12 @@ class LayerPlan:
 
 
 @dataclass(frozen=True)
-class Skipped:
-    """A layer that a plan leaves alone, and why."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class Plan:
     """Which layers of a net are compressed, and how.
 
     Arguments:
         layers: Layer names, as `net.named_modules()` gives them, and their plans.
-        skipped: Layers that were considered and left alone, with the reason.
+        skipped: Layers that were considered and left alone, each with the reason.
 
     Example:
         >>> plan = Plan({"conv3": LayerPlan("tucker2", (5, 8))})
@@ -67,7 +71,7 @@ class Plan:
     """
 
     layers: Mapping[str, LayerPlan] = field(default_factory=dict)
-    skipped: tuple[Skipped, ...] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON types."""
@@ -76,7 +80,7 @@ class Plan:
                 name: {"method": layer.method, "ranks": list(layer.ranks)}
                 for name, layer in self.layers.items()
             },
-            "skipped": [{"name": s.name, "reason": s.reason} for s in self.skipped],
+            "skipped": dict(self.skipped),
         }
 
     @classmethod
@@ -88,9 +92,10 @@ class Plan:
         """
         try:
             layers = {name: LayerPlan(**layer) for name, layer in fields["layers"].items()}
-            return cls(layers, tuple(Skipped(**s) for s in fields.get("skipped", ())))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"Not a compression plan: {fields!r} ({error!r}).") from error
+        skipped = fields.get("skipped")  # which older files list in another way
+        return cls(layers, skipped if isinstance(skipped, Mapping) else {})
 
 
 def make_plan(
@@ -128,20 +133,106 @@ def make_plan(
     if not isinstance(layers, Mapping):
         layers = dict.fromkeys([layers] if isinstance(layers, str) else layers, ranks)
     found, refused = candidates(net)
-    rules = _match(layers, list(found), dict(refused))
+    rules = _match(layers, list(found), refused)
     uses = None if shape is None else trace_layers(net, shape)
     planned: dict[str, LayerPlan] = {}
-    skipped = [Skipped(n, why) for n, why in refused if any(_matches(n, p) for p in layers)]
+    skipped = {name: reason for name, reason in refused.items() if matches(name, layers)}
     for name, layer in found.items():
         if rules.get(name, "keep") == "keep":
             continue
         plan = plan_layer(layer, rules[name], scale, name)
-        reason = why_no_gain(layer, plan, None if uses is None else uses[name])
+        reason = no_gain_reason(layer, plan, None if uses is None else uses[name])
         if reason is None or keep:
             planned[name] = plan
         else:
-            skipped.append(Skipped(name, reason))
-    return Plan(planned, tuple(skipped))
+            skipped[name] = reason
+    return Plan(planned, skipped)
+
+
+def _match(
+    rules: Mapping[str, Ranks], names: list[str], refused: Mapping[str, str]
+) -> dict[str, Ranks]:
+    """The ranks of each layer that a pattern matches; the last pattern counts.
+
+    Raises:
+        ValueError: If a pattern matches no layer that can be compressed.
+    """
+    matched: dict[str, Ranks] = {}
+    for pattern, ranks in rules.items():
+        hits = [name for name in names if matches(name, [pattern])]
+        matched.update(dict.fromkeys(hits, ranks))
+        if hits or ranks == "keep":
+            continue
+        why = {n: reason for n, reason in refused.items() if matches(n, [pattern])}
+        if why:
+            raise ValueError(f"No layer of {pattern!r} can be compressed ({listed(why)}).")
+        raise ValueError(f"No layer matches {pattern!r}; the net has {', '.join(names)}.")
+    return matched
+
+
+def apply_plan(net: nn.Module, plan: Plan) -> nn.Module:
+    """Compresses a copy of a net; the net itself is not modified.
+
+    A layer that the net uses in several places is replaced in all of them. The new layers are
+    trainable, on the device and of the dtype that the old ones were.
+
+    Raises:
+        ValueError: If the net is not sound or cannot be copied, or the plan does not fit it.
+    """
+    require_sound(net)
+    return _replace(net, plan, {"tucker2": tucker2, "svd": svd_linear})
+
+
+def restructure(net: nn.Module, plan: Plan | Mapping[str, Any]) -> nn.Module:
+    """A copy of a net with a plan's layers but fresh weights there, to load a student into.
+
+    Arguments:
+        net: A net of the teacher's architecture, with any weights. It is not modified.
+        plan: The student's plan, or the dictionary that :meth:`Plan.to_dict` made of it.
+
+    Raises:
+        ValueError: If the plan is malformed or does not fit the net.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10))
+        >>> plan = make_plan(net, "0", ranks=4)
+        >>> student = restructure(net, plan.to_dict())
+        >>> student.load_state_dict(apply_plan(net, plan).state_dict())
+        <All keys matched successfully>
+    """
+    plan = plan if isinstance(plan, Plan) else Plan.from_dict(plan)
+    return _replace(net, plan, FRESH)
+
+
+def fresh_layer(layer: Any, plan: LayerPlan) -> nn.Module:
+    """The layers that a plan makes of one, with fresh weights."""
+    return _replacement("layer", layer, plan, FRESH)
+
+
+def _replace(net: nn.Module, plan: Plan, makers: Makers) -> nn.Module:
+    """A copy with the planned layers replaced; fresh weights take no one's random numbers."""
+    net = copied(net)
+    found, refused = candidates(net)
+    replacements: dict[int, nn.Module] = {}
+    with torch.random.fork_rng(devices=[]):
+        for name, layer_plan in plan.layers.items():
+            if name not in found:
+                why = refused.get(name, f"the net has {', '.join(found) or 'none'}")
+                raise ValueError(f"Layer {name!r} of the plan cannot be compressed: {why}.")
+            replacements[id(found[name])] = _replacement(name, found[name], layer_plan, makers)
+    return swapped(net, replacements)
+
+
+def _replacement(name: str, layer: nn.Module, plan: LayerPlan, makers: Makers) -> nn.Module:
+    if plan.method == "tucker2" and isinstance(layer, nn.Linear):
+        raise ValueError(
+            f"Layer {name!r}: expected the method svd for a linear layer; got tucker2."
+        )
+    ranks = plan.ranks if plan.method == "tucker2" else plan.ranks[0]
+    try:
+        return makers[plan.method](layer, ranks)
+    except ValueError as error:
+        raise ValueError(f"Layer {name!r}: {error}") from error
 
 
 def read_rules(path: str | os.PathLike[str]) -> dict[str, Ranks]:
@@ -167,7 +258,7 @@ def read_rules(path: str | os.PathLike[str]) -> dict[str, Ranks]:
         raise ValueError(f"Not a YAML file: {path} ({error}).") from error
     if not isinstance(rules, dict) or not rules:
         raise ValueError(f"Expected layer patterns and their ranks in {path}; got {rules!r}.")
-    faults = [f"{name}: {value!r}" for name, value in rules.items() if not _is_ranks(value)]
+    faults = [f"{name}: {value!r}" for name, value in rules.items() if not is_ranks(value)]
     if faults:
         raise ValueError(
             f"Expected ranks 'evbmf', 'keep', a ratio between 0 and 1, a number or [in, out] in "
@@ -176,14 +267,39 @@ def read_rules(path: str | os.PathLike[str]) -> dict[str, Ranks]:
     return {str(name): value for name, value in rules.items()}
 
 
-def _is_ranks(value: object) -> bool:
+def is_ranks(value: object) -> bool:
+    """Whether a value says ranks as :func:`make_plan` takes them."""
     if isinstance(value, bool):
         return False
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return len(value) in (1, 2) and all(isinstance(v, int) and v >= 1 for v in value)
     if isinstance(value, float):
         return 0 < value < 1
     return value in ("evbmf", "keep") or (isinstance(value, int) and value >= 1)
+
+
+def parse_ranks(text: str) -> Ranks:
+    """Ranks from text: `evbmf`, a ratio such as `0.25`, a number, or two with a comma between.
+
+    Raises:
+        UsageError: If the text is none of these.
+
+    Example:
+        >>> parse_ranks("0.25"), parse_ranks("8"), parse_ranks("5,8")
+        (0.25, 8, (5, 8))
+    """
+    ranks: Any = text
+    try:
+        if text != "evbmf":
+            numbers = tuple(int(part) for part in text.split(",")) if "." not in text else ()
+            ranks = (numbers if len(numbers) > 1 else numbers[0]) if numbers else float(text)
+    except ValueError:
+        ranks = None
+    if not is_ranks(ranks):
+        raise UsageError(
+            f"Expected ranks evbmf, a ratio between 0 and 1, a number, or IN,OUT; got {text!r}."
+        )
+    return ranks
 
 
 def plan_layer(
@@ -246,7 +362,7 @@ def planned_macs(
     return first + positions_out * in_rank * out_rank * math.prod(layer.weight.shape[2:]) + last
 
 
-def why_no_gain(
+def no_gain_reason(
     layer: nn.Linear | Convolution, plan: LayerPlan, use: LayerUse | None = None
 ) -> str | None:
     """Why a layer should be left alone: it would not shrink, or is not called; else `None`."""
@@ -262,115 +378,3 @@ def why_no_gain(
     if after >= use.macs:
         return f"would not gain: ranks {ranks} need {after} multiply-accumulates, not {use.macs}"
     return None
-
-
-# The papers' students: patterns of layers by EVBMF, unless ranks are given.
-PAPERS: dict[str, dict[str, dict[str, Ranks]]] = {
-    "lenet5": {
-        "1": {"conv3": "evbmf"},
-        "2": {"conv2": "evbmf", "conv3": "evbmf"},
-        "3": {"conv2": "evbmf", "conv3": (5, 8)},
-    },
-    "resnet14": {
-        "1": {"layers3.*.conv1": "evbmf"},
-        "2": {"layers3.*.conv2": "evbmf"},
-        "3": {"layers3.*.conv1": "evbmf", "layers3.*.conv2": "evbmf"},
-    },
-}
-
-# The ranks of a multilayer perceptron's students, as a share of each hidden layer's width.
-SHARES = {"1": 1 / 4, "2": 1 / 8, "3": 1 / 16}
-
-
-def student_plan(
-    net: nn.Module, arch: str, student: str, shape: Sequence[int] | None = None
-) -> Plan:
-    """The plan of student 1, 2 or 3, from the least to the most compressed.
-
-    For LeNet5 and ResNet14 these are KegNet's, which BDNF uses too. A multilayer perceptron's
-    hidden layers get ranks of 1/4, 1/8 and 1/16 of their widths, and never below 2, as KegNet
-    compresses its table classifiers of 100 units to ranks 10 and 5: EVBMF finds ranks of 1 or 2
-    in matrices this small, which leave nothing to distil into. The last layer stays, since its
-    rank bounds how many classes can be told apart. For any other net the students follow
-    the papers' idea: 1 compresses the largest layers, as many as hold half of the compressible
-    weights; 2 every layer; 3 every layer with half the ranks; all by EVBMF. Layers that would not
-    gain are left alone, except in the papers' students.
-
-    Arguments:
-        net: The trained net, which is not modified.
-        arch: The name of its architecture, `"lenet5"`, `"resnet14"`, `"mlp"` or any other.
-        student: `"1"`, `"2"` or `"3"`.
-        shape: The shape of one input, to tell better which layers gain (:func:`make_plan`).
-
-    Raises:
-        ValueError: If there is no such student, the net is not sound, it lacks the layers of
-            its architecture, or no layer would gain.
-
-    References:
-        | Knowledge Extraction with No Observable Data (Yoo et al., 2019), section 4.1
-    """
-    if student not in ("1", "2", "3"):
-        raise ValueError(
-            f"Expected student 1, 2 or 3; got {student!r}. For other plans give layer patterns."
-        )
-    if arch in PAPERS:
-        return make_plan(net, PAPERS[arch][student], keep=True)
-    layers: str | Sequence[str] | Mapping[str, Ranks] = _largest(net) if student == "1" else "all"
-    if arch == "mlp":
-        layers = _shares_of_widths(net, SHARES[student])
-    plan = make_plan(net, layers, shape=shape, scale=0.5 if student == "3" else 1.0)
-    if not plan.layers:
-        reasons = "; ".join(f"{s.name}: {s.reason}" for s in plan.skipped)
-        raise ValueError(
-            f"Expected a layer that gains by compression; found none "
-            f"({reasons or 'the last layer stays as it is'}). "
-            "Give smaller ranks, or a ratio."
-        )
-    return plan
-
-
-def _largest(net: nn.Module, share: float = 0.5) -> list[str]:
-    """The largest layers that together hold a share of the compressible weights."""
-    require_sound(net)
-    sizes = {name: layer.weight.numel() for name, layer in candidates(net)[0].items()}
-    chosen: list[str] = []
-    for name in sorted(sizes, key=lambda n: -sizes[n]):
-        if sum(sizes[n] for n in chosen) >= share * sum(sizes.values()):
-            break
-        chosen.append(name)
-    return chosen
-
-
-def _shares_of_widths(net: nn.Module, share: float) -> dict[str, Ranks]:
-    """The rank of each layer but the last: a share of its outputs, as far as the layer has it."""
-    require_sound(net)
-    *hidden, last = candidates(net)[0].items()
-    ranks: dict[str, Ranks] = {last[0]: "keep"}
-    for name, layer in hidden:
-        ranks[name] = min(max(2, round(share * layer.weight.shape[0])), *layer.weight.shape[:2])
-    return ranks
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return pattern in ("all", name) or fnmatchcase(name, pattern)
-
-
-def _match(
-    rules: Mapping[str, Ranks], names: list[str], refused: Mapping[str, str]
-) -> dict[str, Ranks]:
-    """The ranks of each layer that a pattern matches; the last pattern counts.
-
-    Raises:
-        ValueError: If a pattern matches no layer that can be compressed.
-    """
-    matched: dict[str, Ranks] = {}
-    for pattern, ranks in rules.items():
-        hits = [name for name in names if _matches(name, pattern)]
-        matched.update(dict.fromkeys(hits, ranks))
-        if hits or ranks == "keep":
-            continue
-        why = [f"{n}: {reason}" for n, reason in refused.items() if _matches(n, pattern)]
-        if why:
-            raise ValueError(f"No layer of {pattern!r} can be compressed ({'; '.join(why)}).")
-        raise ValueError(f"No layer matches {pattern!r}; the net has {', '.join(names)}.")
-    return matched

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 from torch import Tensor, nn
 
-from .cost import count_macs, count_parameters, measure_latencies, trace_layers
-from .plans import LayerPlan, Plan, Skipped
+from ...config import Target
+from ..cost import count_macs, count_parameters, measure_latencies, trace_layers
+from ..modules import candidates, require_sound
+from .plan import LayerPlan, Plan, apply_plan, restructure
 from .sensitivity import SHARES, Judge, LowRank, Sensitivity, levels, saved, try_layers
-from .surgery import apply_plan, candidates, require_sound, restructure
 
-Target = Literal["params", "macs", "latency", "drop"]
+EPS = 1e-12  # nats: no layer is free
 WHAT = {"params": "parameters", "macs": "multiply-accumulates", "latency": "latency"}
 Layers = Mapping[str, LayerPlan]
 Worth = Callable[[Sensitivity], float]
@@ -55,7 +56,7 @@ def search_plan(
     r"""Finds the plan that meets a target and disturbs the net least.
 
     Every layer is tried alone at several ranks (:func:`measure_sensitivity`). From no
-    compression, the layer that suffers the least divergence for what it saves goes down a step,
+    compression, the layer that diverges least for what it saves goes down a step,
     again and again, as if divergences added up; that gives a path of plans. The first of them
     that meets the target is taken, and its layers, from the one moved last, are given back as
     much rank as the target allows. For `"drop"`, where the path saves parameters and
@@ -66,7 +67,7 @@ def search_plan(
 
     Arguments:
         net: The trained net, which is not modified.
-        inputs: What the net eats, with shape `(N, *shape)`: synthetic images, normalised.
+        inputs: The calibration set, with shape `(N, *shape)`: synthetic images, normalised.
         target: `"params"`, `"macs"` or `"latency"` (at batch 1, measured here), to be at most
             `goal` times the net's own; or `"drop"`, in agreement, to be at most `goal`
             percentage points.
@@ -74,10 +75,9 @@ def search_plan(
         shares: The shares of a layer's weights at which it is tried.
 
     Raises:
-        ValueError: If the goal makes no sense, the net is not sound or rejects the inputs, or
-            no plan meets the target; the message says the best found.
+        ValueError: If the net is not sound or rejects the inputs, or no plan meets the target;
+            the message says the best found.
     """
-    check_goal(target, goal)
     require_sound(net)
     judge = Judge(net, inputs)
     rows = try_layers(judge, None, shares, latency=target == "latency")
@@ -210,16 +210,6 @@ class _Search:
         )
 
 
-def check_goal(target: Target, goal: float) -> None:
-    """Raises `ValueError` if there is no such target, or its bound makes no sense."""
-    if target not in get_args(Target):
-        raise ValueError(f"Expected a target of {', '.join(get_args(Target))}; got {target!r}.")
-    if target == "drop" and not 0 <= goal < 100:
-        raise ValueError(f"Expected a drop of 0 to 100 percentage points; got {goal}.")
-    if target != "drop" and not 0 < goal < 1:
-        raise ValueError(f"Expected a share between 0 and 1 of the net's {target}; got {goal}.")
-
-
 def expect_reachable(
     net: nn.Module,
     shape: Sequence[int],
@@ -239,14 +229,13 @@ def expect_reachable(
         shares: The shares of a layer's weights at which the search tries it.
 
     Raises:
-        ValueError: If the goal makes no sense or cannot be met, the net is not sound, or no layer
-            gains; the message says how far one can go.
+        ValueError: If the goal cannot be met, the net is not sound, or no layer gains; the
+            message says how far one can go.
     """
-    check_goal(target, goal)
-    require_sound(net)
+    layers = require_sound(net)
     uses, most = trace_layers(net, shape), [0, 0]
     gaining = False
-    for name, layer in candidates(net)[0].items():
+    for name, layer in layers.items():
         plans = levels(LowRank(layer), uses[name], shares)
         gains = [saved(layer, plan, uses[name]) for plan in plans]
         gaining = gaining or bool(gains)
@@ -267,7 +256,7 @@ def expect_reachable(
 
 
 def _descend(rows: Sequence[Sensitivity], worth: Worth) -> list[Layers]:
-    """Plans that save ever more, each by a step of the layer that suffers least for its worth.
+    """Plans that save ever more, each by a step of the layer that diverges least for its worth.
 
     A layer's price is that of its best lower rank, but it goes there one step at a time.
     """
@@ -292,19 +281,18 @@ def _lower(
     """A layer's rows that save more than the one held, with their divergence per worth."""
     worth_now, harm_now = (worth(held), held.divergence) if held else (0.0, 0.0)
     return [
-        (max(row.divergence - harm_now, 1e-12) / (worth(row) - worth_now), row)
+        (max(row.divergence - harm_now, EPS) / (worth(row) - worth_now), row)
         for row in rows
         if worth(row) > worth_now
     ]
 
 
-def _left_alone(net: nn.Module, chosen: Layers, rows: Sequence[Sensitivity]) -> tuple[Skipped, ...]:
-    found, refused = candidates(net)
+def _left_alone(net: nn.Module, chosen: Layers, rows: Sequence[Sensitivity]) -> dict[str, str]:
+    found, skipped = candidates(net)
     tried = {row.name for row in rows}
-    skipped = [Skipped(*s) for s in refused]
     for name in found:
         if name not in tried:
-            skipped.append(Skipped(name, "would not gain at any rank, or is never called"))
+            skipped[name] = "would not gain at any rank, or is never called"
         elif name not in chosen:
-            skipped.append(Skipped(name, "not needed for the target"))
-    return tuple(skipped)
+            skipped[name] = "not needed for the target"
+    return skipped

@@ -1,4 +1,4 @@
-"""How much each layer suffers from a lower rank: agreement with the teacher on given inputs."""
+"""How much each layer loses by a lower rank: agreement with the teacher on given inputs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..modes import evaluating
-from .cost import LayerUse, measure_latencies, trace_layers
-from .plans import LayerPlan, planned_macs, planned_weights, why_no_gain
-from .surgery import candidates, copied, fresh_layer, require_sound
-from .tucker import Convolution, is_matrix, left_factor, usable_ranks
+from ...modes import evaluating
+from ..cost import LayerUse, measure_latencies, trace_layers
+from ..modules import candidates, copied, require_sound
+from .decompose import Convolution, is_matrix, left_factor, usable_ranks
+from .plan import LayerPlan, fresh_layer, no_gain_reason, planned_macs, planned_weights
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -114,7 +114,7 @@ class Judge:
 
     Arguments:
         net: The net, which is copied.
-        inputs: What the net eats, with shape `(N, *shape)`.
+        inputs: What the net takes, with shape `(N, *shape)`.
         batch: How many inputs to run at once.
 
     Raises:
@@ -170,7 +170,7 @@ def measure_sensitivity(
 
     Arguments:
         net: The net, which is not modified.
-        inputs: What the net eats, with shape `(N, *shape)`, such as synthetic images.
+        inputs: What the net takes, with shape `(N, *shape)`, such as synthetic images.
         layers: The names of the layers to try, or `None` for all that can be compressed.
         shares: The shares of a layer's weights to try, in descending order.
         latency: Whether to measure the milliseconds that each would save.
@@ -211,7 +211,7 @@ def try_layers(
 def levels(low_rank: LowRank, use: LayerUse, shares: Sequence[float]) -> list[LayerPlan]:
     """The highest ranks within each share of the weights, where the layer gains at all."""
     layer = low_rank.layer
-    descent = [plan for plan in low_rank.descent() if why_no_gain(layer, plan, use) is None]
+    descent = [plan for plan in low_rank.descent() if no_gain_reason(layer, plan, use) is None]
     found: dict[LayerPlan, None] = {}
     for share in shares:
         limit = share * layer.weight.numel()

@@ -1,4 +1,4 @@
-"""Students as files to deploy: from a run's folder or a checkpoint to files of other runtimes."""
+"""From a run's folder or a checkpoint to files of other runtimes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import __version__
-from .compression.export import FORMATS, export_classifier
-from .data.synthetic import SyntheticSet
-from .domain import Domain
-from .errors import CheckpointError, UsageError
-from .flows.bases import SpectralBase
-from .runs.run import read_run
-from .teachers import load_classifier, read_checkpoint
+from .. import __version__
+from ..compression import load_classifier
+from ..compression.method import Trusted
+from ..data.synthetic import SyntheticSet
+from ..domain import Domain
+from ..errors import CheckpointError, UsageError
+from ..flows.bases import SpectralBase
+from ..teachers import read_checkpoint
+from .formats import FORMATS
+from .verify import export_classifier
 
 PathLike = str | os.PathLike[str]
 INPUTS = 64  # that each file is compared on
@@ -33,6 +35,7 @@ def export(
     arch: str | None = None,
     domain: Domain | None = None,
     seconds: float = 0.2,
+    trusted: Trusted = (),
 ) -> list[dict[str, Any]]:
     """Exports a student, and compares each file with it in the file's own runtime.
 
@@ -41,7 +44,7 @@ def export(
 
     Arguments:
         path: A run's folder, or a checkpoint.
-        to: Names of :data:`freia_kd.compression.export.FORMATS`.
+        to: Names of :data:`freia_kd.exporting.FORMATS`.
         out: The file, or a folder if it is one or there are several formats; by default beside
             the student.
         student: The student of a run, `"1"` for `student-1.safetensors`; by default the one in
@@ -49,9 +52,10 @@ def export(
         arch: `package.module:Class`, for students of such an architecture.
         domain: The input domain, for a checkpoint that does not record it.
         seconds: About how long to measure each latency.
+        trusted: Methods of compression of the user's own, as classes or `module:Class`.
 
     Returns:
-        For each file the fields of :class:`~freia_kd.compression.export.Exported`, and
+        For each file the fields of :class:`~freia_kd.exporting.Exported`, and
         `compared_on`.
 
     Raises:
@@ -67,12 +71,12 @@ def export(
             FORMATS[name].require()
     except ImportError as error:
         raise UsageError(str(error)) from error
-    classifier = load_classifier(source, arch, domain)
+    classifier = load_classifier(source, arch, domain, trusted)
     meta = {**read_checkpoint(source).own, "export": _provenance(source)}
     inputs, compared_on = _comparison_inputs(Path(path), classifier.domain)
     return [
         {
-            **export_classifier(classifier, target, name, inputs, meta, seconds).to_dict(),
+            **export_classifier(classifier, target, name, inputs, meta, seconds, trusted).to_dict(),
             "compared_on": compared_on,
         }
         for name, target in targets.items()
@@ -84,7 +88,8 @@ def _find_student(path: Path, student: str | None) -> Path:
         if student is not None:
             raise UsageError(f"--student chooses from a run's folder; {path} is not one.")
         return path
-    read_run(path)
+    if not (path / "run.json").exists():
+        raise CheckpointError(f"Expected a run folder; {path} has no run.json.")
     found = path / ("student.safetensors" if student is None else f"student-{student}.safetensors")
     if found.exists():
         return found

@@ -1,0 +1,121 @@
+"""Low ranks: Tucker decomposition of convolutions, SVD of linear layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pydantic import SkipValidation
+from torch import Tensor, nn
+
+from ...config import Target
+from ..method import Compressed, Compression, as_usage
+from ..modules import listed, require_sound
+from .papers import Student, student_plan
+from .plan import Plan, Ranks, apply_plan, is_ranks, make_plan, restructure
+from .search import expect_reachable, search_plan
+
+
+@dataclass(frozen=True)
+class Tucker(Compression):
+    """Low ranks for some layers, chosen in one of three ways.
+
+    Arguments:
+        student: The papers' student, `"1"` to `"3"` (:func:`~.papers.student_plan`).
+        layers: Patterns of layer names and their ranks (:func:`~.plan.make_plan`).
+        target: What a search bounds (:func:`~.search.search_plan`), together with
+        goal: The bound: a share of the net's cost, or a drop in percentage points.
+
+    Raises:
+        ConfigError: If not exactly one of the three is given, or one makes no sense.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10))
+        >>> method = Tucker(layers={"all": 0.25})
+        >>> made = method.apply(net, Tensor(4, 32).zero_())
+        >>> made.step["layers"]["0"], method.describe(made.step)
+        ({'method': 'svd', 'ranks': [8]}, '2 layers at lower ranks')
+        >>> Tucker(target="macs", goal=0.5).label
+        'macs-0.5'
+    """
+
+    name: ClassVar[str] = "tucker"
+    student: Student | None = None
+    layers: Mapping[str, SkipValidation[Ranks]] | None = None  # :meth:`faults` says more
+    target: Target | None = None
+    goal: float | None = None
+
+    def faults(self) -> Iterator[str]:
+        choices = {"student": self.student, "layers": self.layers, "target": self.target}
+        given = [name for name, value in choices.items() if value is not None]
+        if len(given) != 1:
+            yield (
+                "tucker: expected one of a paper's student, layers and a target; got "
+                f"{' and '.join(given) or 'none'}."
+            )
+        for pattern, ranks in (self.layers or {}).items():
+            if not is_ranks(ranks):
+                yield (
+                    f"tucker.layers: expected ranks 'evbmf', 'keep', a ratio between 0 and 1, a "
+                    f"number or two for {pattern!r}; got {ranks!r}."
+                )
+        if (self.target is None) != (self.goal is None):
+            yield "tucker: expected a target together with its goal."
+        elif self.target == "drop" and self.goal is not None and not 0 <= self.goal < 100:
+            yield f"tucker.goal: expected a drop of 0 to 100 percentage points; got {self.goal}."
+        elif self.target not in (None, "drop") and self.goal is not None and not 0 < self.goal < 1:
+            yield (
+                f"tucker.goal: expected a share between 0 and 1 of the net's {self.target}; got "
+                f"{self.goal}."
+            )
+
+    @property
+    def label(self) -> str:
+        if self.target is not None:
+            return f"{self.target}-{self.goal:g}"
+        return self.student or "custom"
+
+    @as_usage()
+    def check(self, net: nn.Module, noise: Tensor, arch: str = "") -> nn.Module:
+        if self.target is not None and self.goal is not None:
+            expect_reachable(net, noise.shape[1:], self.target, self.goal)
+            return net
+        return restructure(net, self.plan(net, noise, arch))
+
+    @as_usage()
+    def apply(self, net: nn.Module, inputs: Tensor, arch: str = "") -> Compressed:
+        search = None
+        if self.target is not None and self.goal is not None:
+            budget = search_plan(net, inputs, self.target, self.goal)
+            plan, search = budget.plan, budget.to_dict()
+            del search["plan"]
+        else:
+            plan = self.plan(net, inputs, arch)
+        return Compressed(apply_plan(net, plan), {"method": self.name, **plan.to_dict()}, search)
+
+    def plan(self, net: nn.Module, inputs: Tensor, arch: str = "") -> Plan:
+        """The plan of a paper's student or of given layers; arguments as of :meth:`apply`.
+
+        Raises:
+            ValueError: If the net is not sound, a pattern matches no layer, ranks do not fit, or
+                no layer would gain.
+        """
+        require_sound(net)
+        if self.student is not None:
+            return student_plan(net, arch, self.student, inputs.shape[1:])
+        plan = make_plan(net, self.layers or {}, shape=inputs.shape[1:])
+        if not plan.layers:
+            raise ValueError(
+                f"No layer would gain at these ranks ({listed(plan.skipped) or 'all are kept'}). "
+                "Give smaller ones."
+            )
+        return plan
+
+    @classmethod
+    def rebuild(cls, net: nn.Module, step: Mapping[str, Any]) -> nn.Module:
+        return restructure(net, step)
+
+    @classmethod
+    def describe(cls, step: Mapping[str, Any]) -> str:
+        return f"{len(step['layers'])} layers at lower ranks"
