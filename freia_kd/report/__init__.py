@@ -1,0 +1,1 @@
+"""Reports of runs, comparisons and Table 1: what they hold, and how they are shown."""
