@@ -1,0 +1,93 @@
+"""A comparison of methods as a document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .document import Block, Document, Figure, Remarks, Section, Table
+from .run import provenance_blocks
+from .schema import MIN_GAP, Comparison, MethodRow
+from .words import spread
+
+
+def comparison_document(comparison: Comparison) -> Document:
+    """The comparison, what it says about the winner first."""
+    pictures = [_picture(row) for row in comparison.rows if row.picture]
+    warnings = [f"{row.method}: {said}" for row in comparison.rows for said in row.warnings]
+    plot = Figure(
+        "compare.png",
+        "The agreement of each method on independent inputs against the minutes that it took",
+        "Agreement against time; the bars are standard deviations of the bootstrap.",
+    )
+    sections = [
+        Section("", [comparison_table(comparison), Remarks([*remarks(comparison)])]),
+        Section("Agreement against time", [plot], True),
+        Section("What each method makes", pictures, True),
+        Section("Warnings", [Remarks(warnings)], True),
+        Section("How it was made", [*provenance_blocks(comparison.provenance)], True),
+    ]
+    title = f"Methods compared on a {comparison.teacher.arch}"
+    return Document(title, [verdict(comparison)], sections)
+
+
+def verdict(comparison: Comparison) -> str:
+    """Which method is best, as far as that can be told."""
+    ranking = comparison.ranking
+    if ranking is None:
+        return "No method was judged by another, so no winner is named; compare several."
+    baseline = [row.method for row in comparison.rows if row.kind == "baseline"]
+    if ranking.winner in baseline:
+        return f"{ranking.sentence} No method helped: leave the students as compressed."
+    return ranking.sentence
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """The methods, one row for each."""
+    rows = comparison.rows
+    students = list(rows[0].own) if rows else []
+    columns = [(k, t) for k, t in (("accuracy", "accuracy"), ("recovery", "recovery"))]
+    columns.append(("own", "own agreement"))
+    shown = [(k, t) for k, t in columns if any(v for row in rows for v in getattr(row, k).values())]
+    header = ["method", "agreement, independent"]
+    header += [f"{title}, student {name}" for _, title in shown for name in students]
+    header += ["seconds", "inputs"]
+    cells = []
+    for row in rows:
+        values = [spread(getattr(row, key)[name]) for key, _ in shown for name in students]
+        seconds = f"{row.seconds.mean:.0f}" if row.kind != "baseline" else ""
+        made = f"{row.images:,}" if row.images else ""
+        cells.append([row.method, spread(row.independent), *values, seconds, made])
+    winner = comparison.ranking and comparison.ranking.winner
+    return Table(
+        header, cells, strong=frozenset(i for i, r in enumerate(rows) if r.method == winner)
+    )
+
+
+def remarks(comparison: Comparison) -> Iterator[str]:
+    """What a reader should know."""
+    several = max((row.seeds for row in comparison.rows), default=1) > 1
+    over = "mean ± standard deviation over seeds (of the bootstrap for the independent agreement)"
+    yield f"All but seconds and inputs in %{f', {over}' if several else ', of one seed'}."
+    yield (
+        "Agreement, independent: with the teacher, on held-out inputs of methods of other "
+        "families, adjusted for which judges a method had. It alone names the winner."
+    )
+    real = comparison.real_data
+    if real.evaluation:
+        yield (
+            f"Accuracy was measured on {real.evaluation} ({real.evaluation_count:,} inputs), after "
+            "the last weight was fixed, and decides nothing."
+        )
+    if comparison.reference:
+        yield (
+            f"Recovery: (student - compressed) / (on {comparison.reference} - compressed), where "
+            f"that is {100 * MIN_GAP:.0f} points or more."
+        )
+    for title, error in comparison.failed.items():
+        yield f"Failed: {title}: {error}"
+    for name, reason in comparison.refused.items():
+        yield f"Left out: {name} {reason}."
+
+
+def _picture(row: MethodRow) -> Block:
+    return Figure(str(row.picture), f"Inputs of {row.method}, one row for each class", row.method)
