@@ -178,8 +178,8 @@ def _run(batches: Sequence[Tensor], *nets: nn.Module) -> None:
                 net(x)
     except RuntimeError as error:
         raise ValueError(
-            f"Expected inputs that the net takes; got batches of {tuple(batches[0].shape)} "
-            f"({error})."
+            f"Expected inputs that {'the net takes' if len(nets) == 1 else 'both nets take'}; got "
+            f"batches of {tuple(batches[0].shape)} ({error})."
         ) from error
 
 

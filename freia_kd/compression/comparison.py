@@ -14,7 +14,6 @@ from .cost import (
     count_parameters,
     file_bytes,
     measure_latencies,
-    measure_latency,
     peak_bytes,
     trace_layers,
 )
@@ -142,8 +141,10 @@ def _compare_layers(
             continue
         first = uses[f"{name}.0" if isinstance(new, nn.Sequential) else name]
         inputs = [s[1:] for s in first.inputs]
-        times = [measure_latency(old, use.inputs[0][1:], seconds=seconds / 2)]
-        times += [measure_latency(new, inputs[0], seconds=seconds / 2)]
+        before_ms, after_ms = (
+            measure_latencies([layer], size, seconds=seconds / 2)[0]
+            for layer, size in ((old, use.inputs[0][1:]), (new, inputs[0]))
+        )
         rows.append(
             LayerCosts(
                 name,
@@ -151,7 +152,7 @@ def _compare_layers(
                 change,
                 (count_parameters(old), count_parameters(new)),
                 (use.macs, sum(count_macs(new, s) for s in inputs)),
-                (times[0], times[1]),
+                (before_ms, after_ms),
             )
         )
     return tuple(rows)

@@ -134,27 +134,12 @@ def trace_layers(net: nn.Module, shape: Sequence[int]) -> dict[str, LayerUse]:
     return uses
 
 
-def measure_latency(
-    net: nn.Module, shape: Sequence[int], batch: int = 1, seconds: float = 0.5
-) -> Latency:
-    """Times forward passes in eval mode, after warming up.
-
-    Arguments:
-        net: The net, put back into the mode it was in.
-        shape: The shape of one input, without the batch.
-        batch: The number of inputs in a pass.
-        seconds: About how long to measure (at least 5 passes are timed).
-
-    Raises:
-        ValueError: If the net rejects inputs of that shape.
-    """
-    return measure_latencies([net], shape, batch, seconds)[0]
-
-
 def measure_latencies(
     nets: Sequence[nn.Module], shape: Sequence[int], batch: int = 1, seconds: float = 0.5
 ) -> list[Latency]:
-    """Times several nets in turn, so that a busy machine slows all of them alike.
+    """Times forward passes of nets in turn, so that a busy machine slows all of them alike.
+
+    In eval mode, after warming up.
 
     Arguments:
         nets: The nets, put back into the modes they were in.

@@ -438,8 +438,8 @@ def file_state(net: nn.Module) -> dict[str, Tensor]:
         >>> file_state(nn.Linear(2, 1, bias=False))["weight"].dtype
         torch.float32
     """
-    state = dict(net.state_dict())
+    state: dict[str, Tensor] = net.state_dict()
     for name, module in net.named_modules(remove_duplicate=False):
         if hasattr(module, "file_state"):
-            state |= {f"{name}.{key}".lstrip("."): v for key, v in module.file_state().items()}
+            state.update({f"{name}.{key}".lstrip("."): v for key, v in module.file_state().items()})
     return state

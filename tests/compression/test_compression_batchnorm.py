@@ -13,8 +13,7 @@ from freia_kd.compression.batchnorm import (
     reestimate_batchnorm,
     train_mode,
 )
-from freia_kd.compression.plans import make_plan
-from freia_kd.compression.surgery import apply_plan
+from freia_kd.compression.tucker.plan import apply_plan, make_plan
 from freia_kd.teachers.resnet14 import ResNet14
 
 
@@ -203,6 +202,6 @@ def test_bad_input(inputs):
         match_batchnorm(net, copy.deepcopy(net), inputs[:, :1])
     with pytest.raises(ValueError, match="at least 2 inputs"):
         reestimate_batchnorm(net, inputs[:1])
-    with pytest.raises(ValueError, match=r"that the net takes; got \(64, 2, 16, 16\)"):
+    with pytest.raises(ValueError, match=r"that the net takes; got batches of \(64, 2, 16, 16\)"):
         reestimate_batchnorm(net, inputs[:, :2])
     assert net.norm1.momentum == 0.1

@@ -5,7 +5,7 @@ import tensorly
 import torch
 from torch import nn
 
-from freia_kd.compression.tucker import evbmf_ranks, svd_linear, tucker2
+from freia_kd.compression.tucker.decompose import evbmf_ranks, svd_linear, tucker2
 
 CONVOLUTIONS = {
     "plain": lambda: nn.Conv2d(6, 10, 3),

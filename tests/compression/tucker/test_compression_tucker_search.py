@@ -1,4 +1,4 @@
-"""Targets are met, by the layers that suffer least, from agreement on the given inputs alone."""
+"""Targets are met, by the layers that lose least, from agreement on the given inputs alone."""
 
 import copy
 import itertools
@@ -8,17 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from freia_kd.compression import budget, sensitivity
-from freia_kd.compression.budget import search_plan
 from freia_kd.compression.cost import Latency, count_macs, count_parameters
-from freia_kd.compression.plans import LayerPlan, Plan, make_plan
-from freia_kd.compression.sensitivity import (
+from freia_kd.compression.tucker import search, sensitivity
+from freia_kd.compression.tucker.plan import LayerPlan, Plan, apply_plan, make_plan
+from freia_kd.compression.tucker.search import search_plan
+from freia_kd.compression.tucker.sensitivity import (
     Judge,
     LowRank,
     measure_sensitivity,
     plot_sensitivity,
 )
-from freia_kd.compression.surgery import apply_plan
 
 
 class Net(nn.Module):
@@ -128,7 +127,7 @@ def latency_as_macs(monkeypatch, overhead):
         ]
         return [Latency(t, t, t, batch, 1) for t in times]
 
-    monkeypatch.setattr(budget, "measure_latencies", measure)
+    monkeypatch.setattr(search, "measure_latencies", measure)
     monkeypatch.setattr(sensitivity, "measure_latencies", measure)
 
 
@@ -137,7 +136,7 @@ def test_latency_target_compresses_only_what_becomes_faster(net, inputs, monkeyp
     found = search_plan(net, inputs, "latency", 0.7)
     assert found.reached <= 0.7
     assert set(found.plan.layers) == {"body.2"}  # the others' new layers cost them more
-    assert {s.name for s in found.plan.skipped} == {"body.0", "head", "out"}
+    assert set(found.plan.skipped) == {"body.0", "head", "out"}
 
 
 def test_latency_target_that_cannot_be_met(net, inputs, monkeypatch):
@@ -218,20 +217,6 @@ def test_sensitivity_plot_has_a_line_for_each_layer(net, inputs):
     figure = plot_sensitivity(measure_sensitivity(net, inputs, shares=(0.5, 0.2)))
     labels = [line.get_label() for line in figure.axes[0].lines]
     assert labels == ["body.0", "body.2", "head", "out"]
-
-
-@pytest.mark.parametrize(
-    ("target", "goal", "message"),
-    [
-        ("size", 0.5, "params, macs, latency, drop; got 'size'"),
-        ("params", 1.5, "between 0 and 1 of the net's params; got 1.5"),
-        ("macs", 0.0, "between 0 and 1"),
-        ("drop", -1, "0 to 100 percentage points; got -1"),
-    ],
-)
-def test_bad_goals(net, inputs, target, goal, message):
-    with pytest.raises(ValueError, match=message):
-        search_plan(net, inputs, target, goal)
 
 
 def test_bad_inputs(net, inputs):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from freia_kd.compression.evbmf import detection_threshold, evbmf, evbmf_rank, free_energy
+from freia_kd.compression.tucker.evbmf import detection_threshold, evbmf, evbmf_rank, free_energy
 
 
 def noisy(shape, rank, noise, seed=0):
@@ -136,7 +136,7 @@ def test_the_gram_matrix_of_large_layers_gives_the_same_rank(monkeypatch):
     for noise in (0.01, 0.5):
         matrix = noisy((40, 200), 5, noise).float()
         exact = evbmf(matrix)
-        monkeypatch.setattr("freia_kd.compression.evbmf.GRAM_FROM", 0)
+        monkeypatch.setattr("freia_kd.compression.tucker.evbmf.GRAM_FROM", 0)
         assert evbmf_rank(matrix) == evbmf_rank(matrix.T) == exact.rank == 5
         monkeypatch.undo()
 

@@ -16,12 +16,17 @@ from torch import nn
 from torchvision import models
 
 import freia_kd
-from freia_kd.compression import apply_plan, export, export_int8, make_plan, student_plan
-from freia_kd.compression.export import FORMATS, export_classifier
-from freia_kd.compression.quantize import quantize
+from freia_kd.compression import (
+    Quantize,
+    apply_plan,
+    load_classifier,
+    make_plan,
+    student_plan,
+)
 from freia_kd.domain import DOMAINS, Domain
 from freia_kd.errors import ExportError
-from freia_kd.teachers import Classifier, build_net, load_classifier
+from freia_kd.exporting import FORMATS, export_classifier, formats, int8
+from freia_kd.teachers import Classifier, build_net, read_checkpoint
 
 SMALL = Domain((3, 16, 16), 5, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), "small")
 TABLE = Domain((6,), 4, (1.0, 2.0, 3.0, 4.0, 5.0, 6.0), (2.0,) * 6, "table")
@@ -80,12 +85,12 @@ def by_hand(classifier, x):
 
 
 def run_alone(path, x):
-    """Logits of a file in its own runtime, by none of the package's code but load_student."""
+    """Logits of a file in its own runtime, by none of the package's code but load_classifier."""
     if path.suffix == ".onnx":
         return onnxruntime.InferenceSession(path).run(None, {"pixels": x.numpy()})[0]
     if path.suffix == ".pt2":
         return torch.export.load(path).module()(x).detach().numpy()
-    return freia_kd.load_student(path)(x).detach().numpy()
+    return load_classifier(path)(x).detach().numpy()
 
 
 @pytest.mark.parametrize(
@@ -129,7 +134,7 @@ def test_files_say_what_they_are(format, tmp_path):
     if format == "onnx":
         model = onnx.load(path)
         (opset,) = model.opset_import
-        assert opset.version == export.OPSET
+        assert opset.version == formats.OPSET
         properties = {p.key: p.value for p in model.metadata_props}
         assert properties["classes"] == "4"
         own = json.loads(properties["freia_kd"])
@@ -143,7 +148,7 @@ def test_files_say_what_they_are(format, tmp_path):
         torch.export.load(path, extra_files=files)
         own = json.loads(files["freia_kd.json"])
     else:
-        own = freia_kd.teachers.read_checkpoint(path).own
+        own = read_checkpoint(path).own
     assert own == {**meta, "arch": "mlp", "domain": TABLE.to_dict()}
 
 
@@ -198,7 +203,7 @@ def test_a_file_for_one_size_of_batch_is_caught(tmp_path, monkeypatch):
     classifier, meta = make("mlp")
 
     def fixed(classifier, path, own):
-        program = torch.export.export(export._Deployed(classifier), (pixels(TABLE, 1),))
+        program = torch.export.export(formats._Deployed(classifier), (pixels(TABLE, 1),))
         torch.export.save(program, path)
 
     faulty(monkeypatch, "torch-export", write=fixed)
@@ -222,7 +227,7 @@ def export_altered(monkeypatch, tmp_path, logits, change):
     """Exports constant logits to a runtime that changes them."""
     classifier = Classifier(Constant(*logits), Domain((2,), len(logits)), "constant")
     answer = lambda x: change(classifier(x))  # noqa: E731
-    faulty(monkeypatch, "torch", load=lambda path, arch: answer)
+    faulty(monkeypatch, "torch", load=lambda *_: answer)
     return export_classifier(classifier, tmp_path / "a.pt", "torch", torch.zeros(4, 2), None, 0.0)
 
 
@@ -317,7 +322,7 @@ def quantised():
         torch.manual_seed(0)
         net = build_net("lenet5", DOMAINS["mnist"])
     x = pixels(DOMAINS["mnist"], 32)
-    net, _ = quantize(net, DOMAINS["mnist"].normalize(x))
+    net = Quantize().apply(net, DOMAINS["mnist"].normalize(x)).net
     return Classifier(net.eval(), DOMAINS["mnist"], "lenet5"), x
 
 
@@ -351,7 +356,7 @@ def test_quantised_layers_are_exact_in_torch_export(quantised, tmp_path):
 @pytest.mark.parametrize("wrong", ["weight scale", "zero point"])
 def test_a_wrong_scale_of_a_quantised_layer_is_caught(wrong, quantised, tmp_path, monkeypatch):
     classifier, x = quantised
-    layer = export_int8._IntegerLayer
+    layer = int8._IntegerLayer
 
     def damaged(*arguments):
         made = layer(*arguments)
@@ -361,7 +366,7 @@ def test_a_wrong_scale_of_a_quantised_layer_is_caught(wrong, quantised, tmp_path
             made.input_zero_point += 128
         return made
 
-    monkeypatch.setattr(export_int8, "_IntegerLayer", damaged)
+    monkeypatch.setattr(int8, "_IntegerLayer", damaged)
     with pytest.raises(ExportError, match="differ"):
         export_classifier(classifier, tmp_path / "a.onnx", "onnx", x, None, 0.0)
     assert not list(tmp_path.iterdir())
