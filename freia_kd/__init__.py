@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .version import __version__
+
 if TYPE_CHECKING:
-    from .api import CompressedStudent as CompressedStudent
     from .api import ComparisonResult as ComparisonResult
+    from .api import CompressedStudent as CompressedStudent
     from .api import DistillationResult as DistillationResult
     from .api import Evaluation as Evaluation
     from .api import TrainedTeacher as TrainedTeacher
@@ -29,9 +31,9 @@ if TYPE_CHECKING:
     from .config import Preset as Preset
     from .data.datasets import LabelledData as LabelledData
     from .domain import Domain as Domain
-    from .export import Exported as Exported
-    from .report import Comparison as Comparison
-    from .report import Report as Report
+    from .exporting import Exported as Exported
+    from .report.schema import Comparison as Comparison
+    from .report.schema import Report as Report
     from .students import StudentSpec as StudentSpec
     from .synthesizers.bdnf import BDNF as BDNF
     from .synthesizers.bdnf import BDNFOptions as BDNFOptions
@@ -40,8 +42,6 @@ if TYPE_CHECKING:
     from .teachers import Classifier as Classifier
     from .teachers import Teacher as Teacher
     from .training import Progress as Progress
-
-__version__ = "0.1.0"
 
 _PLACES = {
     "api": (
@@ -52,8 +52,8 @@ _PLACES = {
     "config": "DistillationOptions Preset",
     "data.datasets": "LabelledData",
     "domain": "Domain",
-    "export": "Exported",
-    "report": "Comparison Report",
+    "exporting": "Exported",
+    "report.schema": "Comparison Report",
     "students": "StudentSpec",
     "synthesizers.bdnf": "BDNF BDNFOptions",
     "synthesizers.contract": "Synthesizer",
@@ -63,7 +63,7 @@ _PLACES = {
 }
 _MODULE_OF = {name: module for module, names in _PLACES.items() for name in names.split()}
 
-__all__ = ["__version__", *_MODULE_OF]  # noqa: PLE0604
+__all__ = ["__version__", *_MODULE_OF]
 
 if not TYPE_CHECKING:  # type checkers see the imports above, and nothing else
 

@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from .compression import CostComparison, compare_costs, count_parameters
+# from .comparing import ComparisonResult as ComparisonResult
+# from .comparing import compare as compare
+from .compression import compare_costs, count_parameters, load_classifier, load_teacher
+from .compression.comparison import Comparison as CostComparison
 from .config import BatchNormMode, Device, DistillationOptions, Preset, PresetName
 from .data.datasets import LabelledData, Split, load_dataset, measure_domain, resize_images
 from .data.sources import PathLike, RealData, Source
@@ -20,21 +23,20 @@ from .device import choose_device
 from .domain import DOMAINS, Domain
 from .errors import CheckpointError, UsageError
 from .evaluation import accuracy, predict, share_equal
+from .exporting import export as export
 from .files import atomic
 from .job import open_job, reopen_job, run_job
 from .job.opening import Synthesizers, restore_synthesizer
 from .job.run import run_extraction
 from .job.student import write_student
-from .report import Proportion, Report
-from .report.plots import plot_grid, plot_sensitivity
+from .report.plots import plot_grid, plot_sensitivity, write_png
+from .report.schema import Proportion, Report
 from .runs.store import read_record
 from .students import StudentSpec, as_specs, build, calibration_set
 from .teachers import (
     Classifier,
     Teacher,
     build_net,
-    load_classifier,
-    load_teacher,
     read_checkpoint,
     save_classifier,
     train_classifier,
@@ -375,9 +377,9 @@ def compress(
         raise UsageError("Only the search for a target measures sensitivity; there is no plot.")
     spec.check(loaded)
     made = build(loaded, spec, calibration_set(loaded, seed), progress)
-    for search in made.searches if plot is not None else ():
-        if search is not None:
-            plot_sensitivity(plot, search)  # type: ignore[arg-type]
+    for search in made.searches:
+        if plot is not None and search is not None:
+            write_png(plot, plot_sensitivity(search["sensitivity"]))
     write_student(Path(out), made)
     costs = compare_costs(loaded.net, made.classifier.net, loaded.domain.shape)
     return CompressedStudent(os.fspath(out), made.steps, made.searches, costs)
@@ -505,7 +507,7 @@ def sample(
     wanted = torch.tensor(chosen).repeat_interleave(count)
     x, y = source.sample(len(wanted), wanted, torch.Generator().manual_seed(seed))
     if suffix == ".png":
-        plot_grid(out, x, len(chosen))
+        write_png(out, plot_grid(x, chosen))
     else:
         with atomic(out) as temporary:
             np.savez(temporary, x=quantise(x).numpy(), y=y.numpy())

@@ -124,7 +124,7 @@ class Config:
         faults = [
             unknown(cls.name_of(k), map(cls.name_of, known)) for k in fields if k not in known
         ]
-        hints = _hints(cls)
+        hints = _hints(cls)  # type: ignore[arg-type]
         values = {k: _tupled(v, hints[k]) for k, v in fields.items() if k in known}
         with collect_faults(faults) as collected, collected:
             return cls(**values)
@@ -173,12 +173,12 @@ def collect_faults(faults: Iterable[str] = ()) -> Iterator[FaultCollector]:
 
 
 @functools.cache
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     return get_type_hints(cls, include_extras=True)
 
 
 @functools.cache
-def _model(cls: type) -> Any:
+def _model(cls: Any) -> Any:
     """A pydantic model of a dataclass's fields; pydantic is only loaded when options are made."""
     from pydantic import ConfigDict, create_model
 
@@ -194,7 +194,7 @@ def _field_faults(cls: type[Config], values: Mapping[str, Any]) -> Iterator[str]
     from pydantic import ValidationError
 
     try:
-        _model(cls)(**values)
+        _model(cls)(**values)  # type: ignore[arg-type]
     except ValidationError as error:
         seen = set()
         for fault in error.errors(include_url=False):
@@ -207,7 +207,8 @@ def _field_faults(cls: type[Config], values: Mapping[str, Any]) -> Iterator[str]
 def _sentence(cls: type[Config], name: str, value: Any, fault: Any) -> str:
     words = WORDS.get(fault["type"])
     text = words.format(**fault.get("ctx", {})) if words else _lowered(fault["msg"])
-    choices = get_args(_hints(cls)[name]) if fault["type"] == "literal_error" else ()
+    hint = _hints(cls)[name]  # type: ignore[arg-type]
+    choices = get_args(hint) if fault["type"] == "literal_error" else ()
     near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)
     meant = f" Did you mean {near[0]!r}?" if near else ""
     return f"{cls.name_of(name)}: {text}; got {value!r}.{meant}"
@@ -278,7 +279,7 @@ class DistillationOptions(Config):
     ema: Decay = 0.0
     steps: Count = 2_000
     batch_size: Count = 256
-    learning_rate: Positive | None = None
+    learning_rate: NonNegative | None = None
     check_every: Count = 200
     patience: Count | None = None
 

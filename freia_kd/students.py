@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .compression import Compression, Tucker, prepare_batchnorm
+from .compression import Compression, Tucker, method_of, prepare_batchnorm
 from .config import BatchNormMode, Config
-from .errors import ConfigError, UsageError
-from .registry import COMPRESSIONS
+from .errors import ConfigError
 from .synthesizers.noise import Noise, Normal, Spectral
 from .teachers import Classifier, Teacher
 from .training import Progress
@@ -87,7 +86,7 @@ class StudentSpec(Config):
         noise = noise.to(next(teacher.parameters()).device)
         with torch.random.fork_rng():
             for method in self.methods:
-                net = method.check(net, teacher.arch, shape, noise)
+                net = method.check(net, noise, teacher.arch)
 
     def to_dict(self) -> dict[str, Any]:
         methods = [{"method": m.name, **m.to_dict()} for m in self.methods]
@@ -108,7 +107,7 @@ class StudentSpec(Config):
         methods = []
         for entry in fields.get("methods", ()):
             options = {k: v for k, v in entry.items() if k != "method"}
-            methods.append(COMPRESSIONS[entry["method"]].from_dict(options))
+            methods.append(method_of(entry, trusted).from_dict(options))
         return super().from_dict({**fields, "methods": methods})
 
 
@@ -120,8 +119,10 @@ def as_specs(students: Iterable[str | StudentSpec]) -> list[StudentSpec]:
     """
     specs: dict[str, StudentSpec] = {}
     for student in students:
-        is_spec = isinstance(student, StudentSpec)
-        spec = student if is_spec else StudentSpec((Tucker(student=str(student)),))  # type: ignore[arg-type]
+        if isinstance(student, StudentSpec):
+            spec = student
+        else:
+            spec = StudentSpec((Tucker(student=student),))  # type: ignore[arg-type]
         if specs.setdefault(spec.name, spec) != spec:
             raise ConfigError([f"Two students are named {spec.name!r}; give one another name."])
     return list(specs.values())

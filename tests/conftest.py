@@ -1,15 +1,15 @@
 """Shared fixtures: one thread, a small teacher, and where real data may lie."""
 
 import os
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from freia_kd.config import DistillationOptions, Preset
 from freia_kd.data.datasets import LabelledData
 from freia_kd.domain import Domain
-from freia_kd.pipeline import distill
+from freia_kd.synthesizers.bdnf import BDNF, BDNFOptions
 from freia_kd.teachers import Classifier, Teacher, build_net, save_classifier
 
 torch.set_num_threads(1)
@@ -46,24 +46,15 @@ def teacher_file(teacher, tmp_path):
 
 @pytest.fixture(scope="session")
 def tiny():
-    """Makes the preset `quick` a matter of a second."""
-    from freia_kd import compression, presets
-    from freia_kd.distillation import DistillationOptions
-    from freia_kd.synthesizers.bdnf import BDNF
+    """The preset `quick` as a matter of a second."""
+    training = DistillationOptions(steps=6, batch_size=16)
+    return Preset("quick", set_size=64, heldout_size=32, training=training)
 
-    preset = presets.Preset(
-        "quick",
-        set_size=64,
-        heldout_size=32,
-        student=DistillationOptions(steps=6, batch_size=16),
-    )
-    measure = partial(compression.compare_costs, seconds=0.005)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(presets.PRESETS, "quick", preset)
-        patch.setattr(BDNF, "presets", {**BDNF.presets, "quick": {"steps": 4, "batch_size": 8}})
-        patch.setattr("freia_kd.measuring.compare_costs", measure)
-        patch.setattr("freia_kd.stages.compare_costs", measure)
-        yield preset
+
+@pytest.fixture(scope="session")
+def tiny_bdnf():
+    """The synthesizer of a matter of a second."""
+    return BDNF(BDNFOptions(steps=4, batch_size=8))
 
 
 @pytest.fixture(scope="session")
@@ -75,9 +66,17 @@ def evaluation():
 
 
 @pytest.fixture(scope="session")
-def finished(teacher, evaluation, tiny, tmp_path_factory):
-    """The report of a whole run of the main job, in a folder that tests only read."""
+def finished(teacher, evaluation, tiny, tiny_bdnf, tmp_path_factory):
+    """A whole run of the main job, in a folder that tests only read."""
+    from freia_kd import distill
+
     out = tmp_path_factory.mktemp("finished") / "run"
     return distill(
-        teacher, students=("1", "3"), preset="quick", device="cpu", out=out, eval_data=evaluation
+        teacher,
+        students=("1", "3"),
+        preset=tiny,
+        synthesizer=[tiny_bdnf, "spectral"],
+        device="cpu",
+        out=out,
+        eval_data=evaluation,
     )

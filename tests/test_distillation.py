@@ -12,10 +12,11 @@ from freia_kd.data.synthetic import SyntheticSet, SyntheticWriter, dequantise, q
 from freia_kd.distillation import DistillationOptions, agreement, losses, mix, train_student
 from freia_kd.errors import UsageError
 from freia_kd.objectives import ActivationBoundaries
-from freia_kd.runs import Run
+from freia_kd.training.checkpoints import read_metrics
+from freia_kd.training import Checkpoints
 from freia_kd.runs.loop import TrainingLoop
 from freia_kd.synthesizers import build_synthesizers
-from freia_kd.synthesizers.fresh import Fresh
+from freia_kd.synthesizers.on_the_fly import OnTheFlySet
 from freia_kd.teachers import Classifier
 
 
@@ -84,7 +85,7 @@ def test_the_best_weights_on_held_out_inputs_are_kept(teacher, data, monkeypatch
 
 
 def test_the_best_weights_survive_a_resume(teacher, data, tmp_path, monkeypatch):
-    monkeypatch.setattr("freia_kd.runs.loop.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("freia_kd.training.loop.SAVE_EVERY", 0.0)
     options = DistillationOptions(steps=8, batch_size=8, learning_rate=0.5, check_every=2)
 
     def train(run):
@@ -93,8 +94,8 @@ def test_the_best_weights_survive_a_resume(teacher, data, tmp_path, monkeypatch)
         train_student(student, data, options, generator, run, heldout=data)
         return student.state_dict()
 
-    whole = train(Run(tmp_path / "a", {}))
-    accept = "freia_kd.runs.loop.TrainingLoop.accept"
+    whole = train(Checkpoints(tmp_path / "a", "student"))
+    accept = "freia_kd.training.loop.TrainingLoop.accept"
     original = TrainingLoop.accept
 
     def interrupted(self, *arguments):
@@ -105,8 +106,8 @@ def test_the_best_weights_survive_a_resume(teacher, data, tmp_path, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(accept, interrupted)
         with pytest.raises(KeyboardInterrupt):
-            train(Run(tmp_path / "b", {}))
-    resumed = train(Run(tmp_path / "b", {}, resume=True))
+            train(Checkpoints(tmp_path / "b", "student"))
+    resumed = train(Checkpoints(tmp_path / "b", "student"))
     assert all(torch.equal(resumed[k], v) for k, v in whole.items())
 
 
@@ -149,7 +150,7 @@ def test_batch_statistics_of_the_student_stay_where_nothing_was_compressed(tmp_p
 def weights(teacher, data, tmp_path=None, resume=False, heldout=None, **changes):
     """The weights of a student trained in six steps, a run of its own if there is a folder."""
     student = worse(teacher)
-    run = None if tmp_path is None else Run(tmp_path, {}, resume=resume)
+    run = None if tmp_path is None else Checkpoints(tmp_path, "student")
     options = DistillationOptions(**{"steps": 6, "batch_size": 8, **changes})
     generator = torch.Generator().manual_seed(0)
     train_student(student, data, options, generator, run, heldout=heldout, teacher=teacher)
@@ -195,14 +196,14 @@ def fresh(teacher):
     sources = build_synthesizers("spectral+uniform")
     for source in sources:
         source.fit(teacher)
-    return Fresh(sources, teacher, seed=0, chunk=24)
+    return OnTheFlySet(sources, teacher, seed=0, chunk=24)
 
 
 @pytest.mark.parametrize("at", [("student-boundaries", 1), ("student", 1), ("student", 2)])
 @pytest.mark.parametrize("source", ["stored", "fresh"])
 def test_all_options_resume_exactly(teacher, data, tmp_path, monkeypatch, at, source):
     """Killed in either phase, in the middle of a chunk of fresh inputs too."""
-    monkeypatch.setattr("freia_kd.runs.loop.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("freia_kd.training.loop.SAVE_EVERY", 0.0)
     changes = {"boundaries": 0.5, "mixup": 1.0, "ema": 0.9, "check_every": 1}
 
     def train(folder, resume=False):
@@ -239,7 +240,7 @@ def test_the_teacher_answers_mixed_inputs(teacher, data, tmp_path):
             return super().forward(x)
 
     spy, seen = Spy(teacher.net, teacher.domain, teacher.arch), []
-    student, run = worse(teacher), Run(tmp_path / "run", {})
+    student, run = worse(teacher), Checkpoints(tmp_path / "run", "student")
     options = DistillationOptions(steps=1, batch_size=16, mixup=1.0, learning_rate=0.0)
     train_student(
         student, data, options, torch.Generator().manual_seed(0), run, "student", teacher=spy
@@ -247,7 +248,7 @@ def test_the_teacher_answers_mixed_inputs(teacher, data, tmp_path):
     (x,) = seen
     with torch.no_grad():
         expected = (student(x) - teacher(x)).abs().mean().item()
-    assert run.metrics()[-1]["loss"] == pytest.approx(expected, rel=1e-5)
+    assert read_metrics(run.folder)[-1]["loss"] == pytest.approx(expected, rel=1e-5)
     whole = data.batch(torch.arange(64))[0]
     distance = torch.cdist(x.flatten(1), whole.flatten(1)).amin(1)
     assert (distance > 0.1).sum() >= 12  # a permutation may pair some with themselves
@@ -293,7 +294,7 @@ def test_the_averaged_weights_are_kept(teacher, data, monkeypatch):
 
 
 def test_activation_boundaries_are_learned_first(teacher, data, tmp_path):
-    student, run = worse(teacher), Run(tmp_path / "run", {})
+    student, run = worse(teacher), Checkpoints(tmp_path / "run", "student")
     names = ("net.conv1", "net.conv2", "net.conv3", "net.fc1")
     x, _, _ = data.batch(torch.arange(64))
     loss = ActivationBoundaries(student, teacher, dict(zip(names, names, strict=True)), x)
@@ -307,7 +308,7 @@ def test_activation_boundaries_are_learned_first(teacher, data, tmp_path):
     before = distance()
     options = DistillationOptions(steps=21, boundaries=20 / 21, batch_size=64)
     train_student(student, data, options, torch.Generator(), run, teacher=teacher)
-    stages = {line["stage"]: line for line in run.metrics()}
+    stages = {line["stage"]: line for line in read_metrics(run.folder)}
     assert stages["student-boundaries"]["step"] == 20
     assert stages["student"]["step"] == 1
     assert stages["student-boundaries"]["loss"] < before / 2

@@ -18,7 +18,6 @@ from .quantize import Quantize
 from .tucker import Tucker
 from .tucker.papers import student_plan
 from .tucker.plan import Plan, apply_plan, make_plan, parse_ranks, read_rules
-from .tucker.sensitivity import plot_sensitivity
 
 __all__ = [
     "Comparison",
@@ -44,7 +43,6 @@ __all__ = [
     "method_of",
     "original_state",
     "parse_ranks",
-    "plot_sensitivity",
     "prepare_batchnorm",
     "read_rules",
     "rebuild",

@@ -46,10 +46,10 @@ class RealData:
     resize: bool = False
 
     @property
-    def place(self) -> dict[str, Any] | None:
-        """The fields as plain JSON types; `None` for data in memory."""
+    def place(self) -> dict[str, Any]:
+        """The fields as plain JSON types; data in memory have no source in it."""
         if isinstance(self.source, Dataset):
-            return None
+            return {"source": None}
         root = None if self.root is None else os.fspath(self.root)
         return {
             "source": os.fspath(self.source),

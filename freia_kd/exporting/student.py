@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import __version__
 from ..compression import load_classifier
 from ..compression.method import Trusted
 from ..data.synthetic import SyntheticSet
@@ -19,6 +18,7 @@ from ..domain import Domain
 from ..errors import CheckpointError, UsageError
 from ..flows.bases import SpectralBase
 from ..teachers import read_checkpoint
+from ..version import __version__
 from .formats import FORMATS
 from .verify import export_classifier
 

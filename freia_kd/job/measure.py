@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from ..compression import compare_costs
@@ -14,8 +12,8 @@ from ..data.datasets import LabelledData
 from ..data.synthetic import SyntheticSet
 from ..evaluation import agreement, predict, share_equal
 from ..files import atomic
-from ..registry import COMPRESSIONS
-from ..report import (
+from ..report import provenance
+from ..report.schema import (
     Difference,
     MethodResult,
     Proportion,
@@ -25,15 +23,12 @@ from ..report import (
     StudentResult,
     SynthesizerResult,
     TeacherResult,
-    provenance,
 )
 from ..students import Student, StudentSpec
 from ..teachers import Classifier
+from .job import Job
 from .student import read_student, training_stages
 from .synthesis import picture_name
-
-if TYPE_CHECKING:
-    from .run import Job
 
 
 def measure(job: Job, compressed: Sequence[Student]) -> Report:
@@ -92,9 +87,7 @@ def _measure_student(
     methods = [
         MethodResult(
             name=method.name,
-            did=COMPRESSIONS[method.name].describe(step)
-            if method.name in COMPRESSIONS
-            else type(method).describe(step),
+            did=method.describe(step),
             agreement=_agreement(student.classifier, heldout),
         )
         for method, step, student in zip(spec.methods, trained[-1].steps, trained, strict=True)
@@ -170,6 +163,3 @@ def _synthesizers(job: Job) -> list[SynthesizerResult]:
             )
         )
     return results
-
-
-_ = torch

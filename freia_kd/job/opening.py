@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..compression import load_teacher
 from ..config import Device, DistillationOptions, Preset, get_preset
 from ..data.datasets import LabelledData
 from ..data.sources import RealData, Source
@@ -20,9 +21,9 @@ from ..runs import Run, RunRecord
 from ..students import StudentSpec, as_specs
 from ..synthesizers import SYNTHESIZERS, build_synthesizers, expect_supported, get_synthesizer
 from ..synthesizers.contract import Synthesizer
-from ..teachers import Teacher, load_teacher
+from ..teachers import Teacher
 from ..training import Checkpoints, Progress
-from .run import Job, JobConfig
+from .job import Job, JobConfig
 
 PathLike = str | os.PathLike[str]
 Synthesizers = str | Synthesizer | Sequence[str | Synthesizer]
@@ -145,7 +146,12 @@ def reopen_job(
     _check_specs(added, loaded)
     specs = specs or {spec.name: spec.changed(bn=bn) for spec in as_specs(["1"])}
     if evaluation is None and record.evaluation is not None:
-        evaluation = RealData(**record.evaluation)
+        if record.evaluation["source"] is not None:
+            evaluation = RealData(**record.evaluation)
+        elif added or not run.done("measure"):
+            raise UsageError(
+                "The evaluation data of this run were in memory; pass them again, as eval_data=."
+            )
     place = torch.device(old.device)
     return Job(loaded.to(place), run, config, list(specs.values()), synthesizers, few, evaluation)
 

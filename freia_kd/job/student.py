@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -12,13 +11,10 @@ from ..compression import rebuild
 from ..data.synthetic import SyntheticSet
 from ..distillation import train_student
 from ..files import write_json
-from ..report.plots import plot_sensitivity
 from ..students import Student, StudentSpec, extend, seeded_generator
 from ..synthesizers.on_the_fly import OnTheFlySet
 from ..teachers import Classifier, read_checkpoint, save_classifier
-
-if TYPE_CHECKING:
-    from .run import Job
+from .job import Job
 
 
 def compress_student(job: Job, spec: StudentSpec, inputs: Tensor) -> list[Student]:
@@ -37,9 +33,6 @@ def compress_student(job: Job, spec: StudentSpec, inputs: Tensor) -> list[Studen
             write_student(path, student)
             write_json(_searches_path(path), student.searches)
             students.append(student)
-        for method, search in zip(spec.methods, student.searches, strict=True):
-            if search is not None:
-                plot_sensitivity(job.run / f"sensitivity-{spec.name}.png", search, method.name)
     return students
 
 
@@ -111,7 +104,7 @@ def read_student(job: Job, path: Path) -> Student:
     """A student that this run has written; its teacher may also be in memory."""
     checkpoint = read_checkpoint(path)
     steps = checkpoint.own["compression"]
-    trusted = tuple(type(m).name for spec in job.specs for m in spec.methods)
+    trusted = {type(method) for spec in job.specs for method in spec.methods}
     net = rebuild(job.teacher.net, steps, trusted)
     net.load_state_dict(checkpoint.state)
     classifier = Classifier(net.requires_grad_(True), job.teacher.domain, job.teacher.arch)

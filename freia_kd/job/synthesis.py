@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
 from ..data.synthetic import SyntheticSet, SyntheticWriter
-from ..report.plots import plot_grid
+from ..report.plots import plot_grid, write_png
 from ..students import Student, StudentSpec, seeded_generator
 from ..synthesizers.contract import Synthesizer
 from ..synthesizers.on_the_fly import OnTheFlySet, generate_labelled
-
-if TYPE_CHECKING:
-    from .run import Job
+from .job import Job
 
 SHARD = 4096  # synthetic inputs in a shard, the grain in which making a set resumes
 
@@ -113,7 +110,7 @@ def _plot(job: Job, synthesizer: Synthesizer) -> None:
     labels = torch.arange(classes).repeat_interleave(10)
     generator = seeded_generator(job.config.seed, "picture", job.device)
     images, _ = synthesizer.sample(len(labels), labels, generator)
-    plot_grid(path, images, classes)
+    write_png(path, plot_grid(images, range(classes)))
 
 
 def picture_name(synthesizer: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .. import __version__
+from ..version import __version__
 from .schema import Provenance
 
 PACKAGES = ("torch", "torchvision", "FrEIA", "normflows", "tensorly", "numpy")

@@ -110,9 +110,9 @@ def layer_table(costs: CostComparison) -> Table:
 def skipped_remarks(steps: Steps) -> list[str]:
     """The layers that the methods left alone, and why."""
     return [
-        f"{layer['name']} was left alone ({step['method']}): {layer['reason']}."
+        f"{name} was left alone ({step['method']}): {reason}."
         for step in steps
-        for layer in step.get("skipped", ())
+        for name, reason in step.get("skipped", {}).items()
     ]
 
 

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..errors import CheckpointError, UsageError
 from ..files import write_json
 from ..training import Checkpoints, Progress
+from ..version import __version__
 
 VERSION = 2  # of the record; raised when an older run could not go on
 RECORD = "run.json"

@@ -78,8 +78,9 @@ def build_synthesizers(
         made = list[Synthesizer]()
         for part in found:
             with collected:
-                is_class = isinstance(part, type)
-                made.append(part.build(preset, chosen[part.name]) if is_class else part)
+                if isinstance(part, type):
+                    part = part.build(preset, chosen[part.name])
+                made.append(part)
     return made
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..config import Config, Count, Decay, NonNegative, Positive, Size
+from ..config import Config, Count, Decay, NonNegative, Size
 from ..data.datasets import LabelledData
 from ..errors import UsageError
 from ..objectives.divergences import l1
@@ -48,8 +48,8 @@ class DFADOptions(Config):
     batch_size: Size = 512  # the generator normalises batches
     latents: Count = 100
     channels: tuple[Count, ...] = (128, 64)
-    learning_rate: Positive = 1e-3
-    student_learning_rate: Positive = 1e-2
+    learning_rate: NonNegative = 1e-3
+    student_learning_rate: NonNegative = 1e-2
     momentum: Decay = 0.9
     weight_decay: NonNegative = 1e-4
     log: bool = True
@@ -96,7 +96,7 @@ class DFAD(Unconditional):
         """
         if student is None:
             raise UsageError(
-                "The synthesizer 'dfad' plays with a student, and there is none; expected "
+                "The synthesizer 'dfad' learns from a student, and there is none; expected "
                 "fit(teacher, ..., student=...) with the student before its training."
             )
         device, options = next(teacher.parameters()).device, self.options

@@ -56,6 +56,7 @@ class Checkpoints:
     def log(self, step: int, values: dict[str, float]) -> None:
         """Appends a line to the metrics."""
         line = json.dumps({"stage": self.stage, "step": step, **values})
+        self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 

@@ -77,7 +77,7 @@ def student(name="1", accuracy=0.976, **changes):
         "name": name,
         "files": [f"student-{name}.pt", f"student-{name}.safetensors"],
         "spec": {"methods": [{"name": "tucker"}, {"name": "quantize"}]},
-        "steps": [{"method": "tucker", "skipped": [{"name": "fc2", "reason": "it is too small"}]}],
+        "steps": [{"method": "tucker", "skipped": {"fc2": "it is too small"}}],
         "searches": [SEARCH, None],
         "methods": [
             MethodResult(name=n, did=did, agreement=Proportion.of(0.95, 512))

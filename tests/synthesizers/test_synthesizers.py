@@ -7,7 +7,7 @@ from freia_kd.data.datasets import LabelledData
 from freia_kd.errors import CheckpointError
 from freia_kd.flows.bases import SpectralBase
 from freia_kd.objectives.monitors import diagnose
-from freia_kd.runs.run import Run
+from freia_kd.training import Checkpoints
 from freia_kd.synthesizers import SYNTHESIZERS
 from freia_kd.synthesizers.bdnf import BDNF, BDNFOptions
 from freia_kd.synthesizers.noise import Normal, Spectral, Uniform
@@ -103,7 +103,7 @@ def test_without_a_generator_torchs_seed_decides(name, teacher):
 @pytest.mark.parametrize("name", list(SHORT))
 def test_a_run_changes_no_random_number(name, teacher, tmp_path):
     after = []
-    for run in (None, Run(tmp_path, {})):
+    for run in (None, Checkpoints(tmp_path, "stage")):
         source = generator()
         SYNTHESIZERS[name].build("best", SHORT[name]).fit(teacher, None, run, source, teacher)
         after.append(torch.rand(3, generator=source))
@@ -155,11 +155,10 @@ def test_an_untrained_flow_samples_its_base(teacher):
 
 
 def test_a_trained_flow_is_restored_from_its_run(teacher, tmp_path):
-    run, synthesizer = Run(tmp_path, {}), BDNF(OPTIONS)
+    run, synthesizer = Checkpoints(tmp_path, "stage"), BDNF(OPTIONS)
     with pytest.raises(CheckpointError, match="no trained flow"):
         BDNF(OPTIONS).restore(teacher.domain, run)
-    with run.stage("bdnf"):
-        synthesizer.fit(teacher, run=run, generator=generator())
+    synthesizer.fit(teacher, checkpoints=run, generator=generator())
     restored = BDNF(OPTIONS)
     restored.restore(teacher.domain, run)
     assert torch.equal(
@@ -186,14 +185,17 @@ def test_labels_of_another_length_are_refused(teacher):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"base": "spectal"}, "Expected the base 'spectral' or 'gaussian'; got 'spectal'"),
-        ({"steps": 0}, "at least 1 for steps and batch_size; got 0 and 128"),
-        ({"batch_size": 0}, "at least 1 for steps and batch_size; got 600 and 0"),
-        ({"learning_rate": 0.0}, "positive learning_rate and clip; got 0.0 and 1.0"),
-        ({"clip": -1.0}, "positive learning_rate and clip; got 0.001 and -1.0"),
-        ({"ema": 1.0}, r"an ema in \[0, 1\); got 1.0"),
-        ({"alpha": -1.0}, "alpha, beta and prior_weight of at least 0"),
-        ({"gamma": -1.0}, "a gamma of at least 0; got -1.0"),
+        (
+            {"base": "spectal"},
+            "bdnf.base: expected 'spectral' or 'gaussian'; got 'spectal'. Did you mean 'spectral'?",
+        ),
+        ({"steps": 0}, "bdnf.steps: expected at least 1; got 0"),
+        ({"batch_size": 0}, "bdnf.batch_size: expected at least 1; got 0"),
+        ({"learning_rate": 0.0}, "bdnf.learning_rate: expected more than 0"),
+        ({"clip": -1.0}, "bdnf.clip: expected more than 0"),
+        ({"ema": 1.0}, "bdnf.ema: expected less than 1"),
+        ({"alpha": -1.0}, "bdnf.alpha: expected at least 0"),
+        ({"gamma": -1.0}, "bdnf.gamma: expected at least 0"),
         ({"contrast": (2.0, 1.0)}, "a contrast"),
     ],
 )
@@ -218,9 +220,12 @@ def test_registry():
 
 
 def test_the_average_of_the_weights_is_what_samples(teacher, tmp_path):
-    run, synthesizer = Run(tmp_path, {}), BDNF(BDNFOptions(steps=2, batch_size=8, ema=0.5))
-    synthesizer.fit(teacher, run=run, generator=generator())
-    parts = run.load("bdnf")["parts"]
+    run, synthesizer = (
+        Checkpoints(tmp_path, "stage"),
+        BDNF(BDNFOptions(steps=2, batch_size=8, ema=0.5)),
+    )
+    synthesizer.fit(teacher, checkpoints=run, generator=generator())
+    parts = run.load()["parts"]
     name, value = next((k, v) for k, v in synthesizer.flow.named_parameters() if v.abs().max() > 0)
     assert torch.equal(parts["averaged"][f"module.{name}"], value)
     assert any(
@@ -229,9 +234,11 @@ def test_the_average_of_the_weights_is_what_samples(teacher, tmp_path):
 
 
 def test_an_average_of_decay_0_is_the_last_weights(teacher, tmp_path):
-    run = Run(tmp_path, {})
-    BDNF(BDNFOptions(steps=3, batch_size=8, ema=0.0)).fit(teacher, run=run, generator=generator())
-    parts = run.load("bdnf")["parts"]
+    run = Checkpoints(tmp_path, "stage")
+    BDNF(BDNFOptions(steps=3, batch_size=8, ema=0.0)).fit(
+        teacher, checkpoints=run, generator=generator()
+    )
+    parts = run.load()["parts"]
     assert all(torch.equal(parts["averaged"][f"module.{k}"], v) for k, v in parts["flow"].items())
 
 

@@ -7,7 +7,8 @@ from torch import nn
 
 from freia_kd.domain import Domain
 from freia_kd.errors import TrainingError, UsageError
-from freia_kd.runs.run import Run
+from freia_kd.training.checkpoints import read_metrics
+from freia_kd.training import Checkpoints
 from freia_kd.synthesizers import SYNTHESIZERS
 from freia_kd.synthesizers.adversarial import (
     DFAD,
@@ -202,7 +203,7 @@ def test_a_loss_that_is_not_finite_is_rolled_back():
 
 
 def test_a_rollback_brings_no_untrained_snapshot_back(monkeypatch):
-    monkeypatch.setattr("freia_kd.runs.loop.SNAPSHOT_EVERY", 3)
+    monkeypatch.setattr("freia_kd.training.loop.SNAPSHOT_EVERY", 3)
     net, teacher, student = game()
     start = net.weight.clone()
     failing = Fails(student, {9})  # in the fifth round, after the second snapshot, of the fourth
@@ -212,15 +213,15 @@ def test_a_rollback_brings_no_untrained_snapshot_back(monkeypatch):
 
 def test_a_loss_that_stays_non_finite_ends_the_game():
     net, teacher, student = game()
-    with pytest.raises(TrainingError, match="stage 'duel' is not finite"):
-        play(net, teacher, Fails(student, range(99)), options(steps=9), generator(), name="duel")
+    with pytest.raises(TrainingError, match="play with the student: the loss is not finite"):
+        play(net, teacher, Fails(student, range(99)), options(steps=9), generator())
 
 
 def test_the_run_logs_both_sides(tmp_path):
-    run, (net, teacher, student) = Run(tmp_path, {}), game()
-    play(net, teacher, student, OPTIONS, generator(), run, "duel")
-    (line,) = run.metrics()
-    assert line["stage"] == "duel"
+    run, (net, teacher, student) = Checkpoints(tmp_path, "stage"), game()
+    play(net, teacher, student, OPTIONS, generator(), run)
+    (line,) = read_metrics(run.folder)
+    assert line["stage"] == "stage"
     assert line["loss"] == pytest.approx(-np.log(line["discrepancy"] + 1), rel=1e-5)
     assert line["student"] > 0
 
@@ -239,9 +240,12 @@ def test_logits_of_other_shapes_are_refused():
 
 def test_without_a_student_it_says_so():
     teacher = Teacher(MLP(2, 3), Domain((2,), 3), "mlp")
-    with pytest.raises(UsageError, match="plays with a student, and there is none"):
+    with pytest.raises(UsageError, match="learns from a student, and there is none"):
         DFAD(OPTIONS).fit(teacher)
-    assert DFAD.unsupported_reason(teacher, student=False) == "plays with a student, and there is none"
+    assert (
+        DFAD.unsupported_reason(teacher, student=False)
+        == "learns from a student, and there is none"
+    )
     assert DFAD.unsupported_reason(teacher) is None
 
 

@@ -8,7 +8,7 @@ from tiny_batchnorm import DOMAIN, draw, features, generator, make_student, make
 from freia_kd.domain import Domain
 from freia_kd.errors import CheckpointError, UsageError
 from freia_kd.objectives.contract import Terms
-from freia_kd.runs.run import Run
+from freia_kd.training import Checkpoints
 from freia_kd.synthesizers import SYNTHESIZERS
 from freia_kd.synthesizers.deep_inversion import (
     AdaptiveDeepInversion,
@@ -217,19 +217,19 @@ class Interrupted(DeepInversion):
 
 @pytest.mark.parametrize("stop_at", [1, 3, 5, 7])  # coarse or not, in the first or second batch
 def test_a_killed_run_is_resumed_bit_for_bit(stop_at, tmp_path, monkeypatch):
-    monkeypatch.setattr("freia_kd.runs.loop.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("freia_kd.training.loop.SAVE_EVERY", 0.0)
     whole = fit()
     killed = Interrupted(OPTIONS)
     killed.stop_at = stop_at
     with pytest.raises(KeyboardInterrupt):
-        killed.fit(make_teacher(), None, Run(tmp_path, {}), generator())
+        killed.fit(make_teacher(), None, Checkpoints(tmp_path, "stage"), generator())
     resumed = Interrupted(OPTIONS)
-    resumed.fit(make_teacher(), None, Run(tmp_path, {}, resume=True), generator(99))
+    resumed.fit(make_teacher(), None, Checkpoints(tmp_path, "stage"), generator(99))
     assert resumed.calls == 8 - stop_at
     assert torch.equal(resumed.inputs, whole.inputs)
     assert torch.equal(resumed.labels, whole.labels)
     again = Interrupted(OPTIONS)
-    again.fit(make_teacher(), None, Run(tmp_path, {}, resume=True), generator(98))
+    again.fit(make_teacher(), None, Checkpoints(tmp_path, "stage"), generator(98))
     assert again.calls == 0
     assert torch.equal(again.inputs, whole.inputs)
 
@@ -343,12 +343,12 @@ def test_the_teacher_sees_pixels_of_its_own_size_only():
 
 
 def test_part_and_restore(tmp_path):
-    run = Run(tmp_path, {})
+    run = Checkpoints(tmp_path, "stage")
     with pytest.raises(CheckpointError, match="no bank"):
         DeepInversion(OPTIONS).restore(DOMAIN, run)
     synthesizer = fit(run=run)
     restored = DeepInversion(OPTIONS)
-    restored.restore(DOMAIN, Run.open(tmp_path))
+    restored.restore(DOMAIN, Checkpoints(tmp_path, "stage"))
     assert torch.equal(restored.inputs, synthesizer.inputs)
     assert torch.equal(restored.labels, synthesizer.labels)
     parts = [restored.part(heldout) for heldout in (False, True)]
@@ -368,14 +368,14 @@ def test_teachers_without_statistics_are_refused(teacher):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": 0}, "1 step"),
+        ({"steps": 0}, "steps: expected at least 1"),
         ({"batch_size": 1}, "batch_size"),
         ({"images": 0}, "images"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"coarse": 1.0}, "coarse"),
         ({"jitter": -1}, "jitter"),
-        ({"statistics": -1.0}, "weights"),
-        ({"variation": -1.0}, "weights"),
+        ({"statistics": -1.0}, "statistics: expected at least 0"),
+        ({"variation": -1.0}, "variation: expected at least 0"),
         ({"flip": 1}, "flip"),
     ],
 )
@@ -386,7 +386,7 @@ def test_options_that_make_no_sense_are_refused(kind, settings, message):
 
 @pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"competition": -1.0}])
 def test_options_of_the_competition(settings):
-    with pytest.raises(UsageError, match="competition"):
+    with pytest.raises(UsageError, match=f"{next(iter(settings))}: expected"):
         AdaptiveDeepInversion.build("best", settings)
 
 

@@ -8,7 +8,8 @@ from torch import nn
 
 from freia_kd.domain import Domain
 from freia_kd.errors import CheckpointError, UsageError
-from freia_kd.runs.run import Run
+from freia_kd.training.checkpoints import read_metrics
+from freia_kd.training import Checkpoints
 from freia_kd.synthesizers import SYNTHESIZERS
 from freia_kd.synthesizers.generators import (
     DenseGenerator,
@@ -39,9 +40,9 @@ def make_teacher(domain):
         return Teacher(net, domain, "tiny")
 
 
-def fitted(domain=TABLE, run=None, seed=0, **options):
+def fitted(domain=TABLE, checkpoints=None, seed=0, **options):
     kegnet = KegNet(KegNetOptions(**{**vars(OPTIONS), **options}))
-    kegnet.fit(make_teacher(domain), run=run, generator=generator(seed))
+    kegnet.fit(make_teacher(domain), checkpoints=checkpoints, generator=generator(seed))
     return kegnet
 
 
@@ -113,9 +114,9 @@ def test_training_makes_the_teacher_read_the_labels():
 
 
 def test_options_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match="1 or more generators"):
+    with pytest.raises(ValueError, match="kegnet.generators: expected at least 1; got 0"):
         KegNetOptions(generators=0)
-    with pytest.raises(UsageError, match="weights of at least 0"):
+    with pytest.raises(UsageError, match="kegnet.beta: expected at least 0"):
         KegNet.build("quick", {"beta": -1.0})
 
 
@@ -221,8 +222,8 @@ def test_samples_come_from_all_generators():
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
     from freia_kd.synthesizers import kegnet as module
 
-    whole = fitted(IMAGE, Run(tmp_path / "whole", {}), steps=6)
-    monkeypatch.setattr("freia_kd.runs.loop.SAVE_EVERY", -1.0)  # after every step
+    whole = fitted(IMAGE, Checkpoints(tmp_path / "whole", "kegnet"), steps=6)
+    monkeypatch.setattr("freia_kd.training.loop.SAVE_EVERY", -1.0)  # after every step
     count, losses = 0, module.KegNet._losses
 
     def stop_in_the_second(self, *arguments):
@@ -234,8 +235,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module.KegNet, "_losses", stop_in_the_second)
     with pytest.raises(KeyboardInterrupt):
-        fitted(IMAGE, Run(tmp_path / "part", {}), steps=6)
-    resumed = fitted(IMAGE, Run(tmp_path / "part", {}, resume=True), steps=6)
+        fitted(IMAGE, Checkpoints(tmp_path / "part", "kegnet"), steps=6)
+    resumed = fitted(IMAGE, Checkpoints(tmp_path / "part", "kegnet"), steps=6)
     assert count == 9 + 1 + 3  # what was done was not done again
     for one, other in zip(whole.nets, resumed.nets, strict=True):
         for name, value in one.state_dict().items():
@@ -245,7 +246,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", list(DOMAINS))
 def test_generators_are_restored_from_their_run(name, tmp_path):
     domain = DOMAINS[name]
-    run = Run(tmp_path, {})
+    run = Checkpoints(tmp_path, "kegnet")
     with pytest.raises(CheckpointError, match="no trained generator 1 of 2"):
         KegNet(OPTIONS).restore(domain, run)
     kegnet = fitted(domain, run)
@@ -253,7 +254,7 @@ def test_generators_are_restored_from_their_run(name, tmp_path):
     restored.restore(domain, run)
     samples = [k.sample(5, generator=generator(2))[0] for k in (kegnet, restored)]
     assert torch.equal(*samples)
-    assert sorted({m["stage"] for m in run.metrics()}) == ["kegnet-1", "kegnet-2"]
+    assert sorted({m["stage"] for m in read_metrics(run.folder)}) == ["kegnet-1", "kegnet-2"]
     with pytest.raises(CheckpointError, match="another generator"):
         KegNet(KegNetOptions(latents=3)).restore(domain, run)
     with pytest.raises(CheckpointError, match="no trained generator 3 of 5"):

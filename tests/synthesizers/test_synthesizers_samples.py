@@ -4,7 +4,7 @@ import torch
 from freia_kd.data.datasets import LabelledData
 from freia_kd.domain import Domain
 from freia_kd.errors import CheckpointError, UsageError
-from freia_kd.runs.run import Run
+from freia_kd.training import Checkpoints
 from freia_kd.synthesizers import SYNTHESIZERS
 from freia_kd.synthesizers.samples import Samples
 from freia_kd.teachers import Teacher
@@ -76,7 +76,7 @@ def test_vectors():
 
 
 def test_it_is_restored_from_its_run(teacher, tmp_path):
-    run = Run(tmp_path, {})
+    run = Checkpoints(tmp_path, "stage")
     with pytest.raises(CheckpointError, match="no bank of 'samples'"):
         Samples().restore(teacher.domain, run)
     synthesizer, restored = fitted(teacher, 12, run), Samples()

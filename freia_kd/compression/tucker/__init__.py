@@ -71,6 +71,10 @@ class Tucker(Compression):
             )
 
     @property
+    def needs_teacher(self) -> bool:
+        return self.target is not None
+
+    @property
     def label(self) -> str:
         if self.target is not None:
             return f"{self.target}-{self.goal:g}"

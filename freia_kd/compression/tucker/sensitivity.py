@@ -17,7 +17,7 @@ from .decompose import Convolution, is_matrix, left_factor, usable_ranks
 from .plan import LayerPlan, fresh_layer, no_gain_reason, planned_macs, planned_weights
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 # The shares of a layer's weights at which it is tried.
 SHARES = (0.85, 0.7, 0.55, 0.4, 0.3, 0.2, 0.12, 0.06)
@@ -230,21 +230,3 @@ def saved_milliseconds(layer: nn.Module, plan: LayerPlan, use: LayerUse) -> floa
     shape = use.inputs[0][1:]
     before, after = measure_latencies([layer, fresh_layer(layer, plan)], shape, seconds=0.03)
     return use.calls * (before.median - after.median)
-
-
-def plot_sensitivity(rows: Sequence[Sensitivity]) -> Figure:
-    """Agreement against the share of a layer's weights that is left, one line for each layer.
-
-    The figure belongs to no window; save it by its `savefig`.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for name in dict.fromkeys(row.name for row in rows):
-        own = [row for row in rows if row.name == name]
-        axes.plot([r.share for r in own], [100 * r.agreement for r in own], ".-", label=name)
-    axes.set_xlabel("share of the weights left, in one layer at a time")
-    axes.set_ylabel("agreement with the teacher (%)")
-    axes.legend(fontsize="x-small", ncols=2)
-    return figure

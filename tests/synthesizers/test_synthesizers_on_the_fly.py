@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from freia_kd.synthesizers import build_synthesizers
-from freia_kd.synthesizers.fresh import Fresh, answered
+from freia_kd.synthesizers.on_the_fly import OnTheFlySet, generate_labelled
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def sources(teacher):
 
 
 def test_sources_share_alike_and_the_teacher_answers_what_is_kept(teacher, sources):
-    x, logits, labels = answered(sources, teacher, 7, torch.Generator().manual_seed(0))
+    x, logits, labels = generate_labelled(sources, teacher, 7, torch.Generator().manual_seed(0))
     assert x.shape == (7, 1, 32, 32)
     assert x.dtype == torch.uint8
     with torch.no_grad():
@@ -27,10 +27,10 @@ def test_sources_share_alike_and_the_teacher_answers_what_is_kept(teacher, sourc
 
 
 def test_an_index_holds_the_same_input_in_whatever_order(teacher, sources):
-    endless = Fresh(sources, teacher, seed=3, chunk=10)
+    endless = OnTheFlySet(sources, teacher, seed=3, chunk=10)
     x, logits, labels = endless.batch(torch.arange(35))
     order = torch.randperm(35, generator=torch.Generator().manual_seed(0))
-    again = Fresh(sources, teacher, seed=3, chunk=10).batch(order)
+    again = OnTheFlySet(sources, teacher, seed=3, chunk=10).batch(order)
     assert all(torch.equal(a[order], b) for a, b in zip((x, logits, labels), again, strict=True))
     assert len(x.flatten(1).unique(dim=0)) == 35
     assert 0 <= x.min() <= x.max() <= 1
@@ -40,17 +40,17 @@ def test_an_index_holds_the_same_input_in_whatever_order(teacher, sources):
 
 def test_the_seed_makes_the_inputs(teacher, sources):
     one, two = (
-        Fresh(sources, teacher, seed, chunk=10).batch(torch.arange(5))[0] for seed in (0, 1)
+        OnTheFlySet(sources, teacher, seed, chunk=10).batch(torch.arange(5))[0] for seed in (0, 1)
     )
     assert not torch.equal(one, two)
 
 
 def test_every_part_of_a_chunk_holds_all_sources(teacher, sources):
-    x, _, _ = Fresh(sources, teacher, seed=0, chunk=64).batch(torch.arange(16))
+    x, _, _ = OnTheFlySet(sources, teacher, seed=0, chunk=64).batch(torch.arange(16))
     smooth = x.diff(dim=3).abs().mean((1, 2, 3)) < 0.1
     assert 2 <= smooth.sum() <= 14
 
 
 def test_negative_indices_are_refused(teacher, sources):
     with pytest.raises(IndexError, match="from 0"):
-        Fresh(sources, teacher, 0).batch(torch.tensor([-1]))
+        OnTheFlySet(sources, teacher, 0).batch(torch.tensor([-1]))
