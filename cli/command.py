@@ -295,7 +295,7 @@ def typed_options() -> dict[str, Any]:
 
 
 def expect_writable(
-    file: str | Path,
+    file: str | Path | None,
     force: bool,
     suffixes: tuple[str, ...] = (),
     inputs: tuple[str | None, ...] = (),
@@ -304,7 +304,7 @@ def expect_writable(
     """Raises unless a file can be written and nothing is lost by it, before any work.
 
     Arguments:
-        file: The file.
+        file: The file, if there is one to be written.
         force: Whether one that is there may be replaced.
         suffixes: How its name may end; anyhow if empty.
         inputs: Files that are read, which are never replaced.
@@ -316,6 +316,8 @@ def expect_writable(
     """
     import tempfile
 
+    if file is None:
+        return
     path = Path(file)
     if suffixes and path.suffix not in suffixes:
         raise UsageError(f"{name}: expected a file {' or '.join(suffixes)}; got {file}.")

@@ -33,7 +33,7 @@ from .options import (
     teacher_option,
     workers_option,
 )
-from .students import make_students, student_options
+from .students import expect_methods, make_students, student_options
 
 
 @click.command("compare", cls=Command, collects=True)
@@ -48,7 +48,7 @@ from .students import make_students, student_options
         default="all",
     ),
     student_options,
-    settings_option,
+    settings_option(),
     set_size_option,
     option("--seeds N", "How many seeds each method gets.", default=3),
     samples_option,
@@ -80,6 +80,7 @@ def command(teacher: str, synthesizers: str, as_json: bool, **given: Any) -> Non
             given["domain"] = pop_domain(given)
         sizes = get_preset(given["preset"])
         students = make_students(faults, given, settings)
+        expect_methods(faults, settings)
         training = pop_training(faults, None, settings, sizes.training)
         expect_data(faults, given, "reference", "data_root", "download")
         if settings:

@@ -28,7 +28,7 @@ from .options import (
     settings_option,
     teacher_option,
 )
-from .students import TARGETS, make_students, student_options
+from .students import TARGETS, expect_methods, make_students, student_options
 
 
 @click.command("compress", cls=Command, collects=True)
@@ -37,7 +37,7 @@ from .students import TARGETS, make_students, student_options
     arch_option,
     domain_options,
     student_options,
-    settings_option,
+    settings_option("an option of a method of compression, as prune.keep_ratio=0.3."),
     seed_option,
     option(
         "--plot FILE.png",
@@ -48,7 +48,7 @@ from .students import TARGETS, make_students, student_options
     force_option,
     json_option,
 )
-def command(plot: str | None, out: str | None, force: bool, as_json: bool, **given: Any) -> None:
+def command(plot: str | None, out: str, force: bool, as_json: bool, **given: Any) -> None:
     """Compress a teacher without any training: lower ranks, fewer channels, integers.
 
     Example: freiakd compress --teacher net.pt --layers 'layers3.*' --ranks 0.25 --out small.pt
@@ -60,6 +60,12 @@ def command(plot: str | None, out: str | None, force: bool, as_json: bool, **giv
     with collecting() as faults:
         with faults:
             domain = pop_domain(given)
+        for file, suffixes, name in (
+            (out, (".pt", ".safetensors"), "--out"),
+            (plot, (".png",), "--plot"),
+        ):
+            with faults:
+                expect_writable(file, force, suffixes, (teacher, given["plan"]), name)
         has_target = any(given[name] is not None for name in TARGETS)
         faults.expect(
             plot is None or has_target or "tucker.target" in settings,
@@ -68,31 +74,17 @@ def command(plot: str | None, out: str | None, force: bool, as_json: bool, **giv
         )
         specs = make_students(faults, given, settings) or []
         faults.expect(len(specs) < 2, "--student: compress makes one student; several are given.")
+        expect_methods(faults, settings)
         for key in settings:
-            name = key.rpartition(".")[0]
-            if name in COMPRESSIONS.builtin:
-                faults.add(f"--set {key} is of --method {name}, which is not given.")
-            else:
-                faults.add(
-                    f"--set {key} has no effect: compress trains nothing and makes no inputs."
-                )
-        if out is not None:
-            with faults:
-                expect_writable(out, force, (".pt", ".safetensors"), (teacher, given.get("plan")))
-        if plot is not None:
-            with faults:
-                expect_writable(plot, force, (".png",), (teacher, out), "--plot")
+            if key.rpartition(".")[0] not in COMPRESSIONS.builtin:
+                faults.add(f"--set {key}: no method of compression that is given has this option.")
     from freia_kd import api
     from freia_kd.report.student import compression_sections
 
+    spec = specs[0] if specs else "1"
+    progress = make_progress(as_json)
     result = api.compress(
-        teacher,
-        out,
-        domain=domain,
-        plot=plot,
-        progress=make_progress(as_json),
-        **given,
-        **({"student": specs[0]} if specs else {}),
+        teacher, out, student=spec, domain=domain, plot=plot, progress=progress, **given
     )
     if as_json:
         print_json(result)

@@ -34,7 +34,9 @@ from .options import arch_option, domain_options, force_option, json_option, pop
     force_option,
     json_option,
 )
-def command(path: str, to: tuple[str, ...], as_json: bool, **given: Any) -> None:
+def command(
+    path: str, to: tuple[ExportFormat, ...], force: bool, as_json: bool, **given: Any
+) -> None:
     """Export a student, and check each file in its own runtime.
 
     What is exported takes pixels in [0, 1] in batches of any size and gives logits. A file that
@@ -44,7 +46,7 @@ def command(path: str, to: tuple[str, ...], as_json: bool, **given: Any) -> None
     """
     from freia_kd import api
 
-    results = api.export(path, to, domain=pop_domain(given), **given)
+    results = api.export(path, to, replace=force, domain=pop_domain(given), **given)
     if as_json:
         print_json(results)
         return

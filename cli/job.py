@@ -27,7 +27,7 @@ from .options import (
     set_size_option,
     settings_option,
 )
-from .students import NAMES, make_students
+from .students import NAMES, expect_methods, make_students
 
 if TYPE_CHECKING:
     from freia_kd.domain import Domain
@@ -45,7 +45,7 @@ run_options = options(
         f"What makes the inputs, an equal share each: {', '.join(SYNTHESIZERS.builtin)}, or one of "
         "your own. By default bdnf+spectral, and bdnf for vectors.",
     ),
-    settings_option,
+    settings_option(),
     option(
         "--loss NAME|MODULE:FUNCTION",
         f"The students' loss: {', '.join(losses())}, or one of your own. By default l1.",
@@ -178,18 +178,17 @@ def _expect_effects(faults: Faults, given: dict[str, Any], record: RunRecord | N
 
 def _changes(faults: Faults, given: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """What differs from a synthesizer's own options."""
-    for key in settings:
-        name = key.rpartition(".")[0]
-        if name in COMPRESSIONS.builtin:
-            faults.add(f"--set {key} is of --method {name}, which is not given.")
-    changes = dict(settings)
+    expect_methods(faults, settings)
+    changes = {
+        k: v for k, v in settings.items() if k.rpartition(".")[0] not in COMPRESSIONS.builtin
+    }
     for name in ("gamma", "flow"):
         value = given.pop(name)
         if value is not None:
             twice = any(key.rpartition(".")[2] == name for key in settings)
             faults.expect(not twice, f"--{name} and --set {name} say the same; pass one of them.")
             faults.names[f"bdnf.{name}"] = f"--{name}"
-            changes[f"bdnf.{name}"] = value
+            changes[name] = value
     return changes
 
 
@@ -208,9 +207,9 @@ def _synthesizers(
     if record is not None:
         config = record.config
         recorded, preset = config["synthesizer"], config["preset"]
-        flow = config["synthesizers"].get("bdnf", {}).get("flow", "")
+        flow = next((o["flow"] for o in config["synthesizers"].values() if "flow" in o), "")
         _expect_trusted(record, "--synthesizer", recorded, names)
-        _expect_trusted(record, "--flow", flow, changes.get("bdnf.flow"))
+        _expect_trusted(record, "--flow", flow, changes.get("flow") or changes.get("bdnf.flow"))
         if names not in (None, recorded):
             return names  # which the library refuses, with both
         names = recorded if changes else names
@@ -222,9 +221,9 @@ def _synthesizers(
         return names
     names = names or _default_synthesizer(given["teacher"], domain)
     has_flow = any("flow" in get_synthesizer(name).known_options() for name in names.split("+"))
-    for key in () if has_flow else {"bdnf.flow", "bdnf.gamma"} & set(changes):
+    for key in () if has_flow else {"flow", "gamma"} & set(changes):
         del changes[key]
-        faults.add(f"{faults.names.get(key, key)} is of bdnf, and the synthesizer is {names}.")
+        faults.add(f"--{key} is of bdnf, and the synthesizer is {names}.")
     return build_synthesizers(names, preset, {**base, **changes})
 
 

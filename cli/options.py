@@ -88,14 +88,6 @@ eval_option = option(
     f"--eval-data {DATA}",
     "Labelled test data to measure accuracy on; they are read after the last weight is fixed.",
 )
-settings_option = option(
-    "--set NAME.OPTION=VALUE",
-    "Change an option of a synthesizer (bdnf.steps=500), of the students' training "
-    "(student.mixup=1) or of a method of compression (prune.keep_ratio=0.3).",
-    name="settings",
-    multiple=True,
-    callback=_settings,
-)
 set_size_option = option(
     "--set-size N", "How many synthetic inputs to make, if not as many as the preset says."
 )
@@ -111,6 +103,23 @@ bn_option = option(
 workers_option = option("--workers N", "How many trials run at a time; by default one a core.")
 force_option = option("--force", "Replace what exists.")
 json_option = option("--json", "Print JSON, and nothing else.", name="as_json")
+
+
+ANYTHING = (
+    "an option of a synthesizer (bdnf.steps=500), of the students' training (student.mixup=1) or "
+    "of a method of compression (prune.keep_ratio=0.3)."
+)
+
+
+def settings_option(what: str = ANYTHING) -> Any:
+    """The option that changes options of what a command is made of."""
+    return option(
+        "--set NAME.OPTION=VALUE",
+        f"Change {what}",
+        name="settings",
+        multiple=True,
+        callback=_settings,
+    )
 
 
 def preset_option(default: str) -> Any:

@@ -23,18 +23,14 @@ from .options import data_options, device_option, json_option, workers_option
 @options(
     argument("what", type=Choice(["table1"])),
     option(
-        "--data",
-        "Which parts of the table.",
-        ("mnist", "fashion-mnist", "svhn"),
+        "--data NAME",
+        "Which parts of the table: mnist, fashion-mnist or svhn.",
         multiple=True,
         default=["mnist", "fashion-mnist"],
     ),
     data_options,
     option(
-        "--preset",
-        "What fits two cores, or the paper's own settings.",
-        ("quick", "paper"),
-        default="quick",
+        "--preset quick|paper", "What fits two cores, or the paper's own settings.", default="quick"
     ),
     option("--seeds N", "How many seeds, each with a teacher of its own.", default=3),
     device_option,

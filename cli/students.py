@@ -129,6 +129,14 @@ def make_students(
     return specs
 
 
+def expect_methods(faults: Faults, settings: Mapping[str, Any]) -> None:
+    """Refuses what is left of the settings for methods of compression that are not given."""
+    for key in settings:
+        name = key.rpartition(".")[0]
+        if name in COMPRESSIONS.builtin:
+            faults.add(f"--set {key} is of --method {name}, which is not given.")
+
+
 def _settings_of(title: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Takes what is said of `title` out of the settings."""
     own = [key for key in settings if key.rpartition(".")[0] == title]

@@ -29,7 +29,7 @@ from .options import OBJECT, data_options, device_option, force_option, json_opt
     option("--resize", "Resize images of a folder or file to 32 x 32."),
     option(
         "--epochs N",
-        "Passes over the data; by default 8 for images, and for tables as many as make 1,000 steps.",
+        "Passes over the data; by default 8 for images, and for tables 1,000 steps.",
     ),
     option("--batch-size N", "How many inputs a step takes.", click.IntRange(2), default=128),
     option(
