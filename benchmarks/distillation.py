@@ -27,7 +27,7 @@ import torch
 from scipy.stats import spearmanr
 from students import accuracy, spread
 
-from freia_kd.compression import apply_plan, student_plan
+from freia_kd.compression import apply_plan, load_teacher, student_plan
 from freia_kd.data.datasets import load_dataset
 from freia_kd.data.synthetic import SyntheticSet, SyntheticWriter, dequantise, quantise
 from freia_kd.distillation import DistillationOptions, agreement, train_student
@@ -37,7 +37,7 @@ from freia_kd.flows.bases import SpectralBase
 from freia_kd.stages import train_teacher
 from freia_kd.synthesizers import build_synthesizers
 from freia_kd.synthesizers.fresh import Fresh, answered
-from freia_kd.teachers import Classifier, load_teacher
+from freia_kd.teachers import Classifier
 
 STUDENTS = ("2", "3")
 BASE = {"divergence": "l1", "learning_rate": 2e-3}

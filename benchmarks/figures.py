@@ -31,13 +31,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from freia_kd.compression import load_teacher
 from freia_kd.data.datasets import LabelledData, load_dataset
 from freia_kd.files import atomic
 from freia_kd.runs.progress import PlainProgress
 from freia_kd.runs.run import Run
 from freia_kd.stages import train_teacher
 from freia_kd.synthesizers.bdnf import BDNF, BDNFOptions
-from freia_kd.teachers import load_teacher
 
 LENET5 = ("mnist", "fashion-mnist", "digits")  # the others have ResNet14
 MEASURED = 100  # images a class for the numbers

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from students import STUDENTS, accuracy, spread, train_on_real_images
 
-from freia_kd.compression import apply_plan, student_plan
+from freia_kd.compression import apply_plan, load_teacher, student_plan
 from freia_kd.data.datasets import LabelledData, load_dataset
 from freia_kd.data.synthetic import SyntheticSet, SyntheticWriter, dequantise, quantise
 from freia_kd.distillation import DistillationOptions, predict, train_student
@@ -29,7 +29,7 @@ from freia_kd.files import write_json, write_text
 from freia_kd.stages import train_teacher
 from freia_kd.synthesizers.bdnf import BDNF, BDNFOptions
 from freia_kd.synthesizers.noise import Normal, Spectral, Uniform
-from freia_kd.teachers import Classifier, load_teacher
+from freia_kd.teachers import Classifier
 
 SPECTRAL = BDNFOptions(steps=200, batch_size=64)
 PUBLISHED = replace(SPECTRAL, base="gaussian", prior=False, contrast=(1.0, 2.0))

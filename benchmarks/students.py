@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from freia_kd.compression import apply_plan, student_plan
+from freia_kd.compression import apply_plan, load_teacher, student_plan
 from freia_kd.data.datasets import load_dataset
 from freia_kd.distillation import predict
 from freia_kd.domain import DOMAINS
@@ -31,7 +31,7 @@ from freia_kd.pipeline import distill
 from freia_kd.presets import get_preset
 from freia_kd.runs.progress import PlainProgress
 from freia_kd.stages import train_teacher
-from freia_kd.teachers import Classifier, load_teacher
+from freia_kd.teachers import Classifier
 
 STUDENTS = ("1", "2", "3")
 

@@ -20,14 +20,14 @@ from pathlib import Path
 import torch
 from students import STUDENTS, accuracy, spread, train_on_real_images
 
-from freia_kd.compression import apply_plan, count_macs, student_plan
+from freia_kd.compression import apply_plan, count_macs, load_teacher, student_plan
 from freia_kd.data.datasets import load_dataset
 from freia_kd.data.synthetic import SyntheticSet, SyntheticWriter
 from freia_kd.distillation import DistillationOptions, train_student
 from freia_kd.files import write_json, write_text
 from freia_kd.stages import train_teacher
 from freia_kd.synthesizers import get_synthesizer
-from freia_kd.teachers import Classifier, load_teacher
+from freia_kd.teachers import Classifier
 
 METHODS = {"normal noise": "normal", "BDNF": "bdnf", "KegNet": "kegnet"}  # each by preset quick
 

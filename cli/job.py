@@ -48,7 +48,8 @@ run_options = options(
     settings_option(),
     option(
         "--loss NAME|MODULE:FUNCTION",
-        f"The students' loss: {', '.join(losses())}, or one of your own. By default l1.",
+        f"The students' loss: {', '.join(losses())}, or one of your own. By "
+        f"default {DistillationOptions.divergence}.",
     ),
     set_size_option,
     option("--on-the-fly", "Show the students new inputs in every step."),
@@ -74,7 +75,8 @@ def run_arguments(faults: Faults, given: dict[str, Any]) -> dict[str, Any]:
     """
     record = _open_record(faults, given)
     _expect_effects(faults, given, record)
-    settings, domain, students, trusted = given.pop("settings"), None, None, ()
+    settings, domain, students = given.pop("settings"), None, None
+    trusted: tuple[str, ...] = ()
     with faults:
         domain = pop_domain(given)
     if set(given) >= set(NAMES):
@@ -138,11 +140,12 @@ def pop_training(
         faults.names["student.divergence"] = "--loss"
     for name in {"divergence", "boundaries"} & set(changes) if loss else ():
         faults.add(f"--loss and --set student.{name} both choose the loss; pass one of them.")
+    changed = base
     with faults:
-        changed = base.changed(**changes)
+        changed = changed.changed(**changes)
+    with faults:
         changed = changed if loss is None else changed.with_loss(loss)
-        return changed if changes or loss else None
-    return None
+    return changed if changes or loss else None
 
 
 def expect_data(faults: Faults, given: dict[str, Any], *names: str) -> None:

@@ -96,8 +96,7 @@ device_option = option("--device", "Where to compute.", get_args(Device), defaul
 bn_option = option(
     "--bn",
     "The statistics of batch normalisation in the students: the teacher's, moved by what "
-    "compression did to the features (match, the default) or as they are (freeze); those of the "
-    "calibration set (reestimate); or those of each batch (train).",
+    "compression did to the features (match, the default), or as they are (freeze).",
     get_args(BatchNormMode),
 )
 workers_option = option("--workers N", "How many trials run at a time; by default one a core.")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import freia_kd
-from freia_kd.deployment import export
+from freia_kd.exporting import export
 from freia_kd.teachers import build_net, save_classifier
 
 

@@ -96,6 +96,8 @@ DIVERGENCES = Registry(
         "reverse-kl": "freia_kd.objectives.divergences:reverse_kl",
         "js": "freia_kd.objectives.divergences:jensen_shannon",
         "l1": "freia_kd.objectives.divergences:l1",
+        "centred-l1": "freia_kd.objectives.divergences:centred_l1",
+        "centred-mse": "freia_kd.objectives.divergences:centred_mse",
     },
     "divergence",
 )

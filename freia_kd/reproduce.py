@@ -12,15 +12,16 @@ from typing import Any
 import torch
 
 from .compare.cells import NONE, REFERENCE, Cell
-from .compare.report import LEAST, spread
 from .compare.running import count_workers, run_cells
 from .data.datasets import LabelledData, load_dataset
 from .distillation import DistillationOptions, predict
 from .domain import DOMAINS
 from .errors import UsageError
-from .files import write_json, write_text
-from .pipeline import versions
+from .files import write_json
 from .presets import PRESETS, Preset
+from .report.provenance import record
+from .report.schema import Spread, TablePart, TableResult, recovery
+from .report.storage import write_table1
 from .runs.progress import Progress
 from .runs.run import Run
 from .stages import train_teacher
@@ -117,7 +118,7 @@ TABLE1 = {
 }
 
 SIZES = ("quick", "paper")
-BOUNDS = ("original", "Tucker (T)", "T+training data")  # by which recovery is defined
+BOUNDS = ("Tucker (T)", "T+training data")  # by which recovery is defined
 
 # What fits two cores: a tenth of the preset `quick`'s work for LeNet5, less for ResNet14, of
 # which a step costs twenty times as much.
@@ -141,7 +142,7 @@ def table1(
     out: PathLike = "runs/table1",
     resume: bool = False,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> TableResult:
     """Reproduces Table 1: teachers from scratch, a new one for each seed, and every row of it.
 
     It goes seed by seed, and writes the table after each. The test split is read after all weights
@@ -185,7 +186,7 @@ def table1(
     place = {"data_root": data_root, "download": download, "device": device}
     cells: dict[tuple[str, str, int], Cell] = {}
     failed: dict[str, str] = {}
-    result: dict[str, Any] = {}
+    result: TableResult
     for seed in range(seeds):
         for name in names:
             teacher = _train(run, name, seed, preset, place)
@@ -195,15 +196,15 @@ def table1(
                 cells[name, approach, seed] = _cell(run, name, approach, seed, common, sets[name])
         new = [cell for (_, _, s), cell in cells.items() if s == seed]
         failed |= _run(run, new, workers or count_workers(device), f"Table 1, seed {seed}")
-        result = {
-            "conditions": {"data": names, **fixed, "seeds": seed + 1, "device": device},
-            "parts": {name: _part(name, seed + 1, cells, data_root, download) for name in names},
-            "failed": failed,
-            "seconds": run.record["seconds"],
-            "versions": versions(),
-        }
-        write_json(run / "table1.json", result)
-        write_text(run / "table1.md", markdown(result))
+        result = TableResult(
+            parts={name: _part(name, seed + 1, cells, data_root, download) for name in names},
+            preset=preset,
+            seeds=seed + 1,
+            failed=failed,
+            seconds=run.record["seconds"],
+            provenance=record({"data": names, **fixed, "seeds": seed + 1}, device),
+        )
+        write_table1(run.folder, result)
     return result
 
 
@@ -281,7 +282,7 @@ def _part(
     cells: Mapping[tuple[str, str, int], Cell],
     data_root: PathLike | None,
     download: bool,
-) -> dict[str, Any]:
+) -> TablePart:
     """The rows of one data set."""
     test = load_dataset(name, DOMAINS[name], "test", data_root, download)
     right = {
@@ -292,17 +293,17 @@ def _part(
     }
     paths = [cells[name, "Tucker (T)", seed].options["teacher"] for seed in range(seeds)]
     teachers = [_accuracy(load_classifier(path), test) for path in paths]
-    rows = {"original": {s: spread(teachers) for s in STUDENTS}}
+    rows = {"original": dict.fromkeys(STUDENTS, Spread.of(teachers))}
     for approach in APPROACHES:
         found = [right[approach, seed] for seed in range(seeds) if (approach, seed) in right]
-        rows[approach] = {s: spread([f[s] for f in found]) for s in STUDENTS}
-    return {
-        "arch": TABLE1[name].arch,
-        "test_images": len(test),
-        "rows": rows,
-        "published": TABLE1[name].published,
-        "recovery": {a: _recovery(right, a, seeds) for a in APPROACHES},
-    }
+        rows[approach] = {s: Spread.of([f[s] for f in found]) for s in STUDENTS}
+    return TablePart(
+        arch=TABLE1[name].arch,
+        test_images=len(test),
+        rows=rows,
+        published={row: list(figures) for row, figures in TABLE1[name].published.items()},
+        recovery={a: _recovery(right, a, seeds) for a in APPROACHES if a not in BOUNDS},
+    )
 
 
 def _accuracies(cell: Cell, test: LabelledData) -> dict[str, float]:
@@ -319,61 +320,11 @@ def _accuracy(classifier: Classifier, test: LabelledData) -> float:
 
 def _recovery(
     right: Mapping[tuple[str, int], Mapping[str, float]], approach: str, seeds: int
-) -> dict[str, dict[str, float] | None]:
+) -> dict[str, Spread | None]:
     """(student - Tucker) / (on training data - Tucker), where there is something to recover."""
-    shares: dict[str, list[float]] = {name: [] for name in STUDENTS}
+    shares: dict[str, list[float | None]] = {name: [] for name in STUDENTS}
     for seed in range(seeds):
         needed = [(a, seed) for a in ("Tucker (T)", approach, "T+training data")]
         for name in STUDENTS if all(key in right for key in needed) else ():
-            low, value, high = (right[key][name] for key in needed)
-            if high - low >= LEAST:
-                shares[name].append((value - low) / (high - low))
-    return {name: spread(values) for name, values in shares.items()}
-
-
-def table(name: str, part: Mapping[str, Any]) -> list[list[str]]:
-    """The rows of one data set as text, the first of which is the header."""
-    rows = [[f"{name}, {part['arch']}"]]
-    rows[0] += [f"student {s},\n{who}" for s in STUDENTS for who in ("paper", "here")]
-    rows[0].append("recovery,\n2 and 3")
-    for approach, values in part["rows"].items():
-        published = part["published"].get(approach, ("", "", ""))
-        cells = [approach]
-        for name, paper in zip(STUDENTS, published, strict=True):
-            cells += [str(paper), _percent(values[name])]
-        known = [r["mean"] for s in ("2", "3") if (r := part["recovery"].get(approach, {}).get(s))]
-        cells.append(
-            "" if not known or approach in BOUNDS else f"{100 * sum(known) / len(known):.0f}"
-        )
-        rows.append(cells)
-    return rows
-
-
-def _percent(value: Mapping[str, float] | None) -> str:
-    return "failed" if value is None else f"{100 * value['mean']:.1f} ± {100 * value['std']:.1f}"
-
-
-def remarks(result: Mapping[str, Any]) -> list[str]:
-    """What a reader should know."""
-    conditions = result["conditions"]
-    said = [
-        f"Accuracy in % on the test images, mean and standard deviation over {conditions['seeds']} "
-        f"seeds with a teacher of its own each; preset {conditions['preset']}.",
-        "The paper's figures are those of one teacher of its own, so compare the recovery: "
-        f"(student - Tucker) / (on training data - Tucker), in %, where that is {100 * LEAST:.0f} "
-        "points or more.",
-        "The last two rows are not in the paper. Students keep the teacher's batch statistics, as "
-        "in the paper; only our default matches them to the compressed net.",
-    ]
-    return said + [f"Failed: {title}: {error}" for title, error in result["failed"].items()]
-
-
-def markdown(result: Mapping[str, Any]) -> str:
-    """The tables and remarks as Markdown."""
-    lines = ["# Table 1", ""]
-    for name, part in result["parts"].items():
-        header, *rows = table(name, part)
-        header = [cell.replace("\n", " ") for cell in header]
-        lines += ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-        lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
-    return "\n".join([*lines, *[f"- {remark}" for remark in remarks(result)], ""])
+            shares[name].append(recovery(*(right[key][name] for key in needed)))
+    return {name: Spread.of(values) for name, values in shares.items()}

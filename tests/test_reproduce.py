@@ -19,6 +19,8 @@ from freia_kd.distillation import DistillationOptions, predict
 from freia_kd.errors import UsageError
 from freia_kd.pipeline import fingerprint
 from freia_kd.presets import PRESETS, Preset
+from freia_kd.report.schema import Spread, TableResult
+from freia_kd.report.storage import read_result
 from freia_kd.reproduce import APPROACHES, TABLE1, one_of_each, table1
 from freia_kd.runs.run import Run
 from freia_kd.synthesizers.bdnf import BDNF
@@ -206,10 +208,12 @@ def test_each_seed_has_its_teacher_its_samples_and_its_students(two_seeds):
 
 def test_means_are_over_the_seeds_that_did_not_fail(two_seeds):
     result, folder = two_seeds
-    part = result["parts"]["svhn"]
-    assert list(result["failed"]) == ["svhn T-Uniform-0"]
-    assert "no noise today" in result["failed"]["svhn T-Uniform-0"]
-    assert "Failed: svhn T-Uniform-0: ValueError: no noise today" in reproduce.markdown(result)
+    part = result.parts["svhn"]
+    assert list(result.failed) == ["svhn T-Uniform-0"]
+    assert "no noise today" in result.failed["svhn T-Uniform-0"]
+    said = (folder / "out/table1.md").read_text()
+    assert "Failed: svhn T-Uniform-0: ValueError: no noise today" in said
+    assert read_result(folder / "out", TableResult) == result
     test = reproduce.load_dataset("svhn", reproduce.DOMAINS["svhn"], "test", folder)
 
     def right(path):
@@ -218,12 +222,12 @@ def test_means_are_over_the_seeds_that_did_not_fail(two_seeds):
 
     teachers = [right(f"teachers/svhn-{seed}.pt") for seed in (0, 1)]
     assert teachers[0] != teachers[1]
-    assert part["rows"]["original"]["3"]["mean"] == pytest.approx(sum(teachers) / 2)
+    assert part.rows["original"]["3"].mean == pytest.approx(sum(teachers) / 2)
     noise = right("svhn/T-Uniform-1/student-2.safetensors")
-    assert part["rows"]["T+Uniform"]["2"] == {"mean": pytest.approx(noise), "std": 0}
+    assert part.rows["T+Uniform"]["2"] == Spread(pytest.approx(noise), None, 1)
     few = [right(f"svhn/T-Sample-{seed}/student-1.safetensors") for seed in (0, 1)]
-    assert part["rows"]["T+Sample"]["1"]["mean"] == pytest.approx(sum(few) / 2)
-    assert part["rows"]["T+Sample"]["1"]["std"] == pytest.approx(abs(few[0] - few[1]) / 2**0.5)
+    assert part.rows["T+Sample"]["1"].mean == pytest.approx(sum(few) / 2)
+    assert part.rows["T+Sample"]["1"].std == pytest.approx(abs(few[0] - few[1]) / 2**0.5)
 
 
 def test_teachers_learn_as_long_as_the_preset_says(tmp_path, monkeypatch):
@@ -240,28 +244,6 @@ def test_the_results_kept_have_the_papers_figures(name):
     assert kept == {row: list(figures) for row, figures in TABLE1[name].published.items()}
 
 
-def test_the_recovery_shown_is_the_mean_of_students_2_and_3():
-    recovery = {s: {"mean": m, "std": 0.0} for s, m in (("1", 0.1), ("2", 0.5), ("3", 0.75))}
-    value = {"mean": 0.875, "std": 0.0625}
-    rows = {r: dict.fromkeys("123", value) for r in ("original", "Tucker (T)", "T+BDNF")}
-    rows["T+Normal"] = {**dict.fromkeys("12", value), "3": None}
-    part = {
-        "arch": "lenet5",
-        "rows": rows,
-        "published": {"T+BDNF": (1.0, "<2.0", 3.0)},
-        "recovery": {
-            "Tucker (T)": recovery,
-            "T+BDNF": recovery,
-            "T+Normal": {**recovery, "3": None},
-        },
-    }
-    shown = {row[0]: row[1:] for row in reproduce.table("mnist", part)[1:]}
-    here = "87.5 ± 6.2"
-    assert shown["T+BDNF"] == ["1.0", here, "<2.0", here, "3.0", here, "62"]
-    assert shown["T+Normal"] == ["", here, "", here, "", "failed", "50"]
-    assert shown["original"][-1] == shown["Tucker (T)"][-1] == ""
-
-
 def test_samples_are_one_of_each_class():
     data = LabelledData(torch.rand(50, 1, 4, 4), torch.arange(50) % 10, "data")
     few = one_of_each(data, 0)
@@ -275,13 +257,13 @@ def test_recovery_is_relative_to_training_data():
         (approach, 0): dict.fromkeys("123", value)
         for approach, value in (("Tucker (T)", 0.5), ("T+BDNF", 0.7), ("T+training data", 0.9))
     }
-    assert reproduce._recovery(right, "T+BDNF", 1)["2"]["mean"] == pytest.approx(0.5)
+    assert reproduce._recovery(right, "T+BDNF", 1)["2"].mean == pytest.approx(0.5)
     # A cell that failed leaves its seed out.
     right |= {(a, 1): dict.fromkeys("123", v) for a, v in (("Tucker (T)", 0.5), ("T+BDNF", 0.6))}
-    assert reproduce._recovery(right, "T+BDNF", 2)["2"] == {"mean": pytest.approx(0.5), "std": 0.0}
+    assert reproduce._recovery(right, "T+BDNF", 2)["2"] == Spread(pytest.approx(0.5), None, 1)
     right |= {("T+training data", 1): dict.fromkeys("123", 0.9)}
     del right["T+BDNF", 1]
-    assert reproduce._recovery(right, "T+BDNF", 2)["2"]["mean"] == pytest.approx(0.5)
+    assert reproduce._recovery(right, "T+BDNF", 2)["2"].mean == pytest.approx(0.5)
     right["T+training data", 0] = dict.fromkeys("123", 0.505)
     assert reproduce._recovery(right, "T+BDNF", 2)["2"] is None
     assert APPROACHES["T+training data"] == REFERENCE

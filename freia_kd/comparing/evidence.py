@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+
+from ..report.schema import Ranking as RankingResult
+from ..report.schema import Spread
 
 RESAMPLES = 1000
 
@@ -56,6 +59,12 @@ class Ranking:
         """The result in words."""
         if self.rival is None:
             return f"Only {self.winner} was judged, so there is nothing to choose from."
+        if self.seeds < 2:
+            return (
+                f"{self.winner} agrees best with the teacher on independent inputs, "
+                f"{self.rival} comes next; but one seed shows no spread, so no winner is named. "
+                "Pass --seeds 3."
+            )
         said = (
             f"in {self.certainty:.0%} of bootstrap resamples over {self.seeds} seeds and "
             f"{self.judges} families of judges"
@@ -73,18 +82,22 @@ class Ranking:
             f"next.{few}"
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON types."""
-        return {
-            "winner": self.winner,
-            "rival": self.rival,
-            "certainty": self.certainty,
-            "seeds": self.seeds,
-            "judges": self.judges,
-            "scores": self.scores,
-            "spread": self.spread,
-            "sentence": self.sentence(),
-        }
+    def result(self) -> RankingResult:
+        """The ranking as a report holds it; one seed names no winner."""
+        surely = self.seeds > 1
+        return RankingResult(
+            winner=self.winner if surely else None,
+            rival=self.rival,
+            certainty=self.certainty if surely else None,
+            seeds=self.seeds,
+            judges=self.judges,
+            sentence=self.sentence(),
+        )
+
+    def independent(self) -> dict[str, Spread]:
+        """The scores as a report holds them; one seed has no spread."""
+        stds = self.spread if self.seeds > 1 else {}
+        return {m: Spread(score, stds.get(m), self.seeds) for m, score in self.scores.items()}
 
 
 def rank_methods(verdicts: Sequence[Verdict], seed: int = 0) -> Ranking | None:

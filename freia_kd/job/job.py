@@ -89,12 +89,13 @@ class Job:
     @property
     def is_finished(self) -> bool:
         """Whether the report that the folder holds is of these students and evaluation data."""
-        asked = {spec.name: spec.to_dict() for spec in self.specs}
-        record, place = self.run.record, self.evaluation and self.evaluation.place
-        same = record.students == asked and (
-            self.evaluation is None or (record.evaluation == place and place and place["source"])
+        record, wanted = self.run.record, self.evaluation
+        known = wanted is None or (
+            wanted.place == record.evaluation and wanted.place["source"] is not None
         )
-        return same and self.run.done("measure") and (self.run / "report.json").exists()
+        same = record.students == {spec.name: spec.to_dict() for spec in self.specs}
+        done = self.run.done("measure") and (self.run / "report.json").exists()
+        return same and known and done
 
     def student_files(self, name: str) -> list[Path]:
         """Where a trained student is, each of which rebuilds it alone."""

@@ -1,13 +1,92 @@
-"""A comparison of methods as a document."""
+"""A comparison of methods: its rows from its trials, and what it shows as a document."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from .document import Block, Document, Figure, Remarks, Section, Table
 from .run import provenance_blocks
-from .schema import MIN_GAP, Comparison, MethodRow
+from .schema import (
+    MIN_GAP,
+    Comparison,
+    MethodKind,
+    MethodRow,
+    Proportion,
+    Spread,
+    TrialResult,
+    recovery,
+)
 from .words import spread
+
+
+def method_rows(
+    trials: Sequence[TrialResult],
+    independent: Mapping[str, Spread],
+    kinds: Mapping[str, MethodKind],
+    pictures: Mapping[str, str] | None = None,
+) -> list[MethodRow]:
+    """One row for each method, the best first and the reference last.
+
+    Arguments:
+        trials: What ran.
+        independent: The agreement by the judges, of each method that was judged.
+        kinds: Which methods are the baseline and the reference; the others are methods.
+        pictures: The PNG with inputs of each method that has one.
+    """
+    methods = list(dict.fromkeys(trial.method for trial in trials))
+
+    def order(method: str) -> tuple[bool, float]:
+        level = independent[method].mean if method in independent else -1.0
+        return kinds.get(method) == "reference", -level
+
+    return [
+        _row(method, trials, independent.get(method), kinds, (pictures or {}).get(method))
+        for method in sorted(methods, key=order)
+    ]
+
+
+def _row(
+    method: str,
+    trials: Sequence[TrialResult],
+    independent: Spread | None,
+    kinds: Mapping[str, MethodKind],
+    picture: str | None,
+) -> MethodRow:
+    own = [trial for trial in trials if trial.method == method]
+    kind = kinds.get(method, "method")
+    bounds = {
+        (k, t.seed): t.accuracy for t in trials if (k := kinds.get(t.method, "method")) != "method"
+    }
+
+    def over_seeds(value: Callable[[TrialResult, str], float | None]) -> dict[str, Spread | None]:
+        return {name: Spread.of([value(t, name) for t in own]) for name in own[0].agreement}
+
+    def recovered(trial: TrialResult, name: str) -> float | None:
+        low, high = (bounds.get((k, trial.seed), {}).get(name) for k in ("baseline", "reference"))
+        value = trial.accuracy.get(name)
+        if kind != "method" or low is None or high is None or value is None:
+            return None
+        return recovery(low.value, value.value, high.value)
+
+    seconds = Spread.of([sum(trial.stages.values()) for trial in own])
+    assert seconds is not None  # a method has a trial
+    return MethodRow(
+        method=method,
+        kind=kind,
+        seeds=len(own),
+        independent=independent,
+        own=over_seeds(lambda trial, name: _value(trial.agreement[name])),
+        accuracy=over_seeds(lambda trial, name: _value(trial.accuracy.get(name))),
+        recovery=over_seeds(recovered),
+        seconds=seconds,
+        images=0 if kind == "baseline" else max(trial.images for trial in own),
+        warnings=sorted({warning for trial in own for warning in trial.warnings}),
+        picture=picture,
+    )
+
+
+def _value(share: Proportion | None) -> float | None:
+    return None if share is None else share.value
 
 
 def comparison_document(comparison: Comparison) -> Document:

@@ -31,6 +31,7 @@ from ..config import Count, Natural, NonNegative, Probability
 
 VERSION = 1  # raised when a field changes its meaning or goes
 MIN_GAP = 0.05  # between compressed and reference; of less, seeds' recoveries differ too much
+MethodKind = Literal["method", "baseline", "reference"]
 NORMAL_95 = 1.959963984540054  # the 97.5th percentile of the normal distribution
 
 
@@ -406,7 +407,7 @@ class MethodRow:
     """
 
     method: str
-    kind: Literal["method", "baseline", "reference"]
+    kind: MethodKind
     seeds: Count
     independent: Spread | None
     own: dict[str, Spread | None]

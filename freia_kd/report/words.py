@@ -80,7 +80,7 @@ def duration(seconds: float) -> str:
 
     Example:
         >>> duration(4.21), duration(125), duration(7_300)
-        ('4.2 s', '2 min 5 s', '2 h 2 min')
+        ('4.2 s', '2 min 5 s', '2 h 1 min')
     """
     if seconds < 60:
         return f"{seconds:.1f} s"

@@ -43,6 +43,7 @@ class Synthesizer(ABC):
     needs_images: ClassVar[bool] = False  # it cannot make vectors
     takes_samples: ClassVar[bool] = False  # real inputs help it, but it works without
     family: ClassVar[str | None] = None  # methods whose inputs are alike; by default its own
+    real_images: ClassVar[str | None] = None  # images of the real world that it shows, for reports
 
     options: Any
 

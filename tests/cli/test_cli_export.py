@@ -16,10 +16,10 @@ from torch import nn
 import freia_kd
 from freia_kd.cli.export import FORMAT_NAMES
 from freia_kd.cli.main import main
-from freia_kd.compression.export import FORMATS
 from freia_kd.data.synthetic import SyntheticSet
 from freia_kd.domain import Domain
 from freia_kd.errors import ExportError
+from freia_kd.exporting import FORMATS
 from freia_kd.teachers import Classifier, save_classifier
 
 
@@ -169,7 +169,7 @@ def test_a_file_that_does_not_agree(run, monkeypatch):
     def broken(*arguments):
         raise ExportError("The file's logits differ from the student's.")
 
-    monkeypatch.setattr("freia_kd.compression.export._compare", broken)
+    monkeypatch.setattr("freia_kd.exporting.verify._compare", broken)
     before = sorted(p.name for p in run.iterdir())
     assert fails(run, "--to", "torch-export", code=1).endswith("differ from the student's.")
     assert sorted(p.name for p in run.iterdir()) == before

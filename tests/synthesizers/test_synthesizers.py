@@ -7,10 +7,11 @@ from freia_kd.data.datasets import LabelledData
 from freia_kd.errors import CheckpointError
 from freia_kd.flows.bases import SpectralBase
 from freia_kd.objectives.monitors import diagnose
-from freia_kd.training import Checkpoints
+from freia_kd.objectives.reverse_likelihood import ReverseLikelihood
 from freia_kd.synthesizers import SYNTHESIZERS
 from freia_kd.synthesizers.bdnf import BDNF, BDNFOptions
 from freia_kd.synthesizers.noise import Normal, Spectral, Uniform
+from freia_kd.training import Checkpoints
 
 OPTIONS = BDNFOptions(steps=3, batch_size=8)
 
@@ -175,6 +176,27 @@ def test_samples_of_another_shape_are_refused(teacher):
         BDNF(OPTIONS).fit(teacher, data)
 
 
+@pytest.mark.parametrize(("augment", "count"), [(True, 4), (False, 2)])
+def test_the_flow_sees_augmented_samples(teacher, augment, count, monkeypatch):
+    """Few of them as often as a quarter of the latents, and none of them mixed."""
+    seen = []
+    original = ReverseLikelihood.__call__
+    monkeypatch.setattr(
+        ReverseLikelihood,
+        "__call__",
+        lambda self, flow, t, batch: seen.append(batch) or original(self, flow, t, batch),
+    )
+    images = torch.rand(2, 1, 32, 32, generator=generator(8))
+    data = LabelledData(images, torch.tensor([4, 7]), "few")
+    options = BDNFOptions(steps=6, batch_size=16, augment=augment)
+    BDNF(options).fit(teacher, data, generator=generator())
+    first = seen[0]
+    assert len(first.x) == len(first.y) == count
+    assert set(torch.cat([batch.y for batch in seen]).tolist()) == {4, 7}
+    known = [any(torch.equal(x, image) for image in images) for x in first.x]
+    assert known == [not augment] * count
+
+
 def test_labels_of_another_length_are_refused(teacher):
     synthesizer = BDNF(OPTIONS)
     synthesizer.fit(teacher, generator=generator())
@@ -212,6 +234,7 @@ def test_the_papers_preset():
     assert (options.alpha, options.beta, options.gamma) == (1e-2, 1, 1e-2)
     assert options.learning_rate == 1e-4
     assert (options.base, options.prior, options.ema) == ("gaussian", False, 0)
+    assert not options.augment
 
 
 def test_registry():

@@ -7,8 +7,6 @@ from torch import nn
 
 from freia_kd.domain import Domain
 from freia_kd.errors import TrainingError, UsageError
-from freia_kd.training.checkpoints import read_metrics
-from freia_kd.training import Checkpoints
 from freia_kd.synthesizers import SYNTHESIZERS
 from freia_kd.synthesizers.adversarial import (
     DFAD,
@@ -19,6 +17,8 @@ from freia_kd.synthesizers.adversarial import (
 )
 from freia_kd.teachers import Teacher
 from freia_kd.teachers.mlp import MLP
+from freia_kd.training import Checkpoints
+from freia_kd.training.checkpoints import read_metrics
 
 OPTIONS = DFADOptions(steps=1, student_steps=1, batch_size=16, latents=4, snapshots=1)
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,6 @@ from tiny_batchnorm import DOMAIN, draw, features, generator, make_student, make
 from freia_kd.domain import Domain
 from freia_kd.errors import CheckpointError, UsageError
 from freia_kd.objectives.contract import Terms
-from freia_kd.training import Checkpoints
 from freia_kd.synthesizers import SYNTHESIZERS
 from freia_kd.synthesizers.deep_inversion import (
     AdaptiveDeepInversion,
@@ -16,7 +17,9 @@ from freia_kd.synthesizers.deep_inversion import (
     DeepInversion,
     DeepInversionOptions,
 )
-from freia_kd.synthesizers.inversion import Canvas, augment, total_variation
+from freia_kd.synthesizers.inversion import Canvas, augment, total_variation, unit
+from freia_kd.teachers import Teacher
+from freia_kd.training import Checkpoints
 
 SMALL = {"images": 12, "batch_size": 6, "steps": 4}
 OPTIONS = DeepInversionOptions(**SMALL, coarse=0.5, flip=True)
@@ -70,7 +73,7 @@ def test_images_are_rounded_up_to_whole_batches():
 
 def test_every_term_is_the_papers():
     teacher, (x, y) = make_teacher(), draw()
-    options = DeepInversionOptions(statistics=2.0, variation=0.3, norm=0.7)
+    options = DeepInversionOptions(form="norms", statistics=2.0, variation=0.3, norm=0.7)
     terms, logits = DeepInversion(options).terms(teacher, x, y)
     values = {name: float(value) for name, value in terms.items()}
     scores = logits.double().numpy()
@@ -401,3 +404,35 @@ def test_presets(preset):
     best = DeepInversionOptions()
     assert options.images * options.steps <= best.images * best.steps
     assert (options.steps == best.steps) == (preset == "best")
+
+
+class Raw(torch.nn.Module):
+    """A net that eats pixels of 0 to 255, and is the same classifier as one that eats others."""
+
+    def __init__(self, net, domain):
+        super().__init__()
+        self.net, self.domain = net, domain
+
+    def forward(self, x):
+        return self.net(self.domain.normalize(x / 255))
+
+
+def test_a_teacher_that_eats_0_to_255_gets_the_same_images():
+    """Its units change neither the rate, nor the noise of the start, nor norms of images."""
+    standard = replace(DOMAIN, mean=(0.0,), std=(0.25,))  # whose unit is a quarter of the range too
+    raw = replace(DOMAIN, mean=(0.0,), std=(1 / 255,))
+    net = make_teacher().net
+    options = DeepInversionOptions(images=6, batch_size=6, steps=8, variation=1e-2, norm=1e-2)
+    made = []
+    for domain, own in ((standard, net), (raw, Raw(net, standard))):
+        assert unit(domain) == pytest.approx(1.0 if domain is standard else 63.75)
+        source = DeepInversion(options)
+        source.fit(Teacher(own, domain, "tiny"), generator=generator())
+        made.append(source.inputs)
+    torch.testing.assert_close(made[0], made[1], atol=2e-3, rtol=0)
+    assert made[1].std() > 0.1
+
+
+def test_a_form_that_nobody_knows_is_refused():
+    with pytest.raises(ValueError, match="the form norms or divergence"):
+        DeepInversionOptions(form="l2")

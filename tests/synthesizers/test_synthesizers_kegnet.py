@@ -8,8 +8,6 @@ from torch import nn
 
 from freia_kd.domain import Domain
 from freia_kd.errors import CheckpointError, UsageError
-from freia_kd.training.checkpoints import read_metrics
-from freia_kd.training import Checkpoints
 from freia_kd.synthesizers import SYNTHESIZERS
 from freia_kd.synthesizers.generators import (
     DenseGenerator,
@@ -19,6 +17,8 @@ from freia_kd.synthesizers.generators import (
 )
 from freia_kd.synthesizers.kegnet import KegNet, KegNetOptions, diversity
 from freia_kd.teachers import Teacher
+from freia_kd.training import Checkpoints
+from freia_kd.training.checkpoints import read_metrics
 
 IMAGE = Domain((1, 6, 5), 3, (0.3,), (0.4,), "image")
 TABLE = Domain((4,), 3, (750.0, 0.0, -3.0, 1.0), (300.0, 1.0, 0.1, 2.0), "table")
@@ -114,9 +114,9 @@ def test_training_makes_the_teacher_read_the_labels():
 
 
 def test_options_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match="kegnet.generators: expected at least 1; got 0"):
+    with pytest.raises(ValueError, match=r"kegnet\.generators: expected at least 1; got 0"):
         KegNetOptions(generators=0)
-    with pytest.raises(UsageError, match="kegnet.beta: expected at least 0"):
+    with pytest.raises(UsageError, match=r"kegnet\.beta: expected at least 0"):
         KegNet.build("quick", {"beta": -1.0})
 
 

@@ -10,7 +10,6 @@ from tiny_batchnorm import DOMAIN, draw, features, generator, make_teacher
 from freia_kd.domain import DOMAINS, Domain
 from freia_kd.errors import UsageError
 from freia_kd.objectives.batchnorm import LayerStatistics
-from freia_kd.training import Checkpoints
 from freia_kd.synthesizers import SYNTHESIZERS
 from freia_kd.synthesizers.knowledge_within import (
     KnowledgeWithinOptions,
@@ -24,6 +23,7 @@ from freia_kd.synthesizers.knowledge_within import (
     roughness,
 )
 from freia_kd.teachers import Teacher, build_net
+from freia_kd.training import Checkpoints
 
 OPTIONS = KnowledgeWithinOptions(images=12, batch_size=6, steps=2)
 SCHEMES = {"kw-inception": KWInception, "kw-bns": KWStatistics, "kw-mixture": KWMixture}
@@ -228,7 +228,7 @@ def test_impossible_statistics_are_taken_as_they_are():
 def test_options_that_make_no_sense_are_refused(settings):
     with pytest.raises(UsageError, match=f"{next(iter(settings))}: expected"):
         KWMixture.build("best", settings)
-    with pytest.raises(UsageError, match="Unknown option 'kw.competition'"):
+    with pytest.raises(UsageError, match=r"Unknown option 'kw\.competition'"):
         KWMixture.build("best", {"competition": 1.0})
 
 

@@ -6,11 +6,11 @@ from torch import nn
 
 from freia_kd.domain import Domain
 from freia_kd.errors import CheckpointError, UsageError
-from freia_kd.training import Checkpoints
 from freia_kd.synthesizers import SYNTHESIZERS
 from freia_kd.synthesizers.unconditional import TRIES, InputGenerator, Unconditional
 from freia_kd.teachers import Classifier, Teacher
 from freia_kd.teachers.mlp import MLP
+from freia_kd.training import Checkpoints
 
 VECTORS = Domain((3,), 4, (1.0, 0.0, -2.0), (1.0, 2.0, 0.5), "vectors")
 SMALL = {"batch_size": 4, "latents": 6, "channels": (4, 3)}

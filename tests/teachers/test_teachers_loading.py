@@ -11,14 +11,13 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from freia_kd.compression import load_classifier, load_teacher
 from freia_kd.domain import DOMAINS, Domain
 from freia_kd.errors import CheckpointError, UsageError
 from freia_kd.teachers import (
     Classifier,
     Teacher,
     build_net,
-    load_classifier,
-    load_teacher,
     read_checkpoint,
     recognise_arch,
     save_classifier,

@@ -1,0 +1,69 @@
+"""Pages in a real browser, where there is one: wide enough on a phone, legible in the dark."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+import torch
+from report_cases import comparison, report, student, table1
+
+from freia_kd.report import plots
+from freia_kd.report.storage import write_comparison, write_report, write_table1
+
+# Measures the page and the contrast of its text to what is behind it, as WCAG 2 defines it.
+PROBE = """<script>
+const light = c => c.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
+  .map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+  .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+const ground = e => { const c = getComputedStyle(e).backgroundColor;
+  return c.match(/[\\d.]+/g)[3] === '0' && e.parentElement ? ground(e.parentElement) : c; };
+let least = 99;
+for (const e of document.querySelectorAll('body, p, td, th, li, figcaption, summary, pre')) {
+  const [a, b] = [light(getComputedStyle(e).color), light(ground(e))];
+  least = Math.min(least, (Math.max(a, b) + .05) / (Math.min(a, b) + .05)); }
+parent.seen[frameElement.id] = { wide: document.documentElement.scrollWidth, least,
+  dark: matchMedia('(prefers-color-scheme: dark)').matches };
+</script>"""
+WIDTHS = (400, 1100)
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """A page that holds every kind of page at every width, and says what it saw."""
+    folder = tmp_path_factory.mktemp("pages")
+    grid = plots.plot_grid(torch.rand(100, 1, 28, 28), range(10))
+    plots.write_png(folder / "synthetic-bdnf.png", grid)
+    write_report(folder, report(student(), student("a-rather-long-name-of-a-student")))
+    write_comparison(folder, comparison())
+    write_table1(folder, table1())
+    frames = [
+        f'<iframe id="{path.stem} {width}" style="width:{width}px;border:0" srcdoc="'
+        f'{html.escape(path.read_text().replace("</body>", f"{PROBE}</body>"))}"></iframe>'
+        for path in folder.glob("*.html")
+        for width in WIDTHS
+    ]
+    said = "<script>onload = () => { document.title = JSON.stringify(seen) }</script>"
+    holder = folder / "all.html"
+    holder.write_text(f"<title>none</title><script>seen = {{}}</script>{''.join(frames)}{said}")
+    return holder
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_pages_fit_a_phone_and_can_be_read(dark, pages, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        pytest.skip("no chromium here (apt-get install chromium)")
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    command += [f"--user-data-dir={tmp_path}", pages.as_uri()]
+    command += [f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    title = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL).group(1)
+    seen = json.loads(html.unescape(title))
+    assert len(seen) == 3 * len(WIDTHS)
+    for name, page in seen.items():
+        assert page["wide"] <= int(name.split()[1]), name
+        assert page["least"] >= 4.5, name
+        assert page["dark"] == dark
