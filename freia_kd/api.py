@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-# from .comparing import ComparisonResult as ComparisonResult
-# from .comparing import compare as compare
+from .comparing import ComparisonResult as ComparisonResult
+from .comparing import compare as compare
 from .compression import compare_costs, count_parameters, load_classifier, load_teacher
 from .compression.comparison import Comparison as CostComparison
 from .config import BatchNormMode, Device, DistillationOptions, Preset, PresetName
@@ -36,10 +36,9 @@ from .students import StudentSpec, as_specs, build, calibration_set
 from .teachers import (
     Classifier,
     Teacher,
-    build_net,
     read_checkpoint,
     save_classifier,
-    train_classifier,
+    train_new,
 )
 from .training import Progress
 
@@ -168,28 +167,18 @@ def train_teacher(
         train = LabelledData(resize_images(train.inputs, (SIDE, SIDE)), train.labels, train.name)
     domain = DOMAINS.get(source) or measure_domain(train, Path(source).stem)
     arch = arch or ("lenet5" if domain.is_image else "mlp")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = build_net(arch, domain)
-    generator = torch.Generator().manual_seed(seed)
-    per_epoch = max(1, len(train) // batch_size)
     if epochs is None:
-        epochs = EPOCHS if domain.is_image else -(-TABLE_STEPS // per_epoch)
-    title = f"train {arch} on {train.name}"
-    with (progress or Progress()).stage(title, epochs * per_epoch) as stage:
-
-        def show(values: dict[str, float]) -> None:
-            stage.update(int(values["step"]), {k: values[k] for k in ("epoch", "loss")})
-
-        train_classifier(
-            net, train, domain, epochs, batch_size, learning_rate, generator, show, place
-        )
-    classifier = Classifier(net, domain, arch).eval()
+        epochs = EPOCHS if domain.is_image else -(-TABLE_STEPS // max(1, len(train) // batch_size))
+    classifier = train_new(
+        arch, train, domain, epochs, batch_size, learning_rate, seed, place, progress
+    )
     save_classifier(out, classifier)
     test = load("test", domain)
     separate = test.labels.shape != train.labels.shape or not torch.equal(test.inputs, train.inputs)
     share = Proportion.of(accuracy(classifier, test), len(test))
-    return TrainedTeacher(os.fspath(out), arch, domain, count_parameters(net), share, separate)
+    return TrainedTeacher(
+        os.fspath(out), arch, domain, count_parameters(classifier.net), share, separate
+    )
 
 
 def distill(

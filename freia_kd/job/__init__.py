@@ -2,6 +2,15 @@
 
 from .job import Job, JobConfig
 from .opening import open_job, reopen_job
-from .run import run_extraction, run_job
+from .run import compress_students, make_students, run_extraction, run_job
 
-__all__ = ["Job", "JobConfig", "open_job", "reopen_job", "run_extraction", "run_job"]
+__all__ = [
+    "Job",
+    "JobConfig",
+    "compress_students",
+    "make_students",
+    "open_job",
+    "reopen_job",
+    "run_extraction",
+    "run_job",
+]

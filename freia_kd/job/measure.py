@@ -28,7 +28,7 @@ from ..students import Student, StudentSpec
 from ..teachers import Classifier
 from .job import Job
 from .student import read_student, training_stages
-from .synthesis import picture_name
+from .synthesis import heldout_set, picture_name
 
 
 def measure(job: Job, compressed: Sequence[Student]) -> Report:
@@ -59,7 +59,7 @@ def measure(job: Job, compressed: Sequence[Student]) -> Report:
             accuracy=None if data is None else _share(answers, data.labels),
         ),
         students=students,
-        synthesizers=_synthesizers(job),
+        synthesizers=synthesizer_results(job),
         real_data=RealData(
             samples=config.samples,
             samples_count=0 if job.samples is None else len(job.samples),
@@ -79,7 +79,7 @@ def _measure_student(
     data: LabelledData | None,
     answers: Tensor | None,
 ) -> StudentResult:
-    heldout = _heldout(job, spec)
+    heldout = heldout_set(job.run.folder, spec.name)
     stages = training_stages(job, spec)
     trained = [read_student(job, paths[-1]) for paths in stages.values()]
     after = trained[-1].classifier
@@ -109,11 +109,6 @@ def _measure_student(
     )
 
 
-def _heldout(job: Job, spec: StudentSpec) -> SyntheticSet:
-    own = job.run / f"synthetic-{spec.name}"
-    return SyntheticSet((own if own.exists() else job.run / "synthetic") / "heldout")
-
-
 def _scores(
     classifier: Classifier,
     heldout: SyntheticSet,
@@ -140,7 +135,8 @@ def _share(ours: Tensor | None, theirs: Tensor) -> Proportion | None:
     return None if ours is None else Proportion.of(share_equal(ours, theirs), len(theirs))
 
 
-def _synthesizers(job: Job) -> list[SynthesizerResult]:
+def synthesizer_results(job: Job) -> list[SynthesizerResult]:
+    """What the inputs of each synthesizer were like, by the run's record."""
     results = []
     for synthesizer in job.synthesizers:
         name = synthesizer.name

@@ -19,7 +19,13 @@ from ..domain import Domain
 from ..errors import UsageError
 from ..runs import Run, RunRecord
 from ..students import StudentSpec, as_specs
-from ..synthesizers import SYNTHESIZERS, build_synthesizers, expect_supported, get_synthesizer
+from ..synthesizers import (
+    SYNTHESIZERS,
+    build_synthesizers,
+    default_synthesizer,
+    expect_supported,
+    get_synthesizer,
+)
 from ..synthesizers.contract import Synthesizer
 from ..teachers import Teacher
 from ..training import Checkpoints, Progress
@@ -55,7 +61,7 @@ def open_job(
     path = "in memory" if isinstance(teacher, Teacher) else os.fspath(teacher)
     if not isinstance(teacher, Teacher):
         teacher = load_teacher(teacher, arch, domain)
-    chosen = synthesizer or ("bdnf+spectral" if teacher.domain.is_image else "bdnf")
+    chosen = synthesizer or default_synthesizer(teacher.domain)
     synthesizers = build_synthesizers(chosen, sizes.name)
     few = _load_samples(samples, resize, teacher, synthesizers)
     config = JobConfig(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..report.schema import Report
 from ..report.storage import read_report, write_report
-from ..students import StudentSpec, calibration_set
+from ..students import Student, StudentSpec, calibration_set
 from .job import Job
 from .measure import measure
 from .student import compress_student, train_student_of
@@ -25,17 +25,30 @@ def run_job(job: Job) -> Report:
     """
     if job.is_finished:
         return read_report(job.run.folder)
+    compressed = make_students(job)
+    report = measure(job, [stages[-1] for stages in compressed])  # real data may be read from here
+    write_report(job.run.folder, report)
+    return report
+
+
+def make_students(job: Job) -> list[list[Student]]:
+    """All but the report: compresses and distils; returns the students as compressed."""
+    compressed = compress_students(job)
+    inputs = calibration_set(job.teacher, job.config.seed)
+    for spec, stages in zip(job.specs, compressed, strict=True):
+        training, heldout = synthesize(job, spec, stages[0])
+        train_student_of(job, spec, stages[0], training, heldout, inputs)
+    return compressed
+
+
+def compress_students(job: Job) -> list[list[Student]]:
+    """The students before any training, each after each of its methods."""
     if not job.run.record.students:
         job.run.record.students = {spec.name: spec.to_dict() for spec in job.specs}
     inputs = calibration_set(job.teacher, job.config.seed)
     compressed = [compress_student(job, spec, inputs) for spec in job.specs]
     enlist(job, job.specs)
-    for spec, stages in zip(job.specs, compressed, strict=True):
-        training, heldout = synthesize(job, spec, stages[0])
-        train_student_of(job, spec, stages[0], training, heldout, inputs)
-    report = measure(job, [stages[-1] for stages in compressed])  # real data may be read from here
-    write_report(job.run.folder, report)
-    return report
+    return compressed
 
 
 def run_extraction(job: Job) -> Path:

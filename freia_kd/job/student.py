@@ -31,7 +31,7 @@ def compress_student(job: Job, spec: StudentSpec, inputs: Tensor) -> list[Studen
         for method, path in zip(spec.methods, paths, strict=True):
             student = extend(student, method, spec.bn, inputs, job.run.progress)
             write_student(path, student)
-            write_json(_searches_path(path), student.searches)
+            write_json(_searches_path(job, path), student.searches)
             students.append(student)
     return students
 
@@ -41,8 +41,8 @@ def _compressed_paths(job: Job, spec: StudentSpec) -> list[Path]:
     return [job.run / f"{stem}.safetensors" for stem in [*earlier, f"compressed-{spec.name}"]]
 
 
-def _searches_path(path: Path) -> Path:
-    return path.parent.parent / "checkpoints" / f"{path.stem}-searches.json"
+def _searches_path(job: Job, path: Path) -> Path:
+    return job.run / "checkpoints" / f"{path.stem}-searches.json"
 
 
 def train_student_of(
@@ -107,6 +107,6 @@ def read_student(job: Job, path: Path) -> Student:
     net = rebuild(job.teacher.net, steps, trusted)
     net.load_state_dict(checkpoint.state)
     classifier = Classifier(net.requires_grad_(True), job.teacher.domain, job.teacher.arch)
-    searches = _searches_path(path)
+    searches = _searches_path(job, path)
     found = json.loads(searches.read_text(encoding="utf-8")) if searches.exists() else []
     return Student(classifier.to(job.device).eval(), steps, found)

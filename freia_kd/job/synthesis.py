@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -111,6 +112,12 @@ def _plot(job: Job, synthesizer: Synthesizer) -> None:
     generator = seeded_generator(job.config.seed, "picture", job.device)
     images, _ = synthesizer.sample(len(labels), labels, generator)
     write_png(path, plot_grid(images, range(classes)))
+
+
+def heldout_set(folder: Path, student: str) -> SyntheticSet:
+    """The inputs of a run's folder that measure a student."""
+    own = folder / f"synthetic-{student}"
+    return SyntheticSet((own if own.exists() else folder / "synthetic") / "heldout")
 
 
 def picture_name(synthesizer: str) -> str:

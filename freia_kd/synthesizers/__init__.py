@@ -11,6 +11,7 @@ from ..registry import Registry
 
 if TYPE_CHECKING:
     from ..data.datasets import LabelledData
+    from ..domain import Domain
     from ..teachers.classifier import Teacher
     from .contract import Synthesizer
 
@@ -39,6 +40,11 @@ SYNTHESIZERS = Registry(
     },
     "synthesizer",
 )
+
+
+def default_synthesizer(domain: Domain) -> str:
+    """What makes the inputs of a domain where nothing else is asked for."""
+    return "bdnf+spectral" if domain.is_image else "bdnf"
 
 
 def build_synthesizers(

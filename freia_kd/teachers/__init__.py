@@ -9,7 +9,7 @@ from .loading import (
     recognise_arch,
     save_classifier,
 )
-from .training import train_classifier
+from .training import train_classifier, train_new
 
 __all__ = [
     "TEACHERS",
@@ -23,4 +23,5 @@ __all__ = [
     "recognise_arch",
     "save_classifier",
     "train_classifier",
+    "train_new",
 ]

@@ -12,6 +12,8 @@ from torch import nn
 
 from ..domain import Domain
 from ..errors import TrainingError
+from ..training import Progress
+from .build import build_net
 from .classifier import Classifier, check_classifier
 
 if TYPE_CHECKING:
@@ -108,3 +110,37 @@ def train_classifier(
                     )
                 schedule.step()
     classifier.eval()
+
+
+def train_new(
+    arch: str,
+    train: LabelledData,
+    domain: Domain,
+    epochs: int,
+    batch_size: int = 128,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> Classifier:
+    """A net of an architecture, trained from scratch; other arguments as of `train_classifier`.
+
+    Arguments:
+        arch: The architecture, by name or `package.module:Class`.
+        seed: The seed of weights and of the order of the data.
+        progress: What to show meanwhile.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = build_net(arch, domain)
+    generator = torch.Generator().manual_seed(seed)
+    title, steps = f"train {arch} on {train.name}", epochs * max(1, len(train) // batch_size)
+    with (progress or Progress()).stage(title, steps) as stage:
+
+        def show(values: dict[str, float]) -> None:
+            stage.update(int(values["step"]), {k: values[k] for k in ("epoch", "loss")})
+
+        train_classifier(
+            net, train, domain, epochs, batch_size, learning_rate, generator, show, device
+        )
+    return Classifier(net, domain, arch).eval()

@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .data.datasets import LabelledData
-from .data.toy import toy
-from .domain import Domain
-from .files import atomic, write_json
-from .flows.contract import ConditionalFlow
-from .flows.nice import NICE
-from .objectives import Batch, Bidirectional, Exact, Objective, ReverseLikelihood
-from .runs.loop import Stateful, TrainingLoop
-from .teachers.classifier import Teacher
-from .teachers.mlp import MLP
-from .teachers.training import train_classifier
+from ..data.datasets import LabelledData
+from ..data.toy import toy
+from ..domain import Domain
+from ..evaluation import accuracy, share_equal
+from ..files import atomic, write_json
+from ..flows.contract import ConditionalFlow
+from ..flows.nice import NICE
+from ..objectives import Batch, Bidirectional, Exact, Objective, ReverseLikelihood
+from ..teachers.classifier import Teacher
+from ..teachers.mlp import MLP
+from ..teachers.training import train_classifier
+from ..training import Stateful, TrainingLoop
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +41,7 @@ class Figure2:
         teacher: The teacher trained on them.
         samples: The few real samples that the second flow saw, and their classes.
         flows: The flows, under `data_free` and `with_samples`.
-        draws: For each flow as many samples as there are data, and their classes.
+        sampled: For each flow as many samples as there are data, and their classes.
         numbers: The measurements, as plain JSON types.
     """
 
@@ -48,7 +49,7 @@ class Figure2:
     teacher: Teacher
     samples: tuple[Tensor, Tensor]
     flows: dict[str, ConditionalFlow]
-    draws: dict[str, tuple[Tensor, Tensor]]
+    sampled: dict[str, tuple[Tensor, Tensor]]
     numbers: dict[str, Any]
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
@@ -56,7 +57,7 @@ class Figure2:
         stem = self.data.name.replace(":", "-")
         write_json(Path(folder) / f"{stem}.json", self.numbers)
         with atomic(Path(folder) / f"{stem}.png") as temporary:
-            draw(self).savefig(temporary, dpi=110, metadata={"Software": None})
+            plot(self).savefig(temporary, dpi=110, metadata={"Software": None})
         return Path(folder) / f"{stem}.png"
 
 
@@ -109,7 +110,7 @@ def figure2(
     teacher = _train_teacher(data, classes, generator)
     seed = int(torch.randint(2**31 - 1, (), generator=generator))
     flows: dict[str, ConditionalFlow] = {}
-    draws, numbers = {}, {}
+    sampled, numbers = {}, {}
     for panel in ("data_free", "with_samples"):
         say(panel)
         with torch.random.fork_rng(devices=[]):  # both flows start from the same weights
@@ -118,8 +119,8 @@ def figure2(
         reverse = ReverseLikelihood(noise=noise) if panel == "with_samples" else None
         _train_flow(flow, teacher, samples, steps, generator, gamma, reverse)
         flows[panel] = flow
-        draws[panel] = _draw_samples(flow, points, generator)
-        numbers[panel] = _measure(flow, teacher, draws[panel], test)
+        sampled[panel] = _sample(flow, points, generator)
+        numbers[panel] = _measure(flow, teacher, sampled[panel], test)
     before, after = (numbers[panel]["energy_distance"] for panel in flows)
     report = {
         "data": name,
@@ -129,12 +130,12 @@ def figure2(
         "steps": steps,
         "gamma": gamma,
         "noise": noise,
-        "teacher_accuracy": _share(teacher(test.inputs), test.labels),
+        "teacher_accuracy": accuracy(teacher, test),
         **numbers,
         "distance_ratio": after / before,
         "seconds": round(time.monotonic() - began, 1),
     }
-    return Figure2(data, teacher, samples, flows, draws, report)
+    return Figure2(data, teacher, samples, flows, sampled, report)
 
 
 def energy_distance(a: Tensor, b: Tensor) -> float:
@@ -211,35 +212,29 @@ def _train_flow(
 
 
 @torch.no_grad()
-def _draw_samples(
-    flow: ConditionalFlow, n: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def _sample(flow: ConditionalFlow, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     c = torch.arange(n) % flow.classes
     return flow.sample(c, generator=generator), c
 
 
 @torch.no_grad()
 def _measure(
-    flow: ConditionalFlow, teacher: Teacher, drawn: tuple[Tensor, Tensor], test: LabelledData
+    flow: ConditionalFlow, teacher: Teacher, made: tuple[Tensor, Tensor], test: LabelledData
 ) -> dict[str, float]:
-    x, c = drawn
+    x, c = made
     distances = [
         energy_distance(x[c == k], test.inputs[test.labels == k]) for k in range(flow.classes)
     ]
     z, _ = flow.encode(x, c)
     return {
         "energy_distance": sum(distances) / len(distances),
-        "right_side": _share(teacher(x), c),
+        "right_side": share_equal(teacher(x).argmax(1), c),
         "divergence_nats": Exact()(flow, teacher, Batch(z, c)).total.item(),
     }
 
 
-def _share(logits: Tensor, labels: Tensor) -> float:
-    return (logits.argmax(1) == labels).double().mean().item()
-
-
-def draw(result: Figure2) -> Figure:
-    """Draws three panels: true data, data-free flow, flow with samples.
+def plot(result: Figure2) -> Figure:
+    """Plots three panels: true data, data-free flow, flow with samples.
 
     Behind each are the teacher's regions and boundary. Lines enclose the densest 50 and 90 percent
     of each class of a flow; crosses are the real samples it saw.
@@ -253,15 +248,15 @@ def draw(result: Figure2) -> Figure:
     for panel, title in (("data_free", "data-free"), ("with_samples", few)):
         distance, side = (numbers[panel][key] for key in ("energy_distance", "right_side"))
         title += f"\nenergy distance {distance:.3f}, right side {side:.0%}"
-        shown[title] = result.draws[panel]
+        shown[title] = result.sampled[panel]
     everything = torch.cat([x for x, _ in shown.values()])
     limit = 1.1 * everything.abs().max(1).values.quantile(0.995).item()
     axes = figure.subplots(1, 3)
     for index, (ax, (title, (x, y))) in enumerate(zip(axes, shown.items(), strict=True)):
-        _draw_teacher(ax, result.teacher, limit)
+        _plot_teacher(ax, result.teacher, limit)
         ax.scatter(*x.T, c=[COLORS[k % len(COLORS)] for k in y], s=3, linewidths=0, alpha=0.6)
         if index:
-            _draw_density(ax, list(result.flows.values())[index - 1], result.draws, index, limit)
+            _plot_density(ax, list(result.flows.values())[index - 1], result.sampled, index, limit)
         ax.set(title=title, xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
     axes[2].scatter(*result.samples[0].T, c="black", marker="x", s=28, linewidths=1.2, zorder=3)
     return figure
@@ -274,7 +269,7 @@ def _grid(limit: float) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _draw_teacher(ax: Axes, teacher: Teacher, limit: float) -> None:
+def _plot_teacher(ax: Axes, teacher: Teacher, limit: float) -> None:
     first, second, points = _grid(limit)
     seen = teacher(points).argmax(1).reshape(first.shape)
     levels = [k - 0.5 for k in range(teacher.domain.classes + 1)]
@@ -284,15 +279,15 @@ def _draw_teacher(ax: Axes, teacher: Teacher, limit: float) -> None:
 
 
 @torch.no_grad()
-def _draw_density(
+def _plot_density(
     ax: Axes,
     flow: ConditionalFlow,
-    draws: dict[str, tuple[Tensor, Tensor]],
+    sampled: dict[str, tuple[Tensor, Tensor]],
     index: int,
     limit: float,
 ) -> None:
     first, second, points = _grid(limit)
-    x, c = list(draws.values())[index - 1]
+    x, c = list(sampled.values())[index - 1]
     for k in range(flow.classes):
         own = x[c == k]
         levels = flow.log_prob(own, torch.full((len(own),), k)).quantile(torch.tensor([0.1, 0.5]))

@@ -1,0 +1,248 @@
+"""How a comparison begins, and how it goes on: everything is checked before any work."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..compression import load_teacher
+from ..config import (
+    Config,
+    Count,
+    Device,
+    DistillationOptions,
+    Preset,
+    PresetName,
+    Size,
+    collect_faults,
+    get_preset,
+)
+from ..data.datasets import LabelledData
+from ..data.sources import PathLike, RealData, Source
+from ..device import choose_device
+from ..domain import Domain
+from ..errors import UsageError
+from ..job.opening import fingerprint, fingerprint_of
+from ..report.schema import Comparison
+from ..report.storage import read_result
+from ..runs import Run
+from ..students import StudentSpec, as_specs
+from ..synthesizers.contract import Synthesizer
+from ..teachers import Teacher
+from ..training import Progress
+from .methods import BASELINE, REFERENCE, Method, Methods, build_methods, choose_methods
+from .runner import worker_faults
+from .trials import Trial, TrialOptions
+
+
+@dataclass(frozen=True)
+class ComparisonConfig(Config):
+    """The resolved options of a comparison; one that is resumed may only add methods and seeds.
+
+    Arguments:
+        teacher: The teacher's file, or `"in memory"`.
+        teacher_sha256: The hash of its weights.
+        arch: Its architecture.
+        domain: Its input domain, as plain JSON types.
+        students: What each student is to be, by name.
+        methods: The options of each method's synthesizers, by name.
+        seeds: How many seeds.
+        samples: The real samples, by name and number.
+        samples_sha256: Their hash.
+        reference: The training data of the reference, by name and number.
+        reference_sha256: Their hash.
+        preset: The name of the preset.
+        training: How the students are trained.
+        set_size: How many synthetic inputs the students learn from.
+        heldout_size: How many more choose the weights and measure agreement.
+        device: Where to compute, as torch names it.
+    """
+
+    title: ClassVar[str] = "compare"
+    teacher: str
+    teacher_sha256: str
+    arch: str
+    domain: dict[str, Any]
+    students: dict[str, dict[str, Any]]
+    methods: dict[str, dict[str, Any]]
+    seeds: Count
+    samples: str | None
+    samples_sha256: str | None
+    reference: str | None
+    reference_sha256: str | None
+    preset: PresetName
+    training: DistillationOptions
+    set_size: Count
+    heldout_size: Size
+    device: str
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A comparison with all that it needs in memory.
+
+    Arguments:
+        teacher: The teacher.
+        run: The comparison's folder.
+        config: Its options.
+        trials: What there is to run, seed by seed, so that an early end leaves whole seeds.
+        refused: Why methods were left out, by name.
+        samples: A few real inputs, if any.
+        evaluation: Real data to measure accuracy on, read after the last weight is fixed.
+    """
+
+    teacher: Teacher
+    run: Run
+    config: ComparisonConfig
+    trials: list[Trial]
+    refused: dict[str, str]
+    samples: LabelledData | None
+    evaluation: RealData | None
+
+
+def open_comparison(
+    teacher: PathLike | Teacher,
+    *,
+    synthesizers: Methods,
+    students: Sequence[str | StudentSpec],
+    seeds: int,
+    samples: Source | None,
+    evaluation: RealData | None,
+    reference: bool,
+    preset: PresetName | Preset,
+    training: DistillationOptions | None,
+    set_size: int | None,
+    arch: str | None,
+    domain: Domain | None,
+    device: Device,
+    workers: int | None,
+    executor: Executor | None,
+    out: PathLike,
+    resume: bool,
+    progress: Progress | None,
+) -> Opened:
+    """A comparison, new or resumed; arguments and errors as of :func:`freia_kd.compare`."""
+    run = Run.open(out, "compare", progress) if resume else None
+    if run is not None and evaluation is None and run.record.evaluation is not None:
+        evaluation = RealData(**run.record.evaluation)
+    if run is not None and evaluation is None:
+        _expect_unmeasured(run)
+    with collect_faults(_faults(seeds, students, reference, evaluation)) as collected:
+        collected.faults += worker_faults(workers, executor)
+        with collected:
+            sizes = get_preset(preset)
+            methods = build_methods(synthesizers, sizes.name)
+        with collected:
+            specs = as_specs(students)
+    place = choose_device(device)
+    if evaluation is not None:
+        evaluation.check()
+    taught = teacher if isinstance(teacher, Teacher) else load_teacher(teacher, arch, domain)
+    specs = [spec.changed(bn=spec.bn or sizes.bn) for spec in specs]
+    for spec in specs:
+        spec.check(taught)
+    few = None if samples is None else _load_samples(samples, taught.domain)
+    methods, refused = choose_methods(methods, taught, few)
+    real = evaluation.load(taught.domain, "train") if reference and evaluation else None
+    # Whatever runs a trial may have another working directory.
+    given = teacher if isinstance(teacher, Teacher) else Path(teacher).absolute()
+    config = ComparisonConfig(
+        teacher="in memory" if isinstance(teacher, Teacher) else os.fspath(teacher),
+        teacher_sha256=fingerprint(taught.state_dict()),
+        arch=taught.arch,
+        domain=taught.domain.to_dict(),
+        students={spec.name: spec.to_dict() for spec in specs},
+        methods={m.name: {s.name: _options(s) for s in m.synthesizers} for m in methods},
+        seeds=seeds,
+        samples=_title(few),
+        samples_sha256=fingerprint_of(few),
+        reference=_title(real),
+        reference_sha256=fingerprint_of(real),
+        preset=sizes.name,
+        training=training or sizes.training,
+        set_size=set_size or sizes.set_size,
+        heldout_size=sizes.heldout_size,
+        device=place.type,
+    )
+    if run is None:
+        run = Run.create(out, "compare", config.to_dict(), progress)
+    else:
+        _add_work(run, config)
+    run.record.evaluation = None if evaluation is None else evaluation.place
+    options = TrialOptions(given, few, sizes, training, set_size, arch, domain, device)
+    trials = list(_trials(run.folder, [BASELINE, *methods], specs, seeds, options))
+    if real is not None:
+        options = replace(options, samples=real)
+        trials += _trials(run.folder, [REFERENCE], specs, seeds, options)
+    return Opened(taught, run, config, trials, refused, few, evaluation)
+
+
+def _faults(
+    seeds: int, students: Sequence[object], reference: bool, evaluation: RealData | None
+) -> Iterator[str]:
+    if seeds < 1:
+        yield f"seeds: expected at least 1; got {seeds}."
+    if not students:
+        yield "students: expected at least one; got none."
+    if reference and evaluation is None:
+        yield "A reference on real training data needs evaluation data as well."
+
+
+def _expect_unmeasured(run: Run) -> None:
+    """Raises if the comparison would lose the accuracies that it has."""
+    if not (run / "compare.json").exists():
+        return
+    measured = read_result(run.folder, Comparison).real_data.evaluation
+    if measured is not None:
+        raise UsageError(
+            f"The evaluation data of this comparison, {measured}, were in memory; pass them again, "
+            "as eval_data=."
+        )
+
+
+def _load_samples(samples: Source, domain: Domain) -> LabelledData:
+    source = RealData(samples, resize=True)
+    source.check()
+    return source.load(domain, "train")
+
+
+def _title(data: LabelledData | None) -> str | None:
+    return None if data is None else f"{data.name} ({len(data)})"
+
+
+def _options(synthesizer: Synthesizer) -> dict[str, Any]:
+    return {} if synthesizer.options is None else synthesizer.options.to_dict()
+
+
+def _add_work(run: Run, config: ComparisonConfig) -> None:
+    """Takes new methods and seeds into a comparison's record.
+
+    Raises:
+        UsageError: If anything else differs from it.
+    """
+    old = run.record.config
+    methods, place = config.methods, old.get("teacher")  # a file may have moved: its hash counts
+    known = {name: methods.get(name, options) for name, options in old["methods"].items()}
+    same = {**config.to_dict(), "teacher": place, "methods": known, "seeds": old["seeds"]}
+    run.expect_config(same)
+    more = {"methods": {**known, **methods}, "seeds": max(old["seeds"], config.seeds)}
+    run.record.config = {**old, **more}
+
+
+def _trials(
+    folder: Path,
+    methods: Sequence[Method],
+    specs: Sequence[StudentSpec],
+    seeds: int,
+    options: TrialOptions,
+) -> Iterator[Trial]:
+    for seed in range(seeds):
+        for method in methods:
+            stem = re.sub(r"[^A-Za-z0-9+-]+", "-", method.name).strip("-")
+            place = folder.absolute() / "trials" / f"{stem}-{seed}"
+            yield Trial(method, seed, tuple(specs), place, options)

@@ -1,0 +1,195 @@
+"""The trials of a comparison: one method with one seed, run alone and resumed alone."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import Device, DistillationOptions, Preset
+from ..data.datasets import LabelledData
+from ..data.sources import PathLike
+from ..domain import Domain
+from ..evaluation import accuracy, agreement
+from ..files import write_json
+from ..job import Job, compress_students, make_students, open_job, reopen_job
+from ..job.measure import synthesizer_results
+from ..job.opening import fingerprint_of
+from ..job.student import read_student
+from ..job.synthesis import heldout_set
+from ..report.schema import Proportion, TrialResult
+from ..runs.store import RECORD
+from ..students import StudentSpec
+from ..synthesizers.noise import Normal
+from ..teachers import Classifier, Teacher
+from ..training import Progress
+from .methods import Method
+
+RESULT, JUDGED, MEASURED = "trial.json", "judged.json", "accuracy.json"
+
+
+@dataclass(frozen=True)
+class TrialOptions:
+    """What the trials of a comparison have in common; arguments as of :func:`freia_kd.distill`.
+
+    Arguments:
+        teacher: A checkpoint, or a teacher in memory.
+        samples: Real inputs, which only methods that take them see.
+        preset: How much work to do.
+        training: How the students are trained, if not as the preset says.
+        set_size: How many synthetic inputs to make, if not as many as the preset says.
+        arch: The architecture, if the file does not tell.
+        domain: The input domain, if the file does not tell.
+        device: Where to compute.
+    """
+
+    teacher: PathLike | Teacher
+    samples: LabelledData | None = None
+    preset: str | Preset = "standard"
+    training: DistillationOptions | None = None
+    set_size: int | None = None
+    arch: str | None = None
+    domain: Domain | None = None
+    device: Device = "auto"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One method with one seed: plain data, which another process or machine can run.
+
+    Arguments:
+        method: What makes the inputs.
+        seed: The seed of everything random.
+        students: What to make of the teacher.
+        folder: Its run's folder, which is where its result goes.
+        options: What it has in common with other trials.
+    """
+
+    method: Method
+    seed: int
+    students: tuple[StudentSpec, ...]
+    folder: Path
+    options: TrialOptions
+
+    @property
+    def title(self) -> str:
+        """What it is called in reports."""
+        return f"{self.method.name}, seed {self.seed}"
+
+    @property
+    def result(self) -> TrialResult | None:
+        """What :meth:`run` has written, or `None`."""
+        from pydantic import TypeAdapter
+
+        path = self.folder / RESULT
+        return TypeAdapter(TrialResult).validate_json(path.read_bytes()) if path.exists() else None
+
+    def open(self, progress: Progress | None = None) -> Job:
+        """The job of this trial, new or as far as it has come."""
+        given = self.options
+        again = (self.folder / RECORD).exists()
+        # Fitting changes synthesizers, and trials in threads share them.
+        synthesizers = copy.deepcopy(self.method.synthesizers) or (Normal(),)
+        common: dict[str, Any] = {
+            "students": self.students,
+            "synthesizer": synthesizers,
+            "samples": given.samples if self.method.sees_samples else None,
+            "training": given.training,
+            "set_size": given.set_size,
+            "arch": given.arch,
+            "domain": given.domain,
+            "seed": self.seed,
+            "device": given.device,
+            "progress": progress,
+        }
+        if again:
+            return reopen_job(self.folder, teacher=given.teacher, **common)
+        return open_job(given.teacher, out=self.folder, preset=given.preset, **common)
+
+    def run(self, progress: Progress | None = None) -> None:
+        """Makes the inputs and distils the students, as far as that has not been done.
+
+        The result is written last. Training sets are deleted then; students and held-out sets stay.
+
+        Raises:
+            UsageError: If a student cannot be made of this teacher.
+            TrainingError: If a loss stays non-finite.
+        """
+        if self.result is not None:
+            return
+        job = self.open(progress)
+        (compress_students if self.method.kind == "baseline" else make_students)(job)
+        write_json(self.folder / RESULT, asdict(self._summary(job)))
+        spent = [*self.folder.glob("synthetic*/train")]
+        for folder in [
+            *spent,
+            *([] if self.method.kind == "method" else [job.run / "checkpoints"]),
+        ]:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _summary(self, job: Job) -> TrialResult:
+        students = {} if self.method.kind == "baseline" else self.load_students()
+        found = synthesizer_results(job) if students else []
+        share = job.config.set_size // max(len(found), 1)
+        return TrialResult(
+            method=self.method.name,
+            seed=self.seed,
+            agreement={s.name: None for s in self.students} | self._agreements(students, self),
+            accuracy={},
+            stages=job.run.record.seconds,
+            images=sum(f.distinct or share for f in found),
+            warnings=[f"{f.name}: {warning}" for f in found for warning in f.warnings],
+        )
+
+    def _agreements(
+        self, students: Mapping[str, Classifier], other: Trial
+    ) -> dict[str, Proportion]:
+        """On another trial's held-out inputs of odd index, which have chosen nothing."""
+        shares = {}
+        for name, student in students.items():
+            heldout = heldout_set(other.folder, name)
+            share = agreement(student, heldout, half="odd")
+            shares[name] = Proportion.of(share, len(heldout) // 2)
+        return shares
+
+    def load_students(self) -> dict[str, Classifier]:
+        """The students of this trial, which has run, by name."""
+        job = self.open()
+        stem = "compressed" if self.method.kind == "baseline" else "student"
+        files = {spec.name: job.run / f"{stem}-{spec.name}.safetensors" for spec in self.students}
+        return {name: read_student(job, path).classifier for name, path in files.items()}
+
+    def judge(self, others: Sequence[Trial]) -> dict[str, dict[str, float]]:
+        """How far the students agree with the teacher on held-out inputs of other trials.
+
+        What was found is kept in this trial's folder.
+
+        Returns:
+            The agreement of each student, by the method of the other trial.
+        """
+        path = self.folder / JUDGED
+        judged = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        missing = [other for other in others if other.method.name not in judged]
+        students = self.load_students() if missing else {}
+        for other in missing:
+            shares = self._agreements(students, other)
+            judged[other.method.name] = {name: share.value for name, share in shares.items()}
+            write_json(path, judged)
+        return {other.method.name: judged[other.method.name] for other in others}
+
+    def measure(self, data: LabelledData) -> dict[str, Proportion]:
+        """The accuracy of each student; what was found is kept in this trial's folder."""
+        from pydantic import TypeAdapter
+
+        path, sha256 = self.folder / MEASURED, fingerprint_of(data)
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if kept.get("sha256") != sha256:
+            students = self.load_students()
+            shares = {n: Proportion.of(accuracy(s, data), len(data)) for n, s in students.items()}
+            kept = {"sha256": sha256, "students": {n: asdict(s) for n, s in shares.items()}}
+            write_json(path, kept)
+        return TypeAdapter(dict[str, Proportion]).validate_python(kept["students"])
