@@ -74,7 +74,8 @@ def command(teacher: str, synthesizers: str, as_json: bool, **given: Any) -> Non
 
     Example: freiakd compare --teacher lenet5.pt --student 2 --seeds 3
     """
-    settings, methods, asked = given.pop("settings"), synthesizers, {}
+    settings = given.pop("settings")
+    asked: dict[str, Any] = {"synthesizers": synthesizers}
     with collecting() as faults:
         with faults:
             given["domain"] = pop_domain(given)
@@ -87,8 +88,8 @@ def command(teacher: str, synthesizers: str, as_json: bool, **given: Any) -> Non
             from freia_kd.comparing import build_methods
 
             with faults:
-                methods = build_methods(synthesizers, sizes.name, settings)
-        asked = {"students": students, "training": training}
+                asked["synthesizers"] = build_methods(synthesizers, sizes.name, settings)
+        asked |= {"students": students, "training": training}
     remember_folder(given["out"])
     from freia_kd import api
     from freia_kd.report.comparison import comparison_document
@@ -96,7 +97,6 @@ def command(teacher: str, synthesizers: str, as_json: bool, **given: Any) -> Non
 
     result = api.compare(
         teacher,
-        synthesizers=methods,
         progress=make_progress(as_json),
         **given,
         **{name: value for name, value in asked.items() if value is not None},

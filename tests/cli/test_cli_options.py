@@ -7,7 +7,8 @@ from cli_calls import call, fails, faults
 
 def test_all_faults_are_reported_together(distill, tmp_path):
     lines = faults(
-        *distill, "--device", "gpu", "--gamma", 0.1, "--set", "bdnf.steps=-1", "--loss", "l2",
+        *distill, "--device", "gpu", "--gamma", 0.1, "--set", "bdnf.steps=-1",
+        "--loss", "revers-kl",
         "--set", "student.stepz=1", "--keep-ratio", 0.3, "--student", 1, "--ranks", 8,
         "--mean", "0.5",
     )  # fmt: skip
@@ -15,7 +16,7 @@ def test_all_faults_are_reported_together(distill, tmp_path):
         "--device: expected one of auto, cpu, cuda; got 'gpu'.",
         "--gamma is of real samples; pass --samples as well.",
         "--set bdnf.steps: expected at least 1; got -1.",
-        "did you mean 'l1'?",
+        "did you mean 'reverse-kl'?",
         "did you mean 'student.steps'?",
         "--keep-ratio is an option of --method prune, which is not given.",
         "Pass only one of --student and --ranks",
