@@ -84,7 +84,7 @@ def open_job(
     )
     specs = [spec.changed(bn=spec.bn or sizes.bn) for spec in as_specs(students)]
     _check_specs(specs, teacher)
-    folder = Path(out) if out is not None else _new_folder(Path(path).stem)
+    folder = Path(out) if out is not None else new_folder(Path(path).stem)
     run = Run.create(folder, "distill", config.to_dict(), progress)
     return Job(teacher.to(place), run, config, specs, synthesizers, few, evaluation)
 
@@ -215,7 +215,7 @@ def _flow_hash(synthesizers: list[Synthesizer]) -> str | None:
     return hashlib.sha256(b"".join(files)).hexdigest() if files else None
 
 
-def _new_folder(stem: str) -> Path:
+def new_folder(stem: str) -> Path:
     number = 1
     while (folder := Path("runs") / f"{stem}-{number}").exists():
         number += 1
