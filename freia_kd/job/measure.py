@@ -69,7 +69,7 @@ def measure(job: Job, compressed: Sequence[Student]) -> Report:
             evaluation=None if data is None else data.name,
             evaluation_count=0 if data is None else len(data),
         ),
-        seconds=job.run.record.seconds,
+        seconds=dict(job.run.record.seconds),
         provenance=provenance.record(config.to_dict(), job.device, config.seed),
     )
 
