@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-import freia_kd.api  # before its parts are replaced
 from freia_kd.cli.main import COMMANDS, main
 from freia_kd.synthesizers.bdnf import BDNFOptions
 

@@ -56,8 +56,9 @@ def open_job(
     progress: Progress | None = None,
 ) -> Job:
     """A new run; arguments and errors as of :func:`freia_kd.distill`."""
-    place = choose_device(device)
     with collect_faults() as collected:
+        with collected:
+            place = choose_device(device)
         with collected:
             sizes = get_preset(preset)
         with collected:

@@ -17,12 +17,13 @@ from freia_kd.training import TrainingLoop
 
 def specs_of(arch):
     low = Tucker(student="3") if arch == "resnet14" else Tucker(layers={"conv3": 0.4, "fc1": 0.5})
+    searched = [] if arch == "resnet14" else [StudentSpec((Tucker(target="macs", goal=0.7),))]
     return [
         StudentSpec((low,), "low"),
         StudentSpec((Prune(keep_ratio=0.6, importance="taylor"),)),
         StudentSpec((Quantize(observer="histogram"),)),
         StudentSpec((low, Prune(keep_ratio=0.7), Quantize()), "chain"),
-        StudentSpec((Tucker(target="macs", goal=0.7),)),
+        *searched,  # which takes a minute for a ResNet
     ]
 
 
@@ -38,10 +39,9 @@ def test_compressed_only_is_what_compress_writes(arch, teacher, tmp_path):
         file = tmp_path / f"run/compressed-{spec.name}.safetensors"
         made = freia_kd.compress(taught, tmp_path / "alone.safetensors", student=spec, seed=3)
         assert (tmp_path / "alone.safetensors").read_bytes() == file.read_bytes(), spec.name
-        other = tmp_path / "other.safetensors"
-        freia_kd.compress(taught, other, student=spec, seed=4)
-        drawn = arch == "resnet14" or spec.methods[-1].name == "quantize"
-        assert (other.read_bytes() != file.read_bytes()) == drawn or spec.methods[0].needs_teacher
+        if spec.name == "quantize":  # whose ranges depend on the calibration set
+            freia_kd.compress(taught, tmp_path / "other.safetensors", student=spec, seed=4)
+            assert (tmp_path / "other.safetensors").read_bytes() != file.read_bytes()
         net = freia_kd.load_student(file)
         said, answers = predict(net, data), predict(taught, data)
         assert student.compressed.accuracy.value == pytest.approx(accuracy(net, data))

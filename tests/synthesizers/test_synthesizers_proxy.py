@@ -61,5 +61,5 @@ def test_a_source_is_needed(teacher):
         Proxy().fit(teacher)
     with pytest.raises(UsageError, match="There is no folder or file"):
         fitted(teacher, source="nowhere")
-    with pytest.raises(ValueError, match="proxy.most: expected at least 1; got 0"):
+    with pytest.raises(ValueError, match=r"proxy.most: expected at least 1; got 0"):
         ProxyOptions(most=0)

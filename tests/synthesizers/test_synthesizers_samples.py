@@ -112,7 +112,7 @@ def test_many_samples_are_left_as_they_are_unless_asked(teacher):
     assert SamplesOptions("never").augmentation(domain, 1) is None
     assert Samples.build("paper").options.augment == "never"
     with pytest.raises(
-        ValueError, match="samples.augment: expected 'few', 'always' or 'never'; got 'maybe'"
+        ValueError, match=r"samples.augment: expected 'few', 'always' or 'never'; got 'maybe'"
     ):
         SamplesOptions("maybe")
 
