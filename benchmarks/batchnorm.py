@@ -23,13 +23,15 @@ import torch
 from students import spread
 
 from freia_kd.compression import apply_plan, prepare_batchnorm, student_plan
+from freia_kd.config import DistillationOptions
 from freia_kd.data.datasets import LabelledData, load_dataset
 from freia_kd.data.synthetic import SyntheticSet, SyntheticWriter
-from freia_kd.distillation import DistillationOptions, agreement, predict, train_student
+from freia_kd.distillation import train_student
 from freia_kd.domain import DOMAINS
+from freia_kd.evaluation import agreement, predict, share_equal
 from freia_kd.files import write_json, write_text
 from freia_kd.synthesizers import build_synthesizers
-from freia_kd.synthesizers.fresh import answered
+from freia_kd.synthesizers.on_the_fly import generate_labelled
 from freia_kd.teachers import Classifier, Teacher, build_net, train_classifier
 
 MODES = ("match", "freeze", "reestimate", "train")
@@ -66,7 +68,7 @@ def make_set(folder, teacher, name, size, seed):
     generator = torch.Generator().manual_seed(seed)
     synthesizer.fit(teacher, generator=generator)
     SyntheticWriter(folder, teacher.domain).append(
-        *answered([synthesizer], teacher, size, generator)
+        *generate_labelled([synthesizer], teacher, size, generator)
     )
     return SyntheticSet(folder)
 
@@ -74,8 +76,8 @@ def make_set(folder, teacher, name, size, seed):
 def measure(student, test, answers, judge):
     said = predict(student, test)
     return {
-        "accuracy": said.eq(test.labels).double().mean().item(),
-        "agreement": said.eq(answers).double().mean().item(),
+        "accuracy": share_equal(said, test.labels),
+        "agreement": share_equal(said, answers),
         "agreement_synthetic": agreement(student, judge),
     }
 
@@ -93,9 +95,12 @@ def run_student(name, teacher, data, arguments, seed, score):
         results[title] = score(student)
     for mode in MODES:
         student = copy.deepcopy(fresh)
-        options = DistillationOptions(steps=arguments.steps, batch_size=64, bn=mode)
+        prepare_batchnorm(student.net, mode, inputs, teacher.net)
+        options = DistillationOptions(steps=arguments.steps, batch_size=64)
         generator = torch.Generator().manual_seed(seed)
-        train_student(student, data, options, generator, teacher=teacher)
+        train_student(
+            student, data, options, generator, teacher=teacher, batchnorm_follows=mode == "train"
+        )
         results[mode] = score(student)
     return results
 
@@ -111,7 +116,7 @@ def run_seed(arguments, seed, folder):
     teacher = make_teacher(arguments, train, domain, seed)
     answers = predict(teacher, test)
     judge = make_set(folder / f"judge-{seed}", teacher, "bdnf", 1024, seed + 1)
-    result = {"seed": seed, "teacher": answers.eq(test.labels).double().mean().item(), "sets": {}}
+    result = {"seed": seed, "teacher": share_equal(answers, test.labels), "sets": {}}
     print(seed, "teacher and judge", f"{time.perf_counter() - start:.0f} s", flush=True)
     for source in arguments.sets:
         data = make_set(folder / f"{source}-{seed}", teacher, source, arguments.size, seed)
