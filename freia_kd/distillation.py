@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,13 +76,12 @@ def train_student(
     checkpoints: Checkpoints | None = None,
     heldout: SyntheticSet | None = None,
     teacher: Teacher | None = None,
-    batchnorm_follows: bool = False,
 ) -> None:
     """Trains a student in place on the teacher's logits of synthetic inputs.
 
     The student stays in eval mode, dropout included, since it is to match the function that the
-    teacher is in eval mode. By default its normalisation layers keep the statistics that they have,
-    which the paper found to be better (section 5.2).
+    teacher is in eval mode. Its normalisation layers keep the statistics that they have, which the
+    paper found to be better (section 5.2).
 
     Arguments:
         student: The student, on the device to train on.
@@ -98,7 +96,6 @@ def train_student(
             student ends with the ones that agree best with the teacher on those of even index.
             Without them it ends with the last weights.
         teacher: The teacher on the same device, for options that need it.
-        batchnorm_follows: Whether the statistics of batch normalisation follow the batches.
 
     Raises:
         TrainingError: If the loss stays non-finite.
@@ -110,6 +107,7 @@ def train_student(
         raise UsageError("Mixup and activation boundaries need the teacher; pass teacher=.")
     generator = own_generator(generator)
     student.eval().requires_grad_(True)
+    start = [p.detach().clone() for p in student.parameters()]
     early, late = _phases(options)
 
     def batches(step: int) -> tuple[Tensor, Tensor]:
@@ -118,20 +116,11 @@ def train_student(
     def later(step: int) -> tuple[Tensor, Tensor]:
         return batches(step + early)
 
-    with channels_last(student), _batchnorm_mode(student, batchnorm_follows):
+    with channels_last(student):
         if early and teacher is not None:
             part = checkpoints and checkpoints.part("boundaries")
             _learn_boundaries(student, teacher, batches, early, options, generator, part)
-        _learn_logits(student, later, late, options, generator, checkpoints, heldout)
-
-
-@contextmanager
-def _batchnorm_mode(student: nn.Module, follows: bool) -> Iterator[None]:
-    """Puts batch normalisation that is to be trained into training mode, and back."""
-    for layer in batchnorm_layers(student):
-        layer.train(follows)
-    yield
-    student.eval()
+        _learn_logits(student, later, late, options, generator, checkpoints, heldout, start)
 
 
 def _phases(options: DistillationOptions) -> tuple[int, int]:
@@ -247,6 +236,7 @@ def _learn_logits(
     generator: torch.Generator,
     checkpoints: Checkpoints | None,
     heldout: SyntheticSet | None,
+    start: Sequence[Tensor],
 ) -> None:
     """Trains the student on the teacher's logits, and leaves it with the weights to be kept."""
     divergence = DIVERGENCES[options.divergence]
@@ -266,6 +256,8 @@ def _learn_logits(
     for step in loop:
         x, target = batches(step)
         loss = divergence(student(x), target, options.temperature)
+        if options.pull:
+            loss = loss + options.pull / 2 * distance(student.parameters(), start)
         if loop.accept(loss):
             optimizer.zero_grad()
             loss.backward()
@@ -294,3 +286,9 @@ def _keep_layout(optimizer: torch.optim.Optimizer) -> None:
                     state[key] = torch.empty_like(parameter, requires_grad=False).copy_(value)
 
     optimizer.register_load_state_dict_post_hook(rearrange)
+
+
+def distance(weights: Iterable[Tensor], start: Sequence[Tensor]) -> Tensor:
+    """The squared distance of weights to those of the start, over all of them together."""
+    pairs = zip(weights, start, strict=True)
+    return torch.stack([(w - s).square().sum() for w, s in pairs]).sum()

@@ -61,6 +61,23 @@ class Domain:
         """Whether inputs are images in [0, 1]; vectors are unbounded."""
         return len(self.shape) == 3
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether mean and std can be those of images; not so, say, where pixels are 0 to 255.
+
+        No pixels in [0, 1] have a mean of 0 and a std of 1; only black and white ones have a mean
+        and a std of 0.5. Vectors may have any.
+
+        Example:
+            >>> Domain((1, 8, 8), 2, (0.3,), (0.2,)).is_measured, Domain((1, 8, 8), 2).is_measured
+            (True, False)
+        """
+        if not self.is_image:
+            return True
+        channels = self.shape[0]
+        means, stds = (v * channels if len(v) == 1 else v for v in (self.mean, self.std))
+        return all(s**2 < 0.99 * m * (1 - m) for m, s in zip(means, stds, strict=True))
+
     def normalize(self, x: Tensor) -> Tensor:
         """Maps pixels in [0, 1] with shape `(B, *shape)` to what the classifier eats.
 

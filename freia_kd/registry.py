@@ -96,6 +96,8 @@ DIVERGENCES = Registry(
         "reverse-kl": "freia_kd.objectives.divergences:reverse_kl",
         "js": "freia_kd.objectives.divergences:jensen_shannon",
         "l1": "freia_kd.objectives.divergences:l1",
+        "centred-l1": "freia_kd.objectives.divergences:centred_l1",
+        "centred-mse": "freia_kd.objectives.divergences:centred_mse",
     },
     "divergence",
 )
@@ -107,4 +109,15 @@ COMPRESSIONS = Registry(
         "quantize": "freia_kd.compression.quantize:Quantize",
     },
     "method of compression",
+)
+TOYS = Registry(
+    "freia_kd.toys",
+    {
+        "moons": "freia_kd.data.toy:moons",
+        "circles": "freia_kd.data.toy:circles",
+        "mixture": "freia_kd.data.toy:mixture",
+        "pinwheel": "freia_kd.data.toy:pinwheel",
+        "pizza": "freia_kd.data.toy:pizza",
+    },
+    "toy data set",
 )

@@ -38,3 +38,20 @@ def test_faults_are_named(fields, message):
 def test_a_wrong_input_shape_is_refused():
     with pytest.raises(ValueError, match=r"Expected inputs with shape \(B, 1, 32, 32\)"):
         DOMAINS["mnist"].normalize(torch.zeros(2, 1, 28, 28))
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "measured"),
+    [
+        ((0.1307,), (0.3081,), True),
+        ((0.4, 0.5, 0.4), (0.2, 0.2, 0.3), True),
+        ((0.0,), (1.0,), False),
+        ((0.0,), (1 / 255,), False),
+        ((0.5,), (0.5,), False),
+        ((0.5, 0.5, 0.0), (0.2,), False),
+        ((-0.1,), (0.1,), False),
+    ],
+)
+def test_whether_statistics_were_measured(mean, std, measured):
+    assert Domain((3, 4, 4), 2, mean, std).is_measured == measured
+    assert Domain((3,), 2, mean, std).is_measured

@@ -1,6 +1,6 @@
 """Compression: methods that make a net smaller, and what they cost and save."""
 
-from .batchnorm import batchnorm_layers, match_batchnorm, prepare_batchnorm, train_mode
+from .batchnorm import batchnorm_layers, match_batchnorm
 from .comparison import Comparison, compare_costs
 from .cost import Latency, count_macs, count_parameters, measure_latencies
 from .loading import load_classifier, load_teacher
@@ -43,9 +43,7 @@ __all__ = [
     "method_of",
     "original_state",
     "parse_ranks",
-    "prepare_batchnorm",
     "read_rules",
     "rebuild",
     "student_plan",
-    "train_mode",
 ]

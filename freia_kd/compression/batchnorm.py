@@ -1,16 +1,15 @@
-"""What becomes of batch normalisation in a compressed net: its statistics matched, kept or new."""
+"""Batch normalisation in a compressed net: statistics that fit its features."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..config import BatchNormMode
 from ..modes import evaluating
 from .modules import hooked
 
@@ -23,94 +22,6 @@ def batchnorm_layers(net: nn.Module) -> Iterator[_BatchNorm]:
     for module in net.modules():
         if isinstance(module, _BatchNorm) and module.track_running_stats:
             yield module
-
-
-def prepare_batchnorm(
-    net: nn.Module,
-    mode: BatchNormMode,
-    inputs: Tensor | None = None,
-    origin: nn.Module | None = None,
-) -> None:
-    """Readies a compressed net's batch normalisation before it is trained.
-
-    Arguments:
-        net: The compressed net, modified in place where the mode is `"match"` or `"reestimate"`.
-        mode: `"match"` moves the statistics by what compression did to the features, see
-            :func:`match_batchnorm`, and keeps them; `"freeze"` keeps them as they are;
-            `"reestimate"` takes those of the inputs and keeps them; `"train"` lets them follow the
-            training batches.
-        inputs: What the net takes, with shape `(N, *shape)`, for `"match"` and `"reestimate"`.
-        origin: The net that it was compressed from, for `"match"`.
-
-    Raises:
-        ValueError: If the mode is unknown, or inputs or the origin are missing.
-    """
-    if mode not in get_args(BatchNormMode):
-        known = ", ".join(get_args(BatchNormMode))
-        raise ValueError(f"Expected batch-norm mode {known}; got {mode!r}.")
-    if mode in ("freeze", "train"):
-        return
-    if inputs is None:
-        raise ValueError("Expected inputs, from which to estimate batch statistics.")
-    if mode == "reestimate":
-        reestimate_batchnorm(net, inputs)
-    elif origin is None:
-        raise ValueError("Expected the net that this one was compressed from, to match it.")
-    else:
-        match_batchnorm(net, origin, inputs)
-
-
-def train_mode(net: nn.Module, mode: BatchNormMode = "freeze") -> None:
-    """Puts a net into training mode; batch normalisation only if the mode is `"train"`.
-
-    To be called wherever `net.train()` would be. The scale and shift of a frozen layer stay
-    trainable; only its running statistics are fixed.
-
-    Example:
-        >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
-        >>> train_mode(net)
-        >>> net[0].training, net[1].training
-        (True, False)
-    """
-    net.train()
-    if mode != "train":
-        for layer in batchnorm_layers(net):
-            layer.eval()
-
-
-def reestimate_batchnorm(net: nn.Module, inputs: Tensor, batch: int = 256) -> None:
-    """Replaces the running statistics by the averages over all batches of the inputs.
-
-    In one pass, each layer seeing what the layers before it give in training mode; all other
-    modules (dropout) are in eval mode, and everything is put back into its own mode.
-
-    Arguments:
-        net: The net, modified in place.
-        inputs: What the net takes, with shape `(N, *shape)`.
-        batch: How many inputs to run at once. The last batch is left out if it is smaller.
-
-    Raises:
-        ValueError: If there are fewer than 2 inputs, or the net rejects them.
-
-    Example:
-        >>> net = nn.BatchNorm1d(1, affine=False)
-        >>> reestimate_batchnorm(net, Tensor([[0.0], [2.0]]))
-        >>> net.running_mean.item(), net.running_var.item()
-        (1.0, 2.0)
-    """
-    batches = _batches(inputs, batch)
-    layers = list(batchnorm_layers(net))
-    momenta = [layer.momentum for layer in layers]
-    with evaluating(net):
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None  # the average of all batches
-            layer.train()
-        try:
-            _run(batches, net)
-        finally:
-            for layer, momentum in zip(layers, momenta, strict=True):
-                layer.momentum = momentum
 
 
 def match_batchnorm(net: nn.Module, origin: nn.Module, inputs: Tensor, batch: int = 256) -> None:

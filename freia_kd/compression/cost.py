@@ -6,7 +6,7 @@ import io
 import time
 import weakref
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,10 +39,6 @@ class Latency:
     high: float
     batch: int
     repeats: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON types."""
-        return asdict(self)
 
 
 def count_parameters(net: nn.Module) -> int:

@@ -79,7 +79,6 @@ def train_student_of(
                 job.run.checkpoints(stage),
                 heldout,
                 teacher=job.teacher,
-                batchnorm_follows=spec.bn == "train",
             )
             for path in paths:
                 write_student(path, student)

@@ -5,7 +5,15 @@ from .batchnorm import BatchStatistics, LayerStatistics, moments, normalization_
 from .bidirectional import Bidirectional
 from .contract import Batch, Objective, Terms
 from .distill import Distill, Exact, cross_entropy, vary_contrast
-from .divergences import DIVERGENCES, forward_kl, jensen_shannon, l1, reverse_kl
+from .divergences import (
+    DIVERGENCES,
+    centred_l1,
+    centred_mse,
+    forward_kl,
+    jensen_shannon,
+    l1,
+    reverse_kl,
+)
 from .image_priors import BasePrior, GaussianPrior, Prior, SpectralPrior, TotalVariation
 from .monitors import Diagnostics, diagnose, diagnose_flow, not_finite
 from .reverse_likelihood import ReverseLikelihood, dequantize
@@ -29,6 +37,8 @@ __all__ = [
     "Terms",
     "TotalVariation",
     "boundary_layers",
+    "centred_l1",
+    "centred_mse",
     "cross_entropy",
     "dequantize",
     "diagnose",

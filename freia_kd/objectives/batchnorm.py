@@ -6,11 +6,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
+
+Form = Literal["norms", "divergence"]
+FLOOR = 1e-3  # of a layer's mean running variance, which is added to every variance
+TINY = 1e-12  # for layers that are dead altogether
 
 
 class LayerStatistics(NamedTuple):
@@ -68,6 +72,28 @@ def _sum_over_ranks(value: Tensor) -> Tensor:
     return all_reduce(value)
 
 
+def gaussian_divergence(record: LayerStatistics) -> Tensor:
+    r"""How far a layer's features are from those it remembers, as Gaussians: nats a channel.
+
+    .. math:: \Bigl\langle \frac{\sigma^2 + (\mu - \hat\mu)^2}{2 \hat\sigma^2} - \frac{1}{2}
+              - \frac{1}{2} \log \frac{\sigma^2}{\hat\sigma^2} \Bigr\rangle
+
+    It stays the same when all features are multiplied by a number.
+    """
+    floor = FLOOR * record.running_variance.mean() + TINY
+    ours, theirs = record.variance + floor, record.running_variance + floor
+    shift = (record.mean - record.running_mean).square()
+    return (((ours + shift) / theirs - 1 - (ours / theirs).log()) / 2).mean()
+
+
+def check_form(form: str) -> None:
+    """Raises `ValueError` unless there is such a form of batch statistics."""
+    if form not in get_args(Form):
+        raise ValueError(
+            f"Expected the form {' or '.join(get_args(Form))} of batch statistics; got {form!r}."
+        )
+
+
 @dataclass(frozen=True)
 class BatchStatistics:
     r"""The distance of feature statistics to those that the teacher's layers remember, eq. (7).
@@ -79,7 +105,18 @@ class BatchStatistics:
     eq. (4) is maximised. The norms are not squared, as in the paper and in DeepInversion. (The
     paper's code doubles the distances of means.)
 
+    That sum has the units of the teacher's features, and grows with layers and channels: between
+    two teachers it may differ by a factor of thousands. `form="divergence"` has neither,
+
+    .. math:: \frac{1}{\sum_l w_l} \sum_l w_l \Bigl\langle \mathrm{KL}\bigl(
+              \mathcal{N}(\mu_l, \sigma^2_l) \,\|\, \mathcal{N}(\hat\mu_l, \hat\sigma^2_l)
+              \bigr) \Bigr\rangle
+
+    in nats, averaged over the channels of a layer. To both variances a thousandth of the layer's
+    mean running variance is added, since dead channels have none.
+
     Arguments:
+        form: `"norms"` for eq. (7) as published, `"divergence"` for the one without units.
         first: The weight of the first layer (the paper 1, its code 2).
         weights: Weights of single layers by module name; 1 for those not named.
         momentum: The share m of earlier batches in :math:`\mu_l, \sigma^2_l`: statistics
@@ -89,7 +126,7 @@ class BatchStatistics:
             on the CPU or device of the features. Save it with a checkpoint to resume exactly.
 
     Raises:
-        ValueError: If a weight is negative or momentum is outside [0, 1).
+        ValueError: If the form is unknown, a weight is negative or momentum is outside [0, 1).
 
     References:
         | Dreaming to Distill: Data-free Knowledge Transfer via DeepInversion (Yin et al., 2020)
@@ -105,12 +142,14 @@ class BatchStatistics:
         5.0
     """
 
+    form: Form = "norms"
     first: float = 1.0
     weights: Mapping[str, float] = field(default_factory=dict)
     momentum: float = 0.0
     earlier: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        check_form(self.form)
         if self.first < 0 or any(weight < 0 for weight in self.weights.values()):
             raise ValueError(
                 f"Expected weights of at least 0; got first={self.first} and {dict(self.weights)}."
@@ -146,7 +185,7 @@ class BatchStatistics:
                 handle.remove()
 
     def loss(self, records: list[LayerStatistics]) -> Tensor:
-        """Eq. (7) of what was observed, a scalar to be minimised.
+        """The distance of what was observed, in the chosen form: a scalar to be minimised.
 
         Raises:
             ValueError: If nothing was observed.
@@ -156,16 +195,19 @@ class BatchStatistics:
                 "Expected statistics of at least one layer; got none. Call the teacher inside "
                 "observe(), or leave this term out for a teacher without batch normalisation."
             )
-        distances = [
-            self._weight(record, records[0]) * self._distance(record) for record in records
-        ]
-        return torch.stack(distances).sum()
+        weights = [self._weight(record, records[0]) for record in records]
+        distances = [w * self._distance(r) for w, r in zip(weights, records, strict=True)]
+        total = torch.stack(distances).sum()
+        return total if self.form == "norms" else total / (sum(weights) or 1.0)
 
     def _weight(self, record: LayerStatistics, first: LayerStatistics) -> float:
         return self.weights.get(record.name, self.first if record.name == first.name else 1.0)
 
     def _distance(self, record: LayerStatistics) -> Tensor:
         mean, variance = self._blend(record)
+        if self.form == "divergence":
+            blended = record._replace(mean=mean, variance=variance)
+            return gaussian_divergence(blended)
         return torch.linalg.vector_norm(mean - record.running_mean) + torch.linalg.vector_norm(
             variance - record.running_variance
         )

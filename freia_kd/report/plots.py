@@ -138,7 +138,7 @@ def plot_costs(costs: CostComparison) -> Figure:
     """Bars for what each compressed layer costs, before and after."""
     names = [layer.name for layer in costs.layers]
     figure = _figure(9, 1.2 + 0.42 * max(len(names), 1))
-    values = {
+    values: dict[str, list[tuple[float, ...]]] = {
         "parameters": [layer.parameters for layer in costs.layers],
         "MACs for one input": [layer.macs for layer in costs.layers],
         "latency alone (ms)": [tuple(t.median for t in layer.latency) for layer in costs.layers],

@@ -11,6 +11,7 @@ from ..registry import Registry
 
 if TYPE_CHECKING:
     from ..data.datasets import LabelledData
+    from ..domain import Domain
     from ..teachers.classifier import Teacher
     from .contract import Synthesizer
 
@@ -30,12 +31,20 @@ SYNTHESIZERS = Registry(
         "kw-bns": f"{_HERE}.knowledge_within:KWStatistics",
         "kw-mixture": f"{_HERE}.knowledge_within:KWMixture",
         "samples": f"{_HERE}.samples:Samples",
+        "leaves": f"{_HERE}.leaves:Leaves",
+        "photos": f"{_HERE}.photos:Photos",
+        "proxy": f"{_HERE}.proxy:Proxy",
         "spectral": f"{_HERE}.noise:Spectral",
         "uniform": f"{_HERE}.noise:Uniform",
         "normal": f"{_HERE}.noise:Normal",
     },
     "synthesizer",
 )
+
+
+def default_synthesizer(domain: Domain) -> str:
+    """What makes the inputs of a domain where nothing else is asked for."""
+    return "bdnf+spectral" if domain.is_image else "bdnf"
 
 
 def build_synthesizers(

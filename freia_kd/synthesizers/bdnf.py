@@ -11,12 +11,14 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..config import Config, Count, Decay, NonNegative, Positive
+from ..data.augment import Augmentation
 from ..data.datasets import LabelledData
 from ..domain import Domain
 from ..errors import CheckpointError, UsageError
 from ..flows import build_flow
 from ..flows.bases import Base, GaussianBase, SpectralBase
 from ..flows.contract import ConditionalFlow
+from ..objectives.batchnorm import BatchStatistics, Form
 from ..objectives.bidirectional import Bidirectional
 from ..objectives.contract import Batch, Objective
 from ..objectives.distill import Distill
@@ -38,8 +40,13 @@ class BDNFOptions(Config):
         prior: Whether the objective keeps :math:`log p_X(x)` of eq. (1), as the density of the base
             through the squash, with the weight `alpha` of the volume. The paper drops it.
         alpha: The weight of the volume, per image (the paper's 1e-2).
-        beta: The weight of the batch statistics (the paper's 1).
+        statistics: How batch statistics are compared: `"norms"` as published, or `"divergence"`,
+            which has no units, so that one beta serves teachers of any scale and depth
+            (:class:`~freia_kd.objectives.batchnorm.BatchStatistics`).
+        beta: The weight of the batch statistics (the paper's 1, for its norms).
         gamma: The weight of the real samples' likelihood (the paper's 1e-2).
+        augment: Whether real samples are augmented before the flow learns their likelihood, without
+            mixing them (:class:`~freia_kd.data.augment.Augmentation`); the paper's are not.
         steps: Training steps.
         batch_size: Latents in a step.
         learning_rate: Adam's (the paper's 1e-4, with far more steps), falling to 0 as a cosine.
@@ -59,8 +66,10 @@ class BDNFOptions(Config):
     base: Literal["spectral", "gaussian"] = "spectral"
     prior: bool = True
     alpha: NonNegative = 1e-2
-    beta: NonNegative = 1.0
+    statistics: Form = "divergence"
+    beta: NonNegative = 10.0
     gamma: NonNegative = 1e-2
+    augment: bool = True
     steps: Count = 600
     batch_size: Count = 128
     learning_rate: Positive = 1e-3
@@ -82,12 +91,20 @@ class BDNFOptions(Config):
             prior=BasePrior() if self.prior else None,
             prior_weight=self.alpha,
             contrast=self.contrast,
+            batchnorm=BatchStatistics(self.statistics),
         )
         return Bidirectional(distill, self.gamma) if samples else distill
 
 
 # As the paper and its code have it, but for what the docstring of BDNF names.
-PUBLISHED: dict[str, Any] = {"base": "gaussian", "prior": False, "contrast": (1.0, 2.0)}
+PUBLISHED: dict[str, Any] = {
+    "base": "gaussian",
+    "prior": False,
+    "contrast": (1.0, 2.0),
+    "statistics": "norms",
+    "beta": 1.0,
+    "augment": False,
+}
 
 
 class BDNF(Synthesizer):
@@ -163,7 +180,8 @@ class BDNF(Synthesizer):
             "train the flow", options.steps, parts, generator, optimizer, checkpoints
         )
         for _ in loop:
-            terms = objective(flow, teacher, self._batch(flow, samples, generator))
+            batch = self._batch(flow, samples, teacher.domain, generator)
+            terms = objective(flow, teacher, batch)
             if loop.accept(terms.total, terms.items()):
                 optimizer.zero_grad()
                 terms.total.backward()
@@ -208,17 +226,25 @@ class BDNF(Synthesizer):
         return flow
 
     def _batch(
-        self, flow: ConditionalFlow, samples: LabelledData | None, generator: torch.Generator
+        self,
+        flow: ConditionalFlow,
+        samples: LabelledData | None,
+        domain: Domain,
+        generator: torch.Generator,
     ) -> Batch:
         n = self.options.batch_size
         c = draw_labels(n, flow.classes, None, generator)
         z = flow.sample_base(c, generator=generator)
         if samples is None:
             return Batch(z, c, generator=generator)
-        few = min(n, len(samples))  # more would cost time and tell nothing new
+        # As many as there are: more would cost time and tell nothing new, unless augmented.
+        few = min(n, max(len(samples), n // 4 if self.options.augment else 1))
         rows = torch.randint(len(samples), (few,), generator=generator, device=generator.device)
         x, y = samples.take(rows.cpu())
-        return Batch(z, c, x.to(z.device), y.to(z.device), generator)
+        x = x.to(z.device)
+        if self.options.augment:
+            x = Augmentation.for_domain(domain, mixing=0.0)(x, generator, domain)
+        return Batch(z, c, x, y.to(z.device), generator)
 
     def diagnose(self, teacher: Teacher, generator: torch.Generator | None = None) -> Diagnostics:
         """How the flow's samples look to the teacher and to each other, from 512 of them."""

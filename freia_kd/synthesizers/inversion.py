@@ -44,7 +44,7 @@ class InversionOptions(Config):
         images: How many images the bank gets, rounded up to whole batches.
         batch_size: Images that are optimised together.
         steps: Steps of Adam for each batch.
-        learning_rate: Adam's, in units of normalised pixels.
+        learning_rate: Adam's, in units of normalised pixels (:func:`unit`).
         decay: Whether the learning rate falls to 0 as a cosine within each batch. Off, as in the
             paper's code for CIFAR-10; that for ImageNet does it, and few steps need it.
         jitter: The most pixels by which a step rolls the images, each way.
@@ -69,7 +69,9 @@ class InversionOptions(Config):
 class Inversion(Bank):
     """A bank of images that Adam optimises from Gaussian noise under a loss, batch by batch.
 
-    The images are optimised in the units that the teacher takes, and every step clips them to
+    The images are optimised in the units that the teacher takes, from noise of the mean and
+    standard deviation that it normalises by (where these were not measured, say because it takes 0
+    to 255, a quarter of the range counts as one unit, :func:`unit`), and every step clips them to
     pixels in [0, 1]. The teacher is frozen and in eval mode. The whole bank is one training stage,
     whose state holds the finished images, those at work and Adam's moments; it resumes exactly.
 
@@ -110,7 +112,7 @@ class Inversion(Bank):
                 optimizer.state.clear()
                 loop.mark()  # a rollback must not lead back into another batch
             rate = options.learning_rate * (_cosine(t / options.steps) if options.decay else 1)
-            optimizer.param_groups[0]["lr"] = rate / 2**loop.rollbacks
+            optimizer.param_groups[0]["lr"] = rate * unit(teacher.domain) / 2**loop.rollbacks
             x = augment(canvas.whole(), options.jitter, options.flip, generator)
             terms = loss(x, canvas.labels)
             if loop.accept(terms.total, terms.items()):
@@ -175,7 +177,10 @@ class Canvas:
         """Fresh noise; labels are balanced over the bank, and in a random order."""
         self.batch, self.coarse = batch, coarse
         device = self.generator.device
-        self.x.copy_(torch.randn(self.x.shape, generator=self.generator, device=device))
+        noise = torch.randn(self.x.shape, generator=self.generator, device=device)
+        if not self.domain.is_measured:
+            noise = (self.low + self.high) / 2 + unit(self.domain) * noise
+        self.x.copy_(noise)
         self.clip()
         order = torch.randperm(self.size, generator=self.generator, device=device)
         self.labels = (order + batch * self.size) % self.domain.classes
@@ -207,6 +212,16 @@ class Canvas:
         self.batch, self.coarse = state["batch"], state["coarse"]
         for name in TENSORS:
             getattr(self, name).copy_(state[name])
+
+
+def unit(domain: Domain) -> float:
+    """What counts as one unit of normalised pixels: 1, or else a quarter of their range.
+
+    Rates and norms are meant for pixels that are normalised to a standard deviation of about 1.
+    """
+    if domain.is_measured:
+        return 1.0
+    return len(domain.std) / sum(domain.std) / 4
 
 
 def augment(x: Tensor, jitter: int, flip: bool, generator: torch.Generator) -> Tensor:

@@ -23,7 +23,7 @@ from ..objectives.contract import Terms
 from ..teachers.classifier import Classifier, Teacher
 from ..training import Checkpoints
 from .contract import TEACHER_BATCH_SIZE
-from .inversion import QUICK, STANDARD, Inversion, InversionOptions, Loss
+from .inversion import QUICK, STANDARD, Inversion, InversionOptions, Loss, unit
 from .noise import Noise
 
 EPSILON = 1e-5  # what batch normalisation adds to a variance
@@ -112,12 +112,13 @@ class KnowledgeWithin(Inversion):
         def loss(x: Tensor, y: Tensor) -> Terms:
             with statistics.observe(teacher.net) as records:
                 logits = teacher.net(x)
+            scaled = x / unit(teacher.domain)
             terms: dict[str, Tensor] = {}
             if "statistics" in self.terms:
                 terms["statistics"] = options.statistics * gaussian_divergence(records)
             if "inception" in self.terms:
                 terms["inception"] = -options.inception * logits.gather(1, y[:, None]).mean()
-                terms["smoothness"] = options.smoothness * roughness(x, options.blur)
+                terms["smoothness"] = options.smoothness * roughness(scaled, options.blur)
             return Terms(**terms)
 
         return loss

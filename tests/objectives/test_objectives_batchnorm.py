@@ -151,3 +151,77 @@ def test_statistics_are_those_of_all_ranks_together(tmp_path):
     for value, gradient in results.values():
         np.testing.assert_allclose(value, loss.item())
         np.testing.assert_allclose(gradient, shift.grad.numpy())
+
+
+def gaussian_kl(mean, variance, other_mean, other_variance):
+    return (
+        np.log(other_variance / variance) / 2
+        + (variance + (mean - other_mean) ** 2) / (2 * other_variance)
+        - 0.5
+    )
+
+
+def divergence(teacher, x, **options):
+    statistics = BatchStatistics("divergence", **options)
+    with statistics.observe(teacher) as records:
+        teacher(x)
+    return statistics.loss(records)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_form_without_units_is_a_divergence_of_gaussians(name):
+    make, shape = LAYERS[name]
+    layer, x = randomized(make()), draw(*shape)
+    channels = np.moveaxis(x.numpy(), 1, 0).reshape(4, -1)
+    running = layer.running_var.numpy()
+    floor = running.mean() / 1000
+    values = gaussian_kl(
+        channels.mean(1), channels.var(1) + floor, layer.running_mean.numpy(), running + floor
+    )
+    np.testing.assert_allclose(divergence(layer, x).item(), values.mean(), rtol=1e-6)
+
+
+def test_the_form_without_units_is_the_mean_over_layers():
+    teacher, x = two_layers(), draw(6, 4, 3, 2)
+    first = divergence(teacher[0], x)
+    second = divergence(teacher[1], teacher[0](x).detach())
+    np.testing.assert_allclose(divergence(teacher, x).item(), ((first + second) / 2).item())
+    weighted = divergence(teacher, x, first=3.0)
+    np.testing.assert_allclose(weighted.item(), ((3 * first + second) / 4).item())
+
+
+@pytest.mark.parametrize(("form", "grows"), [("norms", True), ("divergence", False)])
+def test_only_the_norms_grow_with_the_teachers_units(form, grows):
+    layer, x = randomized(nn.BatchNorm1d(4)), draw(6, 4)
+    values = []
+    for scale in (1.0, 100.0):
+        large = randomized(nn.BatchNorm1d(4))
+        large.running_mean.copy_(scale * layer.running_mean)
+        large.running_var.copy_(scale**2 * layer.running_var)
+        statistics = BatchStatistics(form)
+        with statistics.observe(large) as records:
+            large(scale * x)
+        values.append(statistics.loss(records).item())
+    assert (values[1] > 100 * values[0]) == grows
+    if not grows:
+        np.testing.assert_allclose(values[1], values[0], rtol=1e-6)
+
+
+def test_dead_channels_and_layers_are_finite():
+    layer = nn.BatchNorm1d(4).double()
+    layer.running_var.copy_(torch.tensor([0.0, 1.0, 0.0, 1.0]))
+    x = torch.zeros(6, 4, dtype=torch.float64, requires_grad=True)
+    divergence(layer, x).backward()
+    assert x.grad.isfinite().all()
+    layer.running_var.zero_()
+    assert divergence(layer, x).item() == 0
+
+
+def test_the_form_without_units_has_gradients():
+    teacher, x = two_layers(), draw(6, 4, 3, 2).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: divergence(teacher, x), x)
+
+
+def test_an_unknown_form_is_refused():
+    with pytest.raises(ValueError, match="form norms or divergence of batch statistics; got 'l2'"):
+        BatchStatistics("l2")

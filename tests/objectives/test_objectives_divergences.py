@@ -11,11 +11,17 @@ def mixture(p, q):
     return (rel_entr(p, (p + q) / 2) + rel_entr(q, (p + q) / 2)) / 2
 
 
+def centred(logits):
+    return logits - logits.mean(1, keepdims=True)
+
+
 SUMMANDS = {
     "forward-kl": lambda s, t, p, q, T: T**2 * rel_entr(p, q).sum(1),
     "reverse-kl": lambda s, t, p, q, T: T**2 * rel_entr(q, p).sum(1),
     "js": lambda s, t, p, q, T: T**2 * mixture(p, q).sum(1),
     "l1": lambda s, t, p, q, T: np.abs(s - t).mean(1) / T,
+    "centred-l1": lambda s, t, p, q, T: np.abs(centred(s) - centred(t)).mean(1) / T,
+    "centred-mse": lambda s, t, p, q, T: ((centred(s) - centred(t)) ** 2).mean(1) / T**2,
 }
 
 
@@ -61,3 +67,28 @@ def test_misfits_are_refused():
         forward_kl(torch.zeros(2, 3), torch.zeros(2, 4))
     with pytest.raises(ValueError, match="positive temperature"):
         forward_kl(torch.zeros(2, 3), torch.zeros(2, 3), 0.0)
+
+
+@pytest.mark.parametrize("name", SUMMANDS)
+def test_all_but_l1_are_blind_to_a_constant_added_to_all_logits(name):
+    student, teacher = draw_logits(5, 3)
+    before = DIVERGENCES[name](student, teacher)
+    after = DIVERGENCES[name](student + torch.arange(5.0)[:, None], teacher - 4.0)
+    assert torch.isclose(before, after) == (name != "l1")
+
+
+def test_kl_at_a_large_temperature_is_half_the_centred_squared_error():
+    student, teacher = draw_logits(5, 3)
+    kl, error = forward_kl(student, teacher, 1e4), DIVERGENCES["centred-mse"](student, teacher)
+    np.testing.assert_allclose(kl.item(), error.item() * 1 / 2, rtol=1e-3)
+
+
+def test_the_temperature_keeps_the_size_of_gradients():
+    """Without the factor of T^2 they would fall as its inverse."""
+    student, teacher = draw_logits(50, 10)
+    student.requires_grad_()
+    sizes = [
+        torch.autograd.grad(forward_kl(student, teacher, T), student)[0].norm().item()
+        for T in (8.0, 32.0)
+    ]
+    assert 0.8 < sizes[1] / sizes[0] < 1.25

@@ -127,4 +127,9 @@ def test_a_terminal_shows_results_first_and_details_on_demand(document):
     assert all(sentence in short.replace("\n", " ") for sentence in document.verdict)
     assert "How it was made" not in short
     assert "How it was made" in long
-    assert "[bold]" in long  # names are no markup
+
+
+def test_a_terminal_takes_no_name_for_markup():
+    blocks = [EVIL, Table([EVIL, ""], [["", EVIL]]), Code(EVIL)]
+    text = printed(Document(EVIL, [EVIL], [Section(EVIL, blocks)]))
+    assert text.count(EVIL) == 6

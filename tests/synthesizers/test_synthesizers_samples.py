@@ -1,12 +1,12 @@
 import pytest
 import torch
 
+from freia_kd.data.augment import Augmentation
 from freia_kd.data.datasets import LabelledData
 from freia_kd.domain import Domain
-from freia_kd.errors import CheckpointError, UsageError
-from freia_kd.training import Checkpoints
+from freia_kd.errors import UsageError
 from freia_kd.synthesizers import SYNTHESIZERS
-from freia_kd.synthesizers.samples import Samples
+from freia_kd.synthesizers.samples import Samples, SamplesOptions
 from freia_kd.teachers import Teacher
 from freia_kd.teachers.mlp import MLP
 
@@ -20,8 +20,8 @@ def few(count):
     return LabelledData(images, torch.arange(count) % 3, "few")
 
 
-def fitted(teacher, count, run=None):
-    synthesizer = SYNTHESIZERS["samples"]()
+def fitted(teacher, count, run=None, augment="never"):
+    synthesizer = SYNTHESIZERS["samples"](SamplesOptions(augment))
     synthesizer.fit(teacher, few(count), run)
     return synthesizer
 
@@ -40,13 +40,6 @@ def test_it_repeats_the_samples_equally_often(teacher):
     assert y.tolist() == data.labels[found].tolist()
     assert found != list(range(20)) * 3
     assert synthesizer.distinct == 20
-
-
-def test_the_same_seed_gives_the_same_inputs(teacher):
-    synthesizer = fitted(teacher, 20)
-    first, again, other = (synthesizer.sample(12, generator=generator(s))[0] for s in (1, 1, 2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
 
 
 def test_labels_asked_for_are_those_of_the_samples(teacher):
@@ -69,21 +62,59 @@ def test_fifty_samples_are_split_and_fewer_serve_as_both(teacher):
 def test_vectors():
     teacher = Teacher(MLP(3, 2), Domain((3,), 2), "mlp")
     data = LabelledData(torch.randn(4, 3, generator=generator()), torch.arange(4) % 2, "vectors")
-    synthesizer = Samples()
+    synthesizer = Samples(SamplesOptions("never"))
     synthesizer.fit(teacher, data)
     x, _ = synthesizer.sample(4, generator=generator())
     assert torch.equal(x.sort(0).values, data.inputs.sort(0).values)
+    augmented = Samples()
+    augmented.fit(teacher, data)
+    x, _ = augmented.sample(100, generator=generator())
+    assert len(x.unique(dim=0)) == 100
 
 
-def test_it_is_restored_from_its_run(teacher, tmp_path):
-    run = Checkpoints(tmp_path, "stage")
-    with pytest.raises(CheckpointError, match="no bank of 'samples'"):
-        Samples().restore(teacher.domain, run)
-    synthesizer, restored = fitted(teacher, 12, run), Samples()
-    restored.restore(teacher.domain, run)
-    (x, y), (again, labels) = (s.sample(5, generator=generator()) for s in (synthesizer, restored))
-    assert torch.equal(x, again)
-    assert torch.equal(y, labels)
+def test_few_samples_are_augmented(teacher):
+    synthesizer = fitted(teacher, 10, augment="few")  # one image of some classes
+    x, y = synthesizer.sample(300, generator=generator(1))
+    assert x.shape == (300, 1, 32, 32)
+    assert 0 <= x.min() <= x.max() <= 1
+    assert len(x.flatten(1).unique(dim=0)) == 300
+    assert torch.equal(x, synthesizer.sample(300, generator=generator(1))[0])
+    assert synthesizer.distinct is None
+    assert synthesizer.sample(1, generator=generator(1))[0].shape == (1, 1, 32, 32)
+    assert torch.bincount(y, minlength=3)[:3].tolist() == [120, 90, 90]
+
+
+def test_a_single_sample_is_enough(teacher):
+    synthesizer = fitted(teacher, 1, augment="few")
+    for part in (synthesizer.part(True), synthesizer.part(False)):
+        x, y = part.sample(20, generator=generator())
+        assert len(x.flatten(1).unique(dim=0)) == 20
+        assert (y == 0).all()
+
+
+def test_nothing_is_mixed_where_labels_are_asked_for(teacher, monkeypatch):
+    seen = []
+    original = Augmentation._mix
+    monkeypatch.setattr(
+        Augmentation, "_mix", lambda self, x, g: seen.append(self.mixing) or original(self, x, g)
+    )
+    synthesizer = fitted(teacher, 10, augment="few")
+    synthesizer.sample(4, generator=generator())
+    synthesizer.sample(4, torch.arange(4) % 3, generator())
+    assert seen == [0.5, 0.0]
+
+
+def test_many_samples_are_left_as_they_are_unless_asked(teacher):
+    domain = teacher.domain
+    assert SamplesOptions().augmentation(domain, 1_000) is None
+    assert SamplesOptions().augmentation(domain, 999) == Augmentation(mixing=0.5)
+    assert SamplesOptions("always", 0.1).augmentation(domain, 1_000) == Augmentation(mixing=0.1)
+    assert SamplesOptions("never").augmentation(domain, 1) is None
+    assert Samples.build("paper").options.augment == "never"
+    with pytest.raises(
+        ValueError, match="samples.augment: expected 'few', 'always' or 'never'; got 'maybe'"
+    ):
+        SamplesOptions("maybe")
 
 
 def test_there_is_no_health_of_real_inputs(teacher):

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from freia_kd.errors import CheckpointError, TrainingError
-from freia_kd.training.checkpoints import read_metrics
 from freia_kd.training import Checkpoints, TrainingLoop
+from freia_kd.training.checkpoints import read_metrics
 from freia_kd.training.state import load_state, save_state
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -10,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ...config import Natural, Share
-from ...flows.adapters.common import require
+from ...optional import require
 from ..cost import count_macs
 from ..method import Compressed, Compression, as_usage
 from ..modules import require_finite, require_inputs
 from ..quantize.layers import FakeQuantized
 from .groups import Importance, find_groups, without
-from .prune import changed_shapes, choose_channels, restructure_pruned, unpruned_state
+from .prune import changed_shapes, choose_channels, read_shapes, truncated
+
+MAX_PRUNED = 100  # times fewer weights than before, as far as is believed of a file
 
 
 @dataclass(frozen=True)
@@ -95,19 +98,26 @@ class Prune(Compression):
             "macs": [count_macs(n, inputs.shape[1:]) for n in (net, smaller)],
             "skipped": skipped,
         }
-        student = restructure_pruned(net, step)  # a clean copy, with the net's modes and flags
+        student = self.rebuild(net, step)  # a clean copy, with the net's modes and flags
         student.load_state_dict(smaller.state_dict())
         return Compressed(student, step)
 
     @classmethod
     def rebuild(cls, net: nn.Module, step: Mapping[str, Any]) -> nn.Module:
-        return restructure_pruned(net, step)
+        return truncated(net, read_shapes(step))
 
     @classmethod
     def original_state(
         cls, state: Mapping[str, Tensor], step: Mapping[str, Any]
     ) -> dict[str, Tensor]:
-        return unpruned_state(state, step)
+        shapes = read_shapes(step)
+        after = sum(value.numel() for value in state.values())
+        if sum(math.prod(old) for old, _ in shapes.values()) > MAX_PRUNED * after:
+            raise ValueError(
+                f"Expected a net that lost less than {MAX_PRUNED - 1} of {MAX_PRUNED}."
+            )
+        before = {name: torch.empty(old, device="meta") for name, (old, _) in shapes.items()}
+        return {**state, **before}
 
     @classmethod
     def describe(cls, step: Mapping[str, Any]) -> str:

@@ -6,63 +6,41 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..cost import CONVOLUTIONS, count_macs, trace_layers
 from ..modules import copied, listed
 from .groups import Group, is_depthwise
 
-MAX_PRUNED = 100  # times fewer weights than before, as far as is believed of a file
 MAX_CHANNELS = 2**24
 MAX_DIMENSIONS = 5
+Shape = tuple[int, ...]
 
 
-def restructure_pruned(net: nn.Module, step: Mapping[str, Any]) -> nn.Module:
-    """A copy of a net with the shapes of a pruned one, to load a state dict into.
-
-    Arguments:
-        net: A net of the architecture that was pruned. It is not modified.
-        step: The dictionary that :meth:`~.Prune.apply` made.
+def truncated(net: nn.Module, changes: Mapping[str, tuple[Shape, Shape]]) -> nn.Module:
+    """A copy of a net whose tensors have new shapes, with what is left of their values.
 
     Raises:
-        ValueError: If the dictionary is malformed or does not fit the net.
+        ValueError: If the net's shapes before are others, or a layer cannot be pruned.
     """
-    shapes = {name: new for name, (_, new) in _shapes(step).items()}
     state = net.state_dict()
-    for name, (old, _) in _shapes(step).items():
+    for name, (old, _) in changes.items():
         found = tuple(state[name].shape) if name in state else None
         if found != old:
             raise ValueError(f"Expected a net whose {name!r} has the shape {old}; got {found}.")
     net = copied(net)
     for path, module in net.named_modules():
-        names = [n for n in (*module._parameters, *module._buffers) if _join(path, n) in shapes]
+        names = [n for n in (*module._parameters, *module._buffers) if _join(path, n) in changes]
         for name in names:
-            _truncate(module, name, shapes[_join(path, name)])
+            _truncate(module, name, changes[_join(path, name)][1])
         if names:
             _set_sizes(path, module)
     return net
 
 
-def unpruned_state(state: Mapping[str, Tensor], step: Mapping[str, Any]) -> dict[str, Tensor]:
-    """A pruned net's state with the shapes it had before, for nets that read their widths off it.
-
-    The tensors that had other shapes have no values (they are on the device `meta`).
-
-    Raises:
-        ValueError: If the dictionary is malformed, or the shapes are beyond what pruning leaves.
-    """
-    shapes = _shapes(step)
-    before = {name: torch.empty(old, device="meta") for name, (old, _) in shapes.items()}
-    after = sum(value.numel() for value in state.values())
-    if sum(math.prod(old) for old, _ in shapes.values()) > MAX_PRUNED * after:
-        raise ValueError(f"Expected a net that lost less than {MAX_PRUNED - 1} of {MAX_PRUNED}.")
-    return {**state, **before}
-
-
-def _shapes(step: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The shapes of tensors before and after, checked.
+def read_shapes(step: Mapping[str, Any]) -> dict[str, tuple[Shape, Shape]]:
+    """The shapes of tensors before and after that a step records, checked.
 
     Raises:
         ValueError: If the dictionary is malformed.
@@ -79,7 +57,7 @@ def _shapes(step: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], tuple[i
     return shapes
 
 
-def _truncate(module: nn.Module, name: str, shape: tuple[int, ...]) -> None:
+def _truncate(module: nn.Module, name: str, shape: Shape) -> None:
     rows = tuple(slice(0, n) for n in shape)
     old = module._parameters.get(name)
     if old is not None:

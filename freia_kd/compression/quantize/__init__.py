@@ -10,14 +10,8 @@ from torch import Tensor, nn
 
 from ..method import Compressed, Compression, as_usage
 from ..modules import listed, require_finite, require_inputs
-from .calibrate import (
-    Observer,
-    eligible_layers,
-    input_ranges,
-    restructure_quantized,
-    unfolded_norms,
-)
-from .folding import fold_batchnorm
+from .calibrate import Observer, eligible_layers, input_ranges, unfolded_norms
+from .folding import fold_batchnorm, folded_layers
 from .layers import quantised_layer, symmetric_scale
 
 PROBES = 8  # inputs on which folding is proved
@@ -95,7 +89,21 @@ class Quantize(Compression):
 
     @classmethod
     def rebuild(cls, net: nn.Module, step: Mapping[str, Any]) -> nn.Module:
-        return restructure_quantized(net, step)
+        try:
+            layers = [str(name) for name in step["layers"]]
+            folded = [(str(layer), str(norm)) for layer, norm in step["folded"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"Not a quantisation: {step!r} ({error!r}).") from error
+        found, skipped = eligible_layers(net)
+        for name in layers:
+            if name not in found:
+                reason = skipped.get(name, "the net has no such layer")
+                raise ValueError(f"Layer {name!r} cannot be quantised: {reason}.")
+        net = folded_layers(net, folded)
+        modules = dict(net.named_modules())
+        for name in dict.fromkeys(layers):
+            quantised_layer(modules[name])
+        return net
 
     @classmethod
     def describe(cls, step: Mapping[str, Any]) -> str:

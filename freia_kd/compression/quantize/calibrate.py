@@ -11,8 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...modes import evaluating
 from ..modules import KINDS, hooked, matches, parameter_owners, unsupported_reason
-from .folding import folded_layers
-from .layers import EPS, FakeQuantized, quantised_layer
+from .layers import EPS, FakeQuantized
 
 Observer = Literal["histogram", "minmax"]
 BATCH = 256  # inputs that are run at once
@@ -52,35 +51,6 @@ def unfolded_norms(net: nn.Module) -> dict[str, str]:
     """The batch normalisations of a net, with the reason why they are left."""
     reason = "no layer feeds it alone into which it could be folded"
     return {name: reason for name, m in net.named_modules() if isinstance(m, _BatchNorm)}
-
-
-def restructure_quantized(net: nn.Module, step: Mapping[str, Any]) -> nn.Module:
-    """A copy of a net with quantised layers but other values, to load a state dict into.
-
-    Arguments:
-        net: A net of the architecture that was quantised. It is not modified.
-        step: The dictionary that :meth:`~.Quantize.apply` made.
-
-    Raises:
-        ValueError: If the dictionary is malformed or does not fit the net.
-    """
-    try:
-        layers = [str(name) for name in step["layers"]]
-        folded = [(str(layer), str(norm)) for layer, norm in step["folded"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"Not a quantisation: {step!r} ({error!r}).") from error
-    found, skipped = eligible_layers(net)
-    for name in layers:
-        if name not in found:
-            raise ValueError(
-                f"Layer {name!r} cannot be quantised: "
-                f"{skipped.get(name, 'the net has no such layer')}."
-            )
-    net = folded_layers(net, folded)
-    modules = dict(net.named_modules())
-    for name in dict.fromkeys(layers):
-        quantised_layer(modules[name])
-    return net
 
 
 def input_ranges(

@@ -13,7 +13,7 @@ from ...config import Target
 from ..method import Compressed, Compression, as_usage
 from ..modules import listed, require_sound
 from .papers import Student, student_plan
-from .plan import Plan, Ranks, apply_plan, is_ranks, make_plan, restructure
+from .plan import RANKS, Plan, Ranks, apply_plan, is_ranks, make_plan, restructure
 from .search import expect_reachable, search_plan
 
 
@@ -56,10 +56,7 @@ class Tucker(Compression):
             )
         for pattern, ranks in (self.layers or {}).items():
             if not is_ranks(ranks):
-                yield (
-                    f"tucker.layers: expected ranks 'evbmf', 'keep', a ratio between 0 and 1, a "
-                    f"number or two for {pattern!r}; got {ranks!r}."
-                )
+                yield f"tucker.layers: expected {RANKS} for {pattern!r}; got {ranks!r}."
         if (self.target is None) != (self.goal is None):
             yield "tucker: expected a target together with its goal."
         elif self.target == "drop" and self.goal is not None and not 0 <= self.goal < 100:
@@ -93,7 +90,6 @@ class Tucker(Compression):
         if self.target is not None and self.goal is not None:
             budget = search_plan(net, inputs, self.target, self.goal)
             plan, search = budget.plan, budget.to_dict()
-            del search["plan"]
         else:
             plan = self.plan(net, inputs, arch)
         return Compressed(apply_plan(net, plan), {"method": self.name, **plan.to_dict()}, search)

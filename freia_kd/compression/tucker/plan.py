@@ -28,6 +28,7 @@ from .decompose import (
 
 Makers = Mapping[str, Callable[..., nn.Module]]
 FRESH: Makers = {"tucker2": tucker2_layers, "svd": svd_layers}
+RANKS = "ranks 'evbmf', 'keep', a ratio between 0 and 1, a number or [in, out]"
 Ranks = Literal["evbmf", "keep"] | float | int | Sequence[int]
 
 
@@ -260,10 +261,7 @@ def read_rules(path: str | os.PathLike[str]) -> dict[str, Ranks]:
         raise ValueError(f"Expected layer patterns and their ranks in {path}; got {rules!r}.")
     faults = [f"{name}: {value!r}" for name, value in rules.items() if not is_ranks(value)]
     if faults:
-        raise ValueError(
-            f"Expected ranks 'evbmf', 'keep', a ratio between 0 and 1, a number or [in, out] in "
-            f"{path}; got {'; '.join(faults)}."
-        )
+        raise ValueError(f"Expected {RANKS} in {path}; got {'; '.join(faults)}.")
     return {str(name): value for name, value in rules.items()}
 
 
@@ -312,16 +310,14 @@ def plan_layer(
     """
     outs, ins = layer.weight.shape[:2]
     largest = (min(ins, outs),) if is_matrix(layer) else (ins, outs)
+    if not is_ranks(ranks):
+        raise ValueError(f"Expected for layer {name!r} {RANKS}; got {ranks!r}.")
     if isinstance(ranks, str):
-        if ranks != "evbmf":
-            raise ValueError(f"Expected the ranks 'evbmf', a ratio or numbers; got {ranks!r}.")
         try:
             chosen = tuple(max(1, round(scale * r)) for r in evbmf_ranks(layer))
         except ValueError as error:
             raise ValueError(f"Layer {name!r}: {error}") from error
     elif isinstance(ranks, float):
-        if not 0 < ranks < 1:
-            raise ValueError(f"Expected a ratio of ranks between 0 and 1; got {ranks}.")
         chosen = tuple(max(1, round(ranks * size)) for size in largest)
     else:
         chosen = (ranks,) * len(largest) if isinstance(ranks, int) else tuple(ranks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,7 +13,15 @@ from ...config import Target
 from ..cost import count_macs, count_parameters, measure_latencies, trace_layers
 from ..modules import candidates, require_sound
 from .plan import LayerPlan, Plan, apply_plan, restructure
-from .sensitivity import SHARES, Judge, LowRank, Sensitivity, levels, saved, try_layers
+from .sensitivity import (
+    SHARES,
+    Judge,
+    LowRank,
+    Sensitivity,
+    levels,
+    measure_sensitivity,
+    saved,
+)
 
 EPS = 1e-12  # nats: no layer is free
 WHAT = {"params": "parameters", "macs": "multiply-accumulates", "latency": "latency"}
@@ -42,8 +51,9 @@ class Budget:
     sensitivity: tuple[Sensitivity, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON types."""
-        return {**asdict(self), "plan": self.plan.to_dict()}
+        """The fields without the plan as plain JSON types."""
+        fields = json.loads(json.dumps(asdict(self)))
+        return {name: value for name, value in fields.items() if name != "plan"}
 
 
 def search_plan(
@@ -78,9 +88,8 @@ def search_plan(
         ValueError: If the net is not sound or rejects the inputs, or no plan meets the target;
             the message says the best found.
     """
-    require_sound(net)
     judge = Judge(net, inputs)
-    rows = try_layers(judge, None, shares, latency=target == "latency")
+    rows = measure_sensitivity(judge, None, shares, latency=target == "latency")
     search = _Search(net, judge, target, goal, rows)
     chosen = search.run()
     plan = Plan(chosen, _left_alone(net, chosen, rows))

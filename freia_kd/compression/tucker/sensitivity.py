@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -47,10 +47,6 @@ class Sensitivity:
     milliseconds: float | None
     agreement: float
     divergence: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON types."""
-        return asdict(self)
 
 
 class LowRank:
@@ -118,12 +114,13 @@ class Judge:
         batch: How many inputs to run at once.
 
     Raises:
-        ValueError: If the net rejects the inputs, or its logits are not finite.
+        ValueError: If the net is not sound, it rejects the inputs, or its logits are not finite.
     """
 
     def __init__(self, net: nn.Module, inputs: Tensor, batch: int = 256) -> None:
         if inputs.ndim < 2 or len(inputs) == 0:
             raise ValueError(f"Expected inputs with shape (N, ...); got {tuple(inputs.shape)}.")
+        require_sound(net)
         self.net = copied(net)
         self.inputs = inputs
         self.batch = batch
@@ -160,8 +157,7 @@ class Judge:
 
 
 def measure_sensitivity(
-    net: nn.Module,
-    inputs: Tensor,
+    judge: Judge,
     layers: Sequence[str] | None = None,
     shares: Sequence[float] = SHARES,
     latency: bool = False,
@@ -169,8 +165,7 @@ def measure_sensitivity(
     """Tries every layer at several ranks, the others left as they are.
 
     Arguments:
-        net: The net, which is not modified.
-        inputs: What the net takes, with shape `(N, *shape)`, such as synthetic images.
+        judge: The net and the inputs.
         layers: The names of the layers to try, or `None` for all that can be compressed.
         shares: The shares of a layer's weights to try, in descending order.
         latency: Whether to measure the milliseconds that each would save.
@@ -178,24 +173,12 @@ def measure_sensitivity(
     Returns:
         One row for each layer and share at which it would gain, from high to low ranks.
 
-    Raises:
-        ValueError: If the net is not sound, or rejects the inputs.
-
     Example:
-        >>> generator = torch.Generator().manual_seed(0)
-        >>> x = torch.randn(64, 32, generator=generator)
-        >>> rows = measure_sensitivity(nn.Linear(32, 32), x, shares=(0.5, 0.1))
+        >>> x = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+        >>> rows = measure_sensitivity(Judge(nn.Linear(32, 32), x), shares=(0.5, 0.1))
         >>> [row.plan.ranks for row in rows], rows[0].divergence < rows[1].divergence
         ([(8,), (1,)], True)
     """
-    require_sound(net)
-    return try_layers(Judge(net, inputs), layers, shares, latency)
-
-
-def try_layers(
-    judge: Judge, layers: Sequence[str] | None, shares: Sequence[float], latency: bool
-) -> list[Sensitivity]:
-    """The rows of :func:`measure_sensitivity`, by a judge that is at hand."""
     rows = []
     for name in judge.layers if layers is None else layers:
         layer, use = judge.layers[name], judge.uses[name]

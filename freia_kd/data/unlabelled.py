@@ -1,0 +1,121 @@
+"""Unlabelled inputs from a folder of images or an npz file, made to fit a domain."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..domain import Domain
+from ..errors import UsageError
+from .datasets import PathLike, _channels_last, _image_files, _read_image, _refuse, resize_images
+
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in grey, as Pillow has it
+
+
+def read_unlabelled(source: PathLike, domain: Domain, most: int | None = None) -> Tensor:
+    """Reads inputs without labels; images are resized, and become grey or colour as needed.
+
+    Arguments:
+        source: A folder of images, read with its subfolders, or a file .npz with an array `x` or
+            `images` (or a single array of another name): uint8, or floats in [0, 1], with shape
+            `(N, H, W)`, `(N, C, H, W)` or `(N, H, W, C)`; vectors are floats `(N, D)`.
+        domain: The domain that they are made to fit.
+        most: The most inputs that are read, in the order of the files' names.
+
+    Returns:
+        uint8 images with shape `(N, *shape)`, or float vectors.
+
+    Raises:
+        UsageError: If there is no such source, it holds nothing, or what it holds does not fit;
+            faulty files are listed together.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return _read_folder(path, domain, most)
+    if not path.is_file():
+        raise UsageError(f"There is no folder or file {path}; give images or a file .npz.")
+    inputs = torch.from_numpy(np.ascontiguousarray(_read_array(path)[:most]))
+    if len(inputs) == 0:
+        raise UsageError(f"{path} holds no inputs.")
+    if not domain.is_image:
+        return _as_vectors(path, inputs, domain)
+    return _as_images(path, inputs, domain)
+
+
+def _read_folder(folder: Path, domain: Domain, most: int | None) -> Tensor:
+    if not domain.is_image:
+        raise UsageError(f"Expected vectors of shape {domain.shape}; {folder} is a folder.")
+    files = _image_files(folder, "**/*")[:most]
+    if not files:
+        raise UsageError(f"There are no images in {folder}.")
+    images, faults = [], []
+    for path in files:
+        try:
+            images.append(_read_image(path, domain, True))
+        except (OSError, SyntaxError, ValueError) as error:
+            faults.append(f"{path}: {error}")
+    if faults:
+        _refuse(folder, faults)
+    return torch.stack(images)
+
+
+def _read_array(path: Path) -> np.ndarray:
+    try:
+        # numpy leaves a file open that it opened itself and could not read.
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
+            names = [n for n in ("x", "images", "x_train", "images_train") if n in file]
+            names = names or (list(file) if len(list(file)) == 1 else [])
+            if not names:
+                raise UsageError(
+                    f"{path}: expected an array x or images; got {', '.join(file) or 'none'}."
+                )
+            return file[names[0]]
+    except UsageError:
+        raise
+    except (OSError, EOFError, ValueError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path} is not a sound .npz file of plain arrays ({error}).") from error
+
+
+def _as_vectors(path: Path, inputs: Tensor, domain: Domain) -> Tensor:
+    fits = inputs.is_floating_point() and tuple(inputs.shape[1:]) == domain.shape
+    if not fits or not torch.isfinite(inputs).all():
+        raise UsageError(
+            f"{path}: expected finite float vectors of shape {domain.shape}; got {inputs.dtype} "
+            f"of shape {tuple(inputs.shape[1:])}."
+        )
+    return inputs.float()
+
+
+def _as_images(path: Path, inputs: Tensor, domain: Domain) -> Tensor:
+    inputs = inputs.unsqueeze(1) if inputs.ndim == 3 else inputs
+    if inputs.ndim == 4 and _channels_last(tuple(inputs.shape), None):
+        inputs = inputs.permute(0, 3, 1, 2)
+    whole = inputs.dtype == torch.uint8
+    if inputs.ndim != 4 or not (whole or inputs.is_floating_point()):
+        raise UsageError(
+            f"{path}: expected uint8 or float images (N, C, H, W); got {inputs.dtype} of shape "
+            f"{tuple(inputs.shape)}."
+        )
+    if not whole and not (inputs.min() >= 0 and inputs.max() <= 1):
+        raise UsageError(
+            f"{path}: expected float pixels in [0, 1]; got {inputs.min():.3g} to "
+            f"{inputs.max():.3g}. Divide by 255, or store uint8."
+        )
+    pixels = inputs if whole else (inputs * 255).round().to(torch.uint8)
+    return resize_images(_as_channels(path, pixels, domain.shape[0]), domain.shape[1:])
+
+
+def _as_channels(path: Path, pixels: Tensor, channels: int) -> Tensor:
+    have = pixels.shape[1]
+    if have == channels:
+        return pixels.contiguous()
+    if (have, channels) == (1, 3):
+        return pixels.repeat(1, 3, 1, 1)
+    if (have, channels) == (3, 1):
+        shares = torch.tensor(LUMA).view(1, 3, 1, 1)
+        return (pixels.float() * shares).sum(1, keepdim=True).round().to(torch.uint8)
+    raise UsageError(f"{path}: expected images of {channels} channels; got {have}.")
