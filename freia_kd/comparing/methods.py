@@ -93,7 +93,7 @@ def build_methods(
             names |= dict.fromkeys(_known(), False) | names if is_all else {name.strip(): True}
     count = sum(not isinstance(entry, str) for entry in entries)
     twice = ["Two methods have the same name; compare them one after the other."]
-    used: set[str] = set()
+    known, used = set[str](), set[str]()
     methods = []
     with collect_faults(twice if count > len(objects | made) else ()) as collected:
         for name, is_named in names.items():
@@ -103,13 +103,12 @@ def build_methods(
             parts = [objects.get(part, part) for part in name.removesuffix(SAMPLES).split("+")]
             own = _own_options([p for p in parts if isinstance(p, str)], options or {})
             used |= set(own)
+            kinds = [get_synthesizer(p) if isinstance(p, str) else p for p in parts]
+            known |= {f"{kind.name}.{option}" for kind in kinds for option in kind.known_options()}
             with collected:
                 found = build_synthesizers(parts, preset, own)
                 sees = name.endswith(SAMPLES) or any(s.needs_samples for s in found)
                 methods.append(Method(name, tuple(found), sees, is_named=is_named))
-        known = {
-            f"{s.name}.{o}" for m in methods for s in m.synthesizers for o in s.known_options()
-        }
         for key in set(options or {}) - used:
             collected.faults.append(unknown(key, sorted(known), "option of the methods compared"))
     return methods
