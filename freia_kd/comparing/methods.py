@@ -11,7 +11,7 @@ from ..data.datasets import LabelledData
 from ..errors import UsageError, unknown
 from ..synthesizers import SYNTHESIZERS, build_synthesizers, get_synthesizer
 from ..synthesizers.contract import Synthesizer
-from ..synthesizers.samples import Samples
+from ..synthesizers.samples import Samples, SamplesOptions
 from ..teachers import Teacher
 
 ALL = "all"
@@ -55,7 +55,8 @@ class Method:
 
 
 BASELINE = Method("compression only", kind="baseline")
-REFERENCE = Method("real training data", (Samples(),), sees_samples=True, kind="reference")
+_TRAINING = Samples(SamplesOptions(augment="never"))
+REFERENCE = Method("real training data", (_TRAINING,), sees_samples=True, kind="reference")
 
 Methods = str | Synthesizer | Method | Sequence[str | Synthesizer | Method]
 

@@ -119,7 +119,8 @@ def test_rows_say_what_the_trials_say(compared, teacher, evaluation):
             found = trials[trial.method.name, trial.seed].accuracy[name]
             assert found.value == accuracy(student, evaluation)
             assert found.count == 50
-    assert any(t.accuracy["1"] != t.accuracy["3"] for t in trials.values())
+    shares = {share.value for t in trials.values() for share in t.accuracy.values()}
+    assert len(shares) > 1  # so that one taken for another would be seen
     assert row.seconds.mean == pytest.approx(
         sum(sum(trials["spectral", s].stages.values()) for s in (0, 1)) / 2
     )
