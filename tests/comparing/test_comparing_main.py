@@ -119,7 +119,8 @@ def test_rows_say_what_the_trials_say(compared, teacher, evaluation):
             found = trials[trial.method.name, trial.seed].accuracy[name]
             assert found.value == accuracy(student, evaluation)
             assert found.count == 50
-    assert any(t.accuracy["1"] != t.accuracy["3"] for t in trials.values())
+    shares = {share.value for t in trials.values() for share in t.accuracy.values()}
+    assert len(shares) > 1  # so that one taken for another would be seen
     assert row.seconds.mean == pytest.approx(
         sum(sum(trials["spectral", s].stages.values()) for s in (0, 1)) / 2
     )
@@ -260,7 +261,7 @@ def test_resuming_runs_only_what_is_missing(run, teacher, evaluation, tmp_path, 
     first = run(eval_data=evaluation, **ONE).comparison
     with pytest.raises(UsageError, match="already holds a run"):
         run(**ONE)
-    with pytest.raises(UsageError, match="evaluation data of this comparison, real, were in mem"):
+    with pytest.raises(UsageError, match="evaluation data of this comparison were in mem"):
         run(resume=True, **ONE)
     trained = []
     make = job_run.synthesize
@@ -342,7 +343,7 @@ def test_options_go_to_the_methods_that_have_them():
     flow, noise = methods["bdnf+spectral"].synthesizers
     assert (flow.options.steps, noise.options.tries) == (5, 3)
     assert methods["uniform"].synthesizers[0].options.tries == 10
-    with pytest.raises(ConfigError, match=r"kegnet.stepz.*known.*(?s:.*)uniform.tries") as raised:
+    with pytest.raises(ConfigError, match=r"tries.*got 0.*kegnet.stepz.*uniform.tries") as raised:
         build_methods("uniform", options={"kegnet.stepz": 1, "uniform.tries": 0})
     assert len(raised.value.faults) == 2
 

@@ -177,13 +177,3 @@ def test_how_sure_it_says_it_is(certainty, seeds, judges, said):
     sentence = describe("x", "y", certainty, seeds, judges)
     assert [w for w in ("not surely", "probably", "clearly") if w in sentence] == [said]
     assert ("overstate" in sentence) == (seeds < 3 or judges < 4)
-
-
-def test_one_seed_names_no_winner_and_shows_no_spread():
-    scores = {"x": 0.9, "y": 0.8}
-    alone, more = (Ranking(scores, {"x": 0.1, "y": 0.1}, 1.0, "y", n, 4) for n in (1, 3))
-    assert (alone.result().winner, alone.result().certainty) == (None, None)
-    assert "no winner is named" in alone.sentence()
-    assert {spread.std for spread in alone.independent().values()} == {None}
-    assert (more.result().winner, more.result().certainty) == ("x", 1.0)
-    assert more.independent()["x"].std == 0.1
