@@ -71,8 +71,9 @@ class _Gathering:
             ctx.meta.setdefault(FAULTS, []).append(fault.format_message())
         except click.BadParameter as fault:
             ctx.meta.setdefault(FAULTS, []).append(f"{self.opts[0]}: {fault.message}")  # type: ignore[attr-defined]
-        default = None if self.required else self.get_default(ctx)  # type: ignore[attr-defined]
-        return () if default is None and self.multiple else default  # type: ignore[attr-defined]
+        if self.required:  # type: ignore[attr-defined]
+            return None
+        return super().process_value(ctx, self.get_default(ctx))  # type: ignore[attr-defined,misc]
 
 
 class Option(_Gathering, click.Option):
@@ -81,8 +82,6 @@ class Option(_Gathering, click.Option):
 
 class Argument(_Gathering, click.Argument):
     """An argument whose fault is reported together with all others."""
-
-    multiple = False
 
 
 TYPES: dict[str, click.ParamType] = {  # of options, by what their help calls their value

@@ -40,7 +40,7 @@ BAD = {
     "import freia_kd; freia_kd.distill('t.pt', seed='one')": 'expected "int"',
     "import freia_kd; freia_kd.distill('t.pt', preset='mini')": "Literal['quick', 'standard'",
     "import freia_kd; freia_kd.distil('t.pt')": 'Module has no attribute "distil"',
-    "import freia_kd; freia_kd.load_student('r').accuracy()": '"accuracy"',
+    "import freia_kd; freia_kd.evaluate('s.pt', 'digits')[0].acuracy": 'no attribute "acuracy"',
     "import freia_kd; freia_kd.DistillationOptions(stepz=1)": 'keyword argument "stepz"',
     "import freia_kd; freia_kd.resume('run').report.student": '"Report" has no attribute "student"',
 }

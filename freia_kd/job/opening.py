@@ -199,6 +199,8 @@ def _load_samples(
         source.check()
         few = source.load(teacher.domain, "train")
     expect_supported(synthesizers, teacher, few)
+    for synthesizer in synthesizers:
+        synthesizer.check(teacher)
     return few
 
 
