@@ -1,64 +1,193 @@
-"""What all commands share: how errors are shown, and options that several commands have."""
+"""What all commands share: how options are read, and how faults and interruptions are shown."""
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
+
+from freia_kd.config import FaultCollector
+from freia_kd.errors import ConfigError, TrainingError, UsageError
 
 if TYPE_CHECKING:
-    from freia_kd.domain import Domain
-    from freia_kd.runs.progress import Progress
-
-# Of freia_kd.domain.DOMAINS and freia_kd.presets.PRESETS, which a test compares, so that `--help`
-# needs neither torch nor them.
-DOMAIN_NAMES = ("mnist", "fashion-mnist", "svhn", "cifar10", "digits")
-PRESET_NAMES = ("quick", "standard", "best", "paper")
+    from freia_kd.report.document import Section
+    from freia_kd.training import Progress
 
 INTERRUPTED = 130  # as shells report a process that SIGINT ended
 OBJECT_PATH = re.compile(r"(?<![\w./\\])([A-Za-z_]\w*)(?:\.\w+)*:[A-Za-z_]")  # module:attribute
+FAULTS, GO_ON = "freia_kd.faults", "freia_kd.go_on"  # what a context remembers
+
+# Options that are gone, and what to do instead.
+GONE = {
+    "--fresh": "It is now --on-the-fly.",
+    "--prune-share": "It is now --keep-ratio.",
+    "--students": "It is now --student, once for each student.",
+    "--synthetic": (
+        "Noise is now what compress and distill both calibrate on, so that both make the same "
+        "student; leave the option out."
+    ),
+}
 
 
 class Failure(click.ClickException):
-    """One line on standard error, and an exit code."""
+    """One line on standard error for each fault, and an exit code."""
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
         self.exit_code = exit_code  # type: ignore[misc]
 
 
-class Command(click.Command):
-    """A command whose errors are one line, with a traceback only if `--debug` is given."""
+class Choice(click.Choice):
+    """One of some names; what is said of another reads like what the library says."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value in self.choices:
+            return value
+        near = difflib.get_close_matches(str(value), self.choices, n=1)
+        meant = f" Did you mean {near[0]!r}?" if near else ""
+        self.fail(f"expected one of {', '.join(self.choices)}; got {value!r}.{meant}", param, ctx)
+
+
+class _Gathering:
+    """An option or argument whose fault does not end the search for others."""
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        try:
+            return super().process_value(ctx, value)  # type: ignore[misc]
+        except click.MissingParameter as fault:
+            ctx.meta.setdefault(FAULTS, []).append(fault.format_message())
+        except click.BadParameter as fault:
+            ctx.meta.setdefault(FAULTS, []).append(f"{self.opts[0]}: {fault.message}")  # type: ignore[attr-defined]
+        if self.required:  # type: ignore[attr-defined]
+            return None
+        return super().process_value(ctx, self.get_default(ctx))  # type: ignore[attr-defined,misc]
+
+
+class Option(_Gathering, click.Option):
+    """An option whose fault is reported together with all others."""
+
+
+class Argument(_Gathering, click.Argument):
+    """An argument whose fault is reported together with all others."""
+
+
+TYPES: dict[str, click.ParamType] = {  # of options, by what their help calls their value
+    "N": click.IntRange(1),
+    "LABEL": click.INT,
+    "SHARE": click.FLOAT,
+    "POINTS": click.FLOAT,
+    "WEIGHT": click.FLOAT,
+    "FILE": click.Path(dir_okay=False),
+    "FILE.png": click.Path(dir_okay=False),
+    "FOLDER": click.Path(file_okay=False),
+}
+
+
+def option(
+    usage: str,
+    help: str,
+    kind: click.ParamType | Sequence[str] | None = None,
+    name: str = "",
+    **rest: Any,
+) -> Callable[[Any], Any]:
+    """An option of a command.
+
+    Arguments:
+        usage: How it is typed, such as `"--count -n N"`; without a value it is a flag.
+        help: What it does.
+        kind: What its value is: one of some names, or a type if that of `TYPES` is not meant.
+        name: The parameter that gets it, if the option is not called so.
+        rest: What else click's options take.
+    """
+    words = usage.split()
+    metavar = next((word for word in words if not word.startswith("-")), None)
+    if isinstance(kind, (list, tuple)):
+        kind = Choice(kind)
+    return click.option(
+        *[word for word in words if word != metavar],
+        *([name] if name else []),
+        cls=Option,
+        type=kind or TYPES.get(metavar or ""),
+        metavar=metavar,
+        is_flag=metavar is None and kind is None,
+        help=f"{help} May be repeated." if rest.get("multiple") else help,
+        show_default="default" in rest,
+        **rest,
+    )
+
+
+argument: Any = partial(click.argument, cls=Argument)
+
+
+class Command(click.Command):
+    """A command whose errors are one line each, with a traceback only if `--debug` is given.
+
+    Arguments:
+        collects: Whether it raises by :func:`collecting`, with faults of its own, what click finds
+            wrong with its options; otherwise that is raised before it begins.
+    """
+
+    def __init__(self, *args: Any, collects: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.collects = collects
         debug = click.Option(["--debug"], is_flag=True, help="Show the traceback of an error.")
         self.params.append(debug)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if error.option_name not in GONE:
+                raise
+            raise Failure(
+                f"There is no {error.option_name}. {GONE[error.option_name]}", 2
+            ) from None
 
     def invoke(self, ctx: click.Context) -> Any:
         debug = ctx.params.pop("debug")
         try:
+            if not self.collects:
+                raise_faults(ctx)
             find_modules_here(ctx.params)
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt:
-            resumable = "resume" in ctx.params
-            message = "Interrupted; what was done is kept." if resumable else "Interrupted."
-            if resumable:
-                message += " Pass --out with the run's folder and --resume to go on."
-            raise Failure(message, INTERRUPTED) from None
+            raise Failure(ctx.meta.get(GO_ON, _nothing_kept)(), INTERRUPTED) from None
         except Exception as error:
             if debug:
                 raise
             raise _failure(error) from error
+
+
+def _nothing_kept() -> str:
+    return "Interrupted; nothing was written."
+
+
+def _failure(error: Exception) -> Failure:
+    text = str(error).strip()
+    if isinstance(error, ConfigError):
+        text = "\n".join(error.faults)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    expected = isinstance(error, (ValueError, TypeError, OSError, TrainingError))
+    if not expected or not text:
+        lines = text.splitlines() or [""]
+        text = f"{type(error).__name__}: {lines[0]} (--debug shows where)"
+    return Failure(text, 2 if isinstance(error, UsageError) else 1)
 
 
 def find_modules_here(params: Mapping[str, Any]) -> None:
@@ -84,22 +213,66 @@ def _texts(value: Any) -> Iterator[str]:
     """The texts in an option's value."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, Mapping):
-        for entry in value.values():
+    elif isinstance(value, (Mapping, tuple)):
+        for entry in value.values() if isinstance(value, Mapping) else value:
             yield from _texts(entry)
 
 
-def _failure(error: Exception) -> Failure:
-    from freia_kd.errors import TrainingError, UsageError
+class Faults(FaultCollector):
+    """All that is wrong with what was typed; blocks `with faults:` may raise any UsageError.
 
-    text = str(error).strip()
-    if isinstance(error, OSError) and error.strerror:
-        text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    expected = isinstance(error, (ValueError, TypeError, OSError, TrainingError))
-    if not expected or not text:
-        lines = text.splitlines() or [""]
-        text = f"{type(error).__name__}: {lines[0]} (--debug shows where)"
-    return Failure(text, 2 if isinstance(error, UsageError) else 1)
+    Arguments:
+        faults: What is known to be wrong.
+        names: How options of the library were typed, by their names there, such as
+            `{"prune.keep_ratio": "--keep-ratio"}`.
+    """
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__(faults)
+        self.names: dict[str, str] = {}
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
+        if isinstance(error, UsageError) and not isinstance(error, ConfigError):
+            error = ConfigError([str(error)])
+        return super().__exit__(kind, error, traceback)
+
+    def add(self, fault: str) -> None:
+        """Adds a fault, a sentence."""
+        self.faults.append(fault)
+
+    def expect(self, fits: object, fault: str) -> None:
+        """Adds a fault unless something holds."""
+        if not fits:
+            self.add(fault)
+
+    def typed(self) -> Iterator[str]:
+        """The faults, each with the name of its option as it was typed."""
+        for fault in dict.fromkeys(self.faults):
+            name, colon, rest = fault.partition(": ")
+            is_option = colon and re.fullmatch(r"[\w-]+\.\w+", name)
+            name = self.names.get(name, f"--set {name}") if is_option else name
+            yield f"{name}{colon}{rest}"
+
+
+@contextmanager
+def collecting() -> Iterator[Faults]:
+    """Gathers what is wrong with the options, and raises all of it together at its end.
+
+    What click has found is among it. Whatever follows the block can rely on the options.
+
+    Raises:
+        ConfigError: If anything is wrong.
+    """
+    faults = Faults([*click.get_current_context().meta.get(FAULTS, ())])
+    yield faults
+    if faults.faults:
+        raise ConfigError(faults.typed())
+
+
+def raise_faults(ctx: click.Context) -> None:
+    """Raises what click has found wrong with the options, all of it together."""
+    if ctx.meta.get(FAULTS):
+        raise ConfigError(ctx.meta[FAULTS])
 
 
 def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -113,304 +286,90 @@ def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
-def _numbers(kind: type) -> Callable[[click.Context, click.Parameter, str | None], Any]:
-    def parse(ctx: click.Context, parameter: click.Parameter, value: str | None) -> Any:
-        if value is None:
-            return None
-        try:
-            return tuple(kind(v) for v in value.split(","))
-        except ValueError as error:
-            raise click.BadParameter(
-                f"expected numbers with commas between them; got {value!r}."
-            ) from error
-
-    return parse
+def typed_options() -> dict[str, Any]:
+    """The options that were typed, without those that have their default."""
+    ctx = click.get_current_context()
+    here = ParameterSource.COMMANDLINE
+    return {k: v for k, v in ctx.params.items() if ctx.get_parameter_source(k) == here}
 
 
-def _settings(
-    ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]
-) -> dict[str, Any]:
-    """`NAME=VALUE` pairs; a value is JSON if it reads as such, else text."""
-    settings = {}
-    for pair in values:
-        name, equals, text = pair.partition("=")
-        if not name or not equals:
-            raise click.BadParameter(f"expected NAME=VALUE; got {pair!r}.")
-        try:
-            settings[name] = json.loads(text)
-        except ValueError:
-            settings[name] = text
-    return settings
+def expect_writable(
+    file: str | Path | None,
+    force: bool,
+    suffixes: tuple[str, ...] = (),
+    inputs: tuple[str | None, ...] = (),
+    name: str = "--out",
+) -> None:
+    """Raises unless a file can be written and nothing is lost by it, before any work.
 
-
-domain_options = options(
-    click.option("--domain", type=click.Choice(DOMAIN_NAMES), help="The input domain."),
-    click.option(
-        "--input-shape", metavar="C,H,W", callback=_numbers(int), help="Of another domain; or D."
-    ),
-    click.option("--mean", metavar="M,...", callback=_numbers(float), help="Per channel."),
-    click.option("--std", metavar="S,...", callback=_numbers(float), help="Per channel."),
-    click.option("--classes", type=click.IntRange(2), help="How many classes there are."),
-)
-
-
-def make_domain(
-    domain: str | None,
-    input_shape: tuple[int, ...] | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    classes: int | None,
-) -> Domain | None:
-    """The domain that the options name or spell out, or `None`.
+    Arguments:
+        file: The file, if there is one to be written.
+        force: Whether one that is there may be replaced.
+        suffixes: How its name may end; anyhow if empty.
+        inputs: Files that are read, which are never replaced.
+        name: The option.
 
     Raises:
-        UsageError: If the options are incomplete or contradict each other.
+        UsageError: If its name ends otherwise, it exists, or it is an input.
+        OSError: If its folder cannot be written.
     """
-    from freia_kd.domain import DOMAINS, Domain
-    from freia_kd.errors import UsageError
+    import tempfile
 
-    spelled = {"--input-shape": input_shape, "--mean": mean, "--std": std, "--classes": classes}
-    given = [name for name, value in spelled.items() if value is not None]
-    if domain is not None:
-        if given:
-            raise UsageError(f"Pass either --domain or {', '.join(given)}, not both.")
-        return DOMAINS[domain]
-    if not given:
-        return None
-    missing = [name for name, value in spelled.items() if value is None]
-    if input_shape is None or mean is None or std is None or classes is None:
-        raise UsageError(f"A domain spelled out also needs {', '.join(missing)}.")
-    try:
-        return Domain(input_shape, classes, mean, std)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    if file is None:
+        return
+    path = Path(file)
+    if suffixes and path.suffix not in suffixes:
+        raise UsageError(f"{name}: expected a file {' or '.join(suffixes)}; got {file}.")
+    if path.exists():
+        for given in inputs:
+            if given is not None and Path(given).exists() and path.samefile(given):
+                raise UsageError(f"{name}: {file} is what is read; choose another file.")
+        if not force:
+            raise UsageError(
+                f"{name}: {file} exists; pass --force to replace it, or choose another file."
+            )
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
-data_options = options(
-    click.option("--data-root", type=click.Path(), help="Where torchvision keeps its data sets."),
-    click.option("--download", is_flag=True, help="Let torchvision download the data."),
-)
-
-device_option = click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where to compute.",
-)
-
-run_options = options(
-    click.option(
-        "--teacher",
-        type=click.Path(dir_okay=False),
-        help="The checkpoint, .pt, .pth or .safetensors. Required unless a run is resumed.",
-    ),
-    click.option("--arch", metavar="NAME|MODULE:CLASS", help="If the file does not tell."),
-    domain_options,
-    click.option(
-        "--samples",
-        type=click.Path(exists=True),
-        metavar="FOLDER|FILE.npz",
-        help="A few labelled real images to train on as well.",
-    ),
-    click.option("--resize", is_flag=True, help="Resize samples of another size."),
-    click.option(
-        "--synthesizer",
-        metavar="NAME[+NAME]|MODULE:CLASS",
-        help="What makes the inputs; by default bdnf+spectral, half from each.",
-    ),
-    click.option(
-        "--set",
-        "settings",
-        metavar="NAME=VALUE",
-        multiple=True,
-        callback=_settings,
-        help="An option that differs, as steps=500 of the synthesizer, or student.mixup=1 of the "
-        "student's training; repeatable.",
-    ),
-    click.option(
-        "--loss",
-        metavar="NAME|MODULE:FUNCTION",
-        help="The student's: l1 (the default), forward-kl, reverse-kl, js, activation-boundaries.",
-    ),
-    click.option("--fresh", is_flag=True, help="New inputs in every step of the student."),
-    click.option(
-        "--gamma",
-        type=click.FloatRange(0),
-        help="Weight of the samples; by default the paper's 0.01. With 0.1 images follow them.",
-    ),
-    click.option(
-        "--flow", metavar="NAME|FILE.yaml|MODULE:FUNCTION", help="By default the preset's, nice."
-    ),
-    click.option(
-        "--preset",
-        type=click.Choice(PRESET_NAMES),
-        default="standard",
-        show_default=True,
-        help="How much work to do.",
-    ),
-    click.option("--seed", type=int, default=0, show_default=True, help="Of all random numbers."),
-    device_option,
-    click.option(
-        "--out",
-        type=click.Path(file_okay=False),
-        help="The run's folder; by default a new one under runs/.",
-    ),
-    click.option("--resume", is_flag=True, help="Go on with the run in --out."),
-)
-
-compare_options = options(
-    click.option(
-        "--teacher", type=click.Path(dir_okay=False), required=True, help="The checkpoint."
-    ),
-    click.option("--arch", metavar="NAME|MODULE:CLASS", help="If the file does not tell."),
-    domain_options,
-    click.option(
-        "--synthesizers",
-        default="all",
-        show_default=True,
-        metavar="all|NAME,...",
-        help="What to compare: names or MODULE:CLASS, also joined by +, with commas between.",
-    ),
-    click.option("--students", default="1", show_default=True, metavar="1,2,3", help="Which ones."),
-    click.option(
-        "--seeds", type=click.IntRange(1), default=3, show_default=True, help="How many seeds."
-    ),
-    click.option(
-        "--samples",
-        type=click.Path(exists=True),
-        metavar="FOLDER|FILE.npz",
-        help="A few labelled real inputs for the methods that take them.",
-    ),
-    click.option(
-        "--eval-data",
-        metavar="NAME|FOLDER|FILE.npz",
-        help="Real test data, read after the last weight is fixed; names no winner.",
-    ),
-    click.option(
-        "--reference",
-        is_flag=True,
-        help="Also distil on the training split of --eval-data, to show the recovery.",
-    ),
-    data_options,
-    click.option(
-        "--set",
-        "settings",
-        metavar="NAME=VALUE",
-        multiple=True,
-        callback=_settings,
-        help="An option of a synthesizer that differs, as kegnet.steps=500; repeatable.",
-    ),
-    click.option(
-        "--preset",
-        type=click.Choice(PRESET_NAMES),
-        default="quick",
-        show_default=True,
-        help="How much work to do for each.",
-    ),
-    device_option,
-    click.option(
-        "--workers", type=click.IntRange(1), help="Cells at a time; by default one a core."
-    ),
-    click.option(
-        "--out",
-        type=click.Path(file_okay=False),
-        default="runs/compare",
-        show_default=True,
-        help="The comparison's folder.",
-    ),
-    click.option(
-        "--resume",
-        is_flag=True,
-        help="Go on with the comparison in --out; methods and seeds may be added.",
-    ),
-)
-
-json_option = click.option("as_json", "--json", is_flag=True, help="Print JSON, and nothing else.")
+def remember_folder(folder: str) -> None:
+    """Lets an interruption name the folder of a command that goes on with the same options."""
+    said = f"Interrupted. What was done is kept in {folder}; to go on, add --resume to the command."
+    click.get_current_context().meta[GO_ON] = lambda: said
 
 
 def make_progress(quiet: bool) -> Progress:
     """Bars on a terminal, plain lines elsewhere, nothing if quiet."""
-    from freia_kd.runs.progress import PlainProgress, Progress, RichProgress
+    from freia_kd.training import PlainProgress, Progress, RichProgress
 
     if quiet:
         return Progress()
     return RichProgress() if sys.stderr.isatty() else PlainProgress()
 
 
-def open_from_options(
-    progress: Progress,
-    teacher: str | None,
-    domain: str | None,
-    input_shape: tuple[int, ...] | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    classes: int | None,
-    **fields: Any,
-) -> dict[str, Any]:
-    """What `freia_kd.open_job` takes, from the command's options.
+def print_json(result: Any) -> None:
+    """Prints a dataclass of the library, or a list of such, as JSON."""
 
-    A resumed run takes what is not given on the command line from its folder.
-    """
-    from freia_kd.errors import UsageError
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return dataclasses.asdict(value)
+        return str(value)
 
-    fields["domain"] = make_domain(domain, input_shape, mean, std, classes)
-    if teacher is None and fields["resume"] and fields["out"]:
-        return {**_remembered(fields), "progress": progress}
-    if teacher is None:
-        raise UsageError("Pass --teacher FILE (or --out and --resume to go on with a run).")
-    return {"teacher": teacher, **fields, "progress": progress}
+    click.echo(json.dumps(result, default=plain))
 
 
-def _remembered(fields: dict[str, Any]) -> dict[str, Any]:
-    from freia_kd.domain import Domain
-    from freia_kd.errors import UsageError
-    from freia_kd.runs.run import read_run
+def print_table(header: list[str], rows: list[list[str]], numeric: set[int] | None = None) -> None:
+    """Prints a table; by default all columns but the first are numbers."""
+    from freia_kd.report.document import Section, Table
 
-    old = read_run(fields["out"])["options"]
-    flow = old["synthesizers"].get("bdnf", {}).get("flow")
-    for name, value in (
-        ("arch", old["arch"]),
-        ("synthesizer", old["synthesizer"]),
-        ("flow", flow or ""),
-        ("loss", old["preset"]["student"]["divergence"]),
-    ):
-        if ":" in value and not fields[name]:  # importing what a file names would run it
-            raise UsageError(
-                f"The run in {fields['out']} used code of its own, --{name} {value}; "
-                "if you trust that code, pass the option again."
-            )
-    settings = {
-        f"{name}.{option}": value
-        for name, options in {**old["synthesizers"], "student": old["preset"]["student"]}.items()
-        for option, value in options.items()
-    }
-    return {
-        "teacher": old["teacher"],
-        "arch": fields["arch"] or old["arch"],
-        "synthesizer": fields["synthesizer"] or old["synthesizer"],
-        "settings": settings,
-        "fresh": old["preset"]["fresh"],
-        "domain": fields["domain"] or Domain.from_dict(old["domain"]),
-        "samples": fields["samples"] or old["samples"],
-        "resize": True,
-        "preset": old["preset"]["name"],
-        "seed": old["seed"],
-        "device": old["device"],
-        "out": fields["out"],
-        "resume": True,
-    }
+    columns = None if numeric is None else frozenset(numeric)
+    print_sections([Section("", [Table(header, rows, columns)])])
 
 
-def show_table(rows: list[list[str]]) -> None:
-    """Prints a table whose first row is the header."""
-    from rich.console import Console
-    from rich.table import Table
+def print_sections(sections: list[Section], details: bool = False) -> None:
+    """Prints parts of a report."""
+    from freia_kd.report.document import Document
+    from freia_kd.report.render import terminal
 
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    table = Table(*rows[0], header_style="bold")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in rows[1:]:
-        table.add_row(*row, style="bold" if row[0].startswith("student") else None)
-    console.print(table)
+    terminal(Document("", [], sections), details)

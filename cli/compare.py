@@ -2,53 +2,107 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
+from freia_kd.config import get_preset
+
 from .command import (
     Command,
-    compare_options,
-    json_option,
-    make_domain,
+    collecting,
     make_progress,
+    option,
     options,
-    show_table,
+    print_json,
+    remember_folder,
 )
+from .job import expect_data, pop_training
+from .options import (
+    arch_option,
+    data_options,
+    device_option,
+    domain_options,
+    eval_option,
+    json_option,
+    pop_domain,
+    preset_option,
+    samples_option,
+    set_size_option,
+    settings_option,
+    teacher_option,
+    workers_option,
+)
+from .students import expect_methods, make_students, student_options
 
 
-@click.command("compare", cls=Command)
-@options(compare_options, json_option)
-def command(
-    teacher: str,
-    students: str,
-    domain: str | None,
-    input_shape: tuple[int, ...] | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    classes: int | None,
-    as_json: bool,
-    **fields: Any,
-) -> None:
+@click.command("compare", cls=Command, collects=True)
+@options(
+    teacher_option,
+    arch_option,
+    domain_options,
+    option(
+        "--synthesizers all|NAME,...",
+        "What to compare: names or MODULE:CLASS with commas between them. Those joined by + share "
+        "the inputs; (samples) after a name gives it the samples.",
+        default="all",
+    ),
+    student_options,
+    settings_option(),
+    set_size_option,
+    option("--seeds N", "How many seeds each method gets.", default=3),
+    samples_option,
+    eval_option,
+    option(
+        "--reference",
+        "Also distil on the training split of --eval-data, to show how much of what that reaches "
+        "each method recovers.",
+    ),
+    data_options,
+    preset_option("quick"),
+    device_option,
+    workers_option,
+    option("--out FOLDER", "The comparison's folder.", default="runs/compare"),
+    option(
+        "--resume",
+        "Go on with the comparison in --out. Methods, seeds and --eval-data may be added.",
+    ),
+    json_option,
+)
+def command(teacher: str, synthesizers: str, as_json: bool, **given: Any) -> None:
     """Distil students by every method, and name the best by label-free evidence.
 
-    Example: freiakd compare --teacher lenet5.pt --students 1,2,3 --seeds 3
+    Example: freiakd compare --teacher lenet5.pt --student 2 --seeds 3
     """
-    from freia_kd.compare import compare
-    from freia_kd.compare.report import remarks, table
+    settings = given.pop("settings")
+    asked: dict[str, Any] = {"synthesizers": synthesizers}
+    with collecting() as faults:
+        with faults:
+            given["domain"] = pop_domain(given)
+        sizes = get_preset(given["preset"])
+        students = make_students(faults, given, settings)
+        expect_methods(faults, settings)
+        training = pop_training(faults, None, settings, sizes.training)
+        expect_data(faults, given, "reference", "data_root", "download")
+        if settings:
+            from freia_kd.comparing import build_methods
 
-    comparison = compare(
+            with faults:
+                asked["synthesizers"] = build_methods(synthesizers, sizes.name, settings)
+        asked |= {"students": students, "training": training}
+    remember_folder(given["out"])
+    from freia_kd import api
+    from freia_kd.report.comparison import comparison_document
+    from freia_kd.report.render import terminal
+
+    result = api.compare(
         teacher,
-        students=students.split(","),
-        domain=make_domain(domain, input_shape, mean, std, classes),
         progress=make_progress(as_json),
-        **fields,
+        **given,
+        **{name: value for name, value in asked.items() if value is not None},
     )
     if as_json:
-        click.echo(json.dumps(comparison.data))
+        print_json(result.comparison)
         return
-    show_table(table(comparison.data))
-    for remark in remarks(comparison.data):
-        click.echo(remark)
-    click.echo(f"Report: {comparison.folder / 'compare.html'}")
+    terminal(comparison_document(result.comparison))
+    click.echo(f"Report: {result.folder / 'compare.html'}")

@@ -2,121 +2,92 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
-from .command import Command, domain_options, json_option, make_domain, options, show_table
-from .students import make_recipes, recipe_options
+from freia_kd.registry import COMPRESSIONS
 
-
-@click.command("compress", cls=Command)
-@options(
-    click.option(
-        "--teacher", type=click.Path(dir_okay=False), required=True, help="The checkpoint."
-    ),
-    click.option("--arch", metavar="NAME|MODULE:CLASS", help="If the file does not tell."),
+from .command import (
+    Command,
+    collecting,
+    expect_writable,
+    make_progress,
+    option,
+    options,
+    print_json,
+    print_sections,
+)
+from .options import (
+    arch_option,
     domain_options,
-    click.option(
-        "--student",
-        type=click.Choice(["1", "2", "3"]),
-        help="The papers' students, from the largest to the smallest. By default 1.",
+    force_option,
+    json_option,
+    pop_domain,
+    seed_option,
+    settings_option,
+    teacher_option,
+)
+from .students import TARGETS, expect_methods, make_students, student_options
+
+
+@click.command("compress", cls=Command, collects=True)
+@options(
+    teacher_option,
+    arch_option,
+    domain_options,
+    student_options,
+    settings_option("an option of a method of compression, as prune.keep_ratio=0.3."),
+    seed_option,
+    option(
+        "--plot FILE.png",
+        "A picture of how the agreement with the teacher drops as each layer gets smaller; with "
+        "--max-drop or one of the --target options.",
     ),
-    recipe_options,
-    click.option(
-        "--synthetic",
-        type=click.Path(exists=True, file_okay=False),
-        metavar="RUN",
-        help="The run whose synthetic images are used for what needs some: a --target or "
-        "--max-drop, prune, quantize, batch normalisation; without it noise is, which is less like "
-        "real images.",
-    ),
-    click.option(
-        "--plot",
-        type=click.Path(dir_okay=False),
-        metavar="FILE.png",
-        help="A picture of what each layer suffers, with a --target or --max-drop.",
-    ),
-    click.option(
-        "--out", type=click.Path(dir_okay=False), required=True, help="A .pt or .safetensors file."
-    ),
+    option("--out FILE", "The student's file, .pt or .safetensors.", required=True),
+    force_option,
     json_option,
 )
-def command(
-    teacher: str,
-    arch: str | None,
-    student: str | None,
-    layers: tuple[str, ...],
-    ranks: str | None,
-    plan: str | None,
-    target_params: float | None,
-    target_macs: float | None,
-    target_latency: float | None,
-    max_drop: float | None,
-    methods: tuple[str, ...],
-    prune_share: float | None,
-    synthetic: str | None,
-    plot: str | None,
-    out: str,
-    as_json: bool,
-    **domain: Any,
-) -> None:
+def command(plot: str | None, out: str, force: bool, as_json: bool, **given: Any) -> None:
     """Compress a teacher without any training: lower ranks, fewer channels, integers.
 
     Example: freiakd compress --teacher net.pt --layers 'layers3.*' --ranks 0.25 --out small.pt
-    """
-    from freia_kd.stages import compress
 
-    recipes = make_recipes(
-        () if student is None else (student,),
-        layers,
-        ranks,
-        plan,
-        methods,
-        prune_share,
-        target_params=target_params,
-        target_macs=target_macs,
-        target_latency=target_latency,
-        max_drop=max_drop,
-    )
-    result = compress(
-        teacher,
-        out,
-        student=recipes[0] if recipes else "1",
-        arch=arch,
-        domain=make_domain(**domain),
-        synthetic=synthetic,
-        plot=plot,
+    The student is the one that distill would train with the same options: its report calls it
+    "compressed only".
+    """
+    teacher, settings, domain = given.pop("teacher"), given.pop("settings"), None
+    with collecting() as faults:
+        with faults:
+            domain = pop_domain(given)
+        for file, suffixes, name in (
+            (out, (".pt", ".safetensors"), "--out"),
+            (plot, (".png",), "--plot"),
+        ):
+            with faults:
+                expect_writable(file, force, suffixes, (teacher, given["plan"]), name)
+        has_target = any(given[name] is not None for name in TARGETS)
+        faults.expect(
+            plot is None or has_target or "tucker.target" in settings,
+            "--plot shows what the search for a target measured; pass --max-drop or one of the "
+            "--target options as well.",
+        )
+        specs = make_students(faults, given, settings) or []
+        faults.expect(len(specs) < 2, "--student: compress makes one student; several are given.")
+        expect_methods(faults, settings)
+        for key in settings:
+            if key.rpartition(".")[0] not in COMPRESSIONS.builtin:
+                faults.add(f"--set {key}: no method of compression that is given has this option.")
+    from freia_kd import api
+    from freia_kd.report.student import compression_sections
+
+    spec = specs[0] if specs else "1"
+    progress = make_progress(as_json)
+    result = api.compress(
+        teacher, out, student=spec, domain=domain, plot=plot, progress=progress, **given
     )
     if as_json:
-        click.echo(json.dumps(result))
-    else:
-        _show(result)
-
-
-def _show(result: dict[str, Any]) -> None:
-    from freia_kd.runs.details import (
-        budget_remarks,
-        chosen_ranks,
-        cost_rows,
-        layer_rows,
-        sensitivity_rows,
-        skipped_remarks,
-    )
-
-    show_table(layer_rows(result["costs"]))
-    for remark in skipped_remarks(result["steps"]):
-        click.echo(remark)
-    if result["budget"]:
-        ranks = chosen_ranks(result["steps"])
-        show_table(sensitivity_rows(result["budget"]["sensitivity"], ranks))
-        for remark in budget_remarks(result["budget"]):
-            click.echo(remark)
-    show_table(cost_rows(result["costs"]))
-    for warning in result["costs"]["warnings"]:
-        click.echo(warning)
-    click.echo(
-        f"{result['file']}: {result['parameters']:,} of {result['teacher_parameters']:,} "
-        f"parameters, {result['macs']:,} of {result['teacher_macs']:,} MACs"
-    )
+        print_json(result)
+        return
+    print_sections(compression_sections(result.costs, result.steps, result.searches), details=True)
+    click.echo(f"Student: {result.file}")

@@ -2,104 +2,45 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
-from .command import (
-    Command,
-    data_options,
-    json_option,
-    make_progress,
-    open_from_options,
-    options,
-    run_options,
-    show_table,
-)
-from .students import bn_option, make_recipes, recipe_options
+from .command import Command, collecting, make_progress, option, options, print_json
+from .job import remember_run, run_arguments, run_options
+from .options import data_options, eval_option, json_option
+from .students import student_options
 
 
-@click.command("distill", cls=Command)
+@click.command("distill", cls=Command, collects=True)
 @options(
     run_options,
-    click.option(
-        "--student",
-        "students",
-        type=click.Choice(["1", "2", "3"]),
-        multiple=True,
-        help="The papers' students, from the largest to the smallest; repeatable. By default 1, "
-        "or those of a resumed run.",
-    ),
-    recipe_options,
-    bn_option,
-    click.option(
-        "--eval-data",
-        metavar="NAME|FOLDER|FILE.npz",
-        help="Real test data, read only after the last weight is fixed.",
-    ),
+    student_options,
+    eval_option,
     data_options,
     json_option,
-    click.option("-v", "--verbose", is_flag=True, help="Also print the resolved options."),
+    option("-v --verbose", "Also print the details and all options."),
 )
-def command(
-    students: tuple[str, ...],
-    layers: tuple[str, ...],
-    ranks: str | None,
-    plan: str | None,
-    target_params: float | None,
-    target_macs: float | None,
-    target_latency: float | None,
-    max_drop: float | None,
-    methods: tuple[str, ...],
-    prune_share: float | None,
-    bn: str | None,
-    eval_data: str | None,
-    data_root: str | None,
-    download: bool,
-    as_json: bool,
-    verbose: bool,
-    **fields: Any,
-) -> None:
+def command(as_json: bool, verbose: bool, **given: Any) -> None:
     """Compress a classifier and distil it, without its training data.
 
-    Example: freiakd distill --teacher lenet5.pt --domain mnist
-    """
-    from freia_kd.pipeline import distill
+    Example: freiakd distill --teacher lenet5.pt --student 1 --student 3
 
-    recipes = make_recipes(
-        students,
-        layers,
-        ranks,
-        plan,
-        methods,
-        prune_share,
-        bn,
-        target_params=target_params,
-        target_macs=target_macs,
-        target_latency=target_latency,
-        max_drop=max_drop,
-    )
-    progress = make_progress(as_json)
-    report = distill(
-        students=recipes,
-        eval_data=eval_data,
-        data_root=data_root,
-        download=download,
-        **open_from_options(progress, **fields),
-    )
+    A run that was stopped goes on with: freiakd distill --resume --out FOLDER. Students and
+    --eval-data can be added to it; every other option is the run's own.
+    """
+    typed = dict(given)
+    with collecting() as faults:
+        arguments = run_arguments(faults, given)
+    remember_run("distill", arguments.get("folder") or arguments.get("out"), typed)
+    from freia_kd import api
+    from freia_kd.report.render import terminal
+    from freia_kd.report.run import run_document
+
+    job = api.resume if typed["resume"] else api.distill
+    result = job(**arguments, progress=make_progress(as_json))
     if as_json:
-        click.echo(json.dumps(report.data))
+        print_json(result.report)
         return
-    if verbose:
-        click.echo(json.dumps(report.data["options"], indent=2))
-    show_table(report.table())
-    for remark in report.remarks():
-        click.echo(remark)
-    for block in report.sensitivities():
-        click.echo(block.title)
-        show_table(block.rows)
-        for remark in block.remarks:
-            click.echo(remark)
-    click.echo(f"Students: {', '.join(str(report.folder / s['file']) for s in report.students)}")
-    click.echo(f"Report: {report.folder / 'report.html'}")
+    terminal(run_document(result.report), details=verbose)
+    click.echo(f"Report: {result.folder / 'report.html'}")

@@ -2,58 +2,39 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
-from .command import (
-    Command,
-    data_options,
-    domain_options,
-    json_option,
-    make_domain,
-    options,
-    show_table,
-)
+from .command import Command, argument, option, options, print_json, print_table
+from .options import DATA, arch_option, data_options, domain_options, json_option, pop_domain
 
 
 @click.command("evaluate", cls=Command)
 @options(
-    click.argument("path", metavar="FILE|RUN", type=click.Path(exists=True)),
-    click.option("--eval-data", metavar="NAME|FOLDER|FILE.npz", required=True),
+    argument("path", metavar="FILE|RUN", type=click.Path(exists=True)),
+    option(f"--eval-data {DATA}", "The labelled test data.", required=True),
     data_options,
-    click.option("--resize", is_flag=True, help="Resize images of another size."),
-    click.option("--arch", metavar="NAME|MODULE:CLASS", help="If the file does not tell."),
+    option("--resize", "Resize images of another size."),
+    arch_option,
     domain_options,
     json_option,
 )
-def command(
-    path: str,
-    eval_data: str,
-    data_root: str | None,
-    download: bool,
-    resize: bool,
-    arch: str | None,
-    as_json: bool,
-    **domain: Any,
-) -> None:
-    """Measure the accuracy of a checkpoint, or of all students of a run."""
-    from freia_kd.stages import evaluate
+def command(path: str, eval_data: str, as_json: bool, **given: Any) -> None:
+    """Measure the accuracy of a checkpoint, or of all students of a run.
 
-    results = evaluate(
-        path,
-        eval_data,
-        data_root=data_root,
-        download=download,
-        resize=resize,
-        arch=arch,
-        domain=make_domain(**domain),
-    )
+    Of a run, the agreement with its teacher is measured too, if the teacher's file is still there.
+    """
+    from freia_kd import api
+    from freia_kd.report.words import proportion
+
+    results = api.evaluate(path, eval_data, domain=pop_domain(given), **given)
     if as_json:
-        click.echo(json.dumps(results))
+        print_json(results)
         return
-    rows = [["", "accuracy", "images"]]
-    for result in results:
-        rows.append([result["file"], f"{100 * result['accuracy']:.2f} %", f"{result['count']:,}"])
-    show_table(rows)
+    header = ["file", "accuracy (95 % interval)", "agreement with the teacher", "inputs"]
+    rows = [
+        [r.file, proportion(r.accuracy), proportion(r.agreement), f"{r.accuracy.count:,}"]
+        for r in results
+    ]
+    print_table(header, rows)

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
-from .command import Command, json_option, make_progress, open_from_options, options, run_options
+from .command import Command, collecting, make_progress, options, print_json
+from .job import remember_run, run_arguments, run_options
+from .options import json_option
 
 
-@click.command("extract", cls=Command)
+@click.command("extract", cls=Command, collects=True)
 @options(run_options, json_option)
-def command(as_json: bool, **fields: Any) -> None:
-    """Train a flow on a teacher and make a synthetic set, without data.
+def command(as_json: bool, **given: Any) -> None:
+    """Make a synthetic set from a teacher, without its training data.
 
-    `freiakd distill --out DIR --resume` goes on from there.
+    Example: freiakd extract --teacher lenet5.pt --synthesizer bdnf --out run
+
+    To train students on it, go on with: freiakd distill --resume --out FOLDER
     """
-    from freia_kd.pipeline import open_job
+    typed = dict(given)
+    with collecting() as faults:
+        arguments = run_arguments(faults, given)
+    folder = arguments.pop("folder", None) or arguments.pop("out", None)
+    remember_run("extract", folder, typed)
+    from freia_kd import api
 
-    job = open_job(**open_from_options(make_progress(as_json), **fields))
-    data, heldout = job.extract()
-    result = {"run": str(job.run.folder), "train": len(data), "heldout": len(heldout)}
+    progress = make_progress(as_json)
+    place, sets = api.extract(**arguments, out=folder, again=typed["resume"], progress=progress)
     if as_json:
-        click.echo(json.dumps(result))
+        print_json({"run": str(place), "sets": sets})
         return
-    click.echo(
-        f"{job.run.folder}: {len(data):,} synthetic inputs to learn from, in synthetic/train"
-    )
-    if (job.run / "synthetic.png").exists():
-        click.echo(f"Picture: {job.run / 'synthetic.png'}")
+    for name, size in sets.items():
+        click.echo(f"{place / name}: {size:,} synthetic inputs")
+    for picture in sorted(place.glob("synthetic*.png")):
+        click.echo(f"Picture: {picture}")
+    click.echo(f"Next: freiakd distill --resume --out {place}")

@@ -3,22 +3,47 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
-from .command import Command, json_option, options
+from .command import Command, argument, options, print_json, print_table
+from .options import json_option
 
 
 @click.command("inspect", cls=Command)
-@options(click.argument("path", type=click.Path(exists=True)), json_option)
+@options(argument("path", metavar="FILE|RUN", type=click.Path(exists=True)), json_option)
 def command(path: str, as_json: bool) -> None:
     """Say what a checkpoint or a run's folder holds, without running anything in it."""
-    from freia_kd.stages import inspect
+    from freia_kd import api
 
-    result = inspect(path)
+    result = api.inspect(path)
     if as_json:
-        click.echo(json.dumps(result))
+        print_json(result)
         return
-    for name, value in result.items():
-        text = value if isinstance(value, str) else json.dumps(value)
-        click.echo(f"{name}: {text}")
+    rows = [[name.replace("_", " "), _text(value)] for name, value in result.items() if value]
+    print_table(["", path], rows, numeric=set())
+    if result["kind"] == "run":
+        click.echo(f"Next: freiakd {_next(path, result)}")
+
+
+def _text(value: Any) -> str:
+    """A value in lines, one for each entry."""
+    if isinstance(value, dict):
+        return "\n".join(f"{name}: {_short(entry)}" for name, entry in value.items())
+    if isinstance(value, list):
+        return "\n".join(map(_short, value))
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _next(path: str, run: dict[str, Any]) -> str:
+    """The command that goes on with a run, or uses what it made."""
+    if run["made_by"] != "distill":
+        return f"{run['made_by']} --resume --out {path}, with the options of before"
+    if "measure" in run["done"]:
+        return f"export {path} --to onnx"
+    return f"distill --resume --out {path}"

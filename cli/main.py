@@ -10,16 +10,16 @@ import click
 from freia_kd import __version__
 
 COMMANDS = {
-    "distill": "The main job: a smaller classifier and a report, without data.",
-    "compare": "Methods side by side, and which is best for this teacher.",
-    "reproduce": "The paper's Table 1, from teachers trained from scratch.",
+    "distill": "Make smaller classifiers of a teacher, without its training data.",
+    "compare": "Compare methods on a teacher, and name the best for it.",
+    "reproduce": "Reproduce the paper's Table 1, with teachers trained from scratch.",
     "train-teacher": "Train a classifier on real data.",
-    "extract": "Fit a synthesizer to a teacher and make a synthetic set.",
-    "sample": "Draw images from what a run has learned.",
-    "compress": "Compress a teacher by low ranks, pruning or 8-bit integers, untrained.",
+    "extract": "Make a synthetic set from a teacher.",
+    "sample": "Sample inputs from what a run has learned.",
+    "compress": "Compress a teacher without any training.",
     "export": "Write a student for ONNX Runtime, torch.export or torch, and check the file.",
-    "evaluate": "Measure a checkpoint or the students of a run on real data.",
-    "toy": "Draw the paper's figure 2: flows on two-dimensional data.",
+    "evaluate": "Measure a checkpoint, or the students of a run, on real data.",
+    "toy": "Reproduce the paper's figure 2: flows on two-dimensional data.",
     "inspect": "Say what a checkpoint or a run's folder holds.",
 }
 

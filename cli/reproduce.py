@@ -2,99 +2,56 @@
 
 from __future__ import annotations
 
-import json
+from typing import Any
 
 import click
 
 from .command import (
+    Choice,
     Command,
-    data_options,
-    device_option,
-    json_option,
+    argument,
     make_progress,
+    option,
     options,
-    show_table,
+    print_json,
+    remember_folder,
 )
-
-PARTS = ("mnist", "svhn", "fashion-mnist")  # of freia_kd.reproduce.TABLE1, which a test compares
+from .options import data_options, device_option, json_option, workers_option
 
 
 @click.command("reproduce", cls=Command)
 @options(
-    click.argument("what", type=click.Choice(["table1"])),
-    click.option(
-        "--data",
-        type=click.Choice(PARTS),
+    argument("what", type=Choice(["table1"])),
+    option(
+        "--data NAME",
+        "Which parts of the table: mnist, fashion-mnist or svhn.",
         multiple=True,
         default=["mnist", "fashion-mnist"],
-        show_default=True,
-        help="Which parts of the table; repeatable.",
     ),
     data_options,
-    click.option(
-        "--preset",
-        type=click.Choice(["quick", "paper"]),
-        default="quick",
-        show_default=True,
-        help="What fits two cores, or the paper's own settings.",
+    option(
+        "--preset quick|paper", "What fits two cores, or the paper's own settings.", default="quick"
     ),
-    click.option(
-        "--seeds", type=click.IntRange(1), default=3, show_default=True, help="How many seeds."
-    ),
+    option("--seeds N", "How many seeds, each with a teacher of its own.", default=3),
     device_option,
-    click.option(
-        "--workers", type=click.IntRange(1), help="Cells at a time; by default one a core."
-    ),
-    click.option(
-        "--out",
-        type=click.Path(file_okay=False),
-        default="runs/table1",
-        show_default=True,
-        help="The folder of it all.",
-    ),
-    click.option(
-        "--resume",
-        is_flag=True,
-        help="Go on with what --out holds; data sets and seeds may be added.",
-    ),
+    workers_option,
+    option("--out FOLDER", "The folder of teachers, trials and table.", default="runs/table1"),
+    option("--resume", "Go on with what --out holds. Data sets and seeds may be added."),
     json_option,
 )
-def command(
-    what: str,
-    data: tuple[str, ...],
-    data_root: str | None,
-    download: bool,
-    preset: str,
-    seeds: int,
-    device: str,
-    workers: int | None,
-    out: str,
-    resume: bool,
-    as_json: bool,
-) -> None:
+def command(what: str, data: tuple[str, ...], out: str, as_json: bool, **given: Any) -> None:
     """Train teachers from scratch and reproduce the paper's Table 1, every row.
 
     Example: freiakd reproduce table1 --data mnist --data-root data --download
     """
-    from freia_kd.reproduce import remarks, table, table1
+    remember_folder(out)
+    from freia_kd.experiments.table1 import table1
+    from freia_kd.report.render import terminal
+    from freia_kd.report.table1 import table1_document
 
-    result = table1(
-        data,
-        preset=preset,
-        seeds=seeds,
-        data_root=data_root,
-        download=download,
-        device=device,
-        workers=workers,
-        out=out,
-        resume=resume,
-        progress=make_progress(as_json),
-    )
+    result = table1(data, out=out, progress=make_progress(as_json), **given)
     if as_json:
-        click.echo(json.dumps(result))
+        print_json(result)
         return
-    for name, part in result["parts"].items():
-        show_table(table(name, part))
-    for remark in remarks(result):
-        click.echo(remark)
-    click.echo(f"Report: {out}/table1.md")
+    terminal(table1_document(result))
+    click.echo(f"Report: {out}/table1.html")

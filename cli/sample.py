@@ -1,44 +1,35 @@
-"""`freiakd sample`: images from what a run has learned."""
+"""`freiakd sample`: inputs from what a run has learned."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from .command import Command, options
+from .command import Command, argument, expect_writable, option, options
+from .options import OBJECT, force_option, seed_option
 
 
 @click.command("sample", cls=Command)
 @options(
-    click.argument("run", type=click.Path(exists=True, file_okay=False)),
-    click.option("--count", "-n", type=click.IntRange(1), default=10, show_default=True),
-    click.option("--label", "-l", "labels", type=int, multiple=True, help="Default: every class."),
-    click.option("--seed", type=int, default=0, show_default=True),
-    click.option(
-        "--synthesizer",
-        metavar="NAME|MODULE:CLASS",
-        help="Which of the run's synthesizers; by default the first.",
-    ),
-    click.option("--flow", metavar="MODULE:FUNCTION", help="Of a flow that is code of its own."),
-    click.option(
-        "--out", type=click.Path(dir_okay=False), required=True, help="A .png or .npz file."
-    ),
+    argument("run", metavar="RUN", type=click.Path(exists=True, file_okay=False)),
+    option("--count -n N", "How many inputs of each label.", default=10),
+    option("--label -l LABEL", "A class; by default all of them.", name="labels", multiple=True),
+    seed_option,
+    option(f"--synthesizer {OBJECT}", "Which of the run's synthesizers; by default the first."),
+    option("--flow MODULE:FUNCTION", "The run's flow, if it is code of your own."),
+    option("--out FILE", "A picture, .png, or a file of arrays, .npz.", required=True),
+    force_option,
 )
-def command(
-    run: str,
-    count: int,
-    labels: tuple[int, ...],
-    seed: int,
-    synthesizer: str | None,
-    flow: str | None,
-    out: str,
-) -> None:
-    """Draw COUNT images of each label from what RUN has learned, as a picture or as arrays.
+def command(run: str, out: str, force: bool, **given: Any) -> None:
+    """Sample inputs of each label from what RUN has learned, as a picture or as arrays.
 
-    A .npz file holds `x` (uint8 images) and `y` (labels).
+    A .npz file holds `x` (uint8 images, or vectors) and `y` (labels).
+
+    Example: freiakd sample runs/lenet5-1 --count 20 --out samples.png
     """
-    from freia_kd.stages import draw_samples
+    from freia_kd import api
 
-    total = draw_samples(
-        run, out, count=count, labels=labels, seed=seed, synthesizer=synthesizer, flow=flow
-    )
-    click.echo(f"{out}: {total} images")
+    expect_writable(out, force, (".png", ".npz"))
+    total = api.sample(run, out, **given)
+    click.echo(f"{out}: {total} inputs")

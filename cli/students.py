@@ -1,161 +1,181 @@
-"""What a student is to be: options that `distill` and `compress` share."""
+"""What a student is to be: options of `distill`, `compress` and `compare`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .command import options
+from freia_kd.registry import COMPRESSIONS
+
+from .command import Faults, option, options
+from .options import OBJECT, bn_option
 
 if TYPE_CHECKING:
-    from freia_kd.compression import Recipe
+    from freia_kd.compression import Compression
+    from freia_kd.students import StudentSpec
 
-# Of freia_kd.compression.recipe and batchnorm, which a test compares, so that `--help` needs no
-# torch.
-METHOD_NAMES = ("tucker", "prune", "quantize")
-BATCHNORM_NAMES = ("match", "freeze", "reestimate", "train")
-TARGETS = {
-    "target_params": "params",
-    "target_macs": "macs",
-    "target_latency": "latency",
-    "max_drop": "drop",
-}
+TARGETS = ("target_params", "target_macs", "target_latency", "max_drop")
+OWN = ("students", "layers", "ranks", "plan", *TARGETS)  # of the method tucker
+NAMES = (*OWN, "methods", "keep_ratio", "name", "bn")  # of the parameters of all these options
 
-recipe_options = options(
-    click.option(
-        "--layers",
+student_options = options(
+    option(
+        "--student",
+        "One of the papers' students, from the largest to the smallest; by default 1.",
+        ("1", "2", "3"),
+        name="students",
         multiple=True,
-        metavar="PATTERN",
-        help="Compress the layers of these names, as 'layers3.*.conv1', or all; repeatable.",
     ),
-    click.option(
-        "--ranks",
-        metavar="evbmf|RATIO|N|IN,OUT",
-        help="Of --layers (or all): found by EVBMF (the default), a ratio of the channels as 0.25, "
-        "one number, or the input and the output rank.",
-    ),
-    click.option(
-        "--plan",
-        type=click.Path(exists=True, dir_okay=False),
-        metavar="FILE.yaml",
-        help="Patterns of layers with the ranks of each, one a line, as 'conv2: 0.25'.",
-    ),
-    click.option(
-        "--target-params",
-        type=float,
-        metavar="SHARE",
-        help="Find the layers and ranks that leave this share of the parameters, as 0.3.",
-    ),
-    click.option(
-        "--target-macs",
-        type=float,
-        metavar="SHARE",
-        help="The same for the multiply-accumulates.",
-    ),
-    click.option(
-        "--target-latency",
-        type=float,
-        metavar="SHARE",
-        help="The same for the time of one input, measured on this machine.",
-    ),
-    click.option(
-        "--max-drop",
-        type=float,
-        metavar="POINTS",
-        help="Compress as far as the agreement with the teacher drops by at most so many "
-        "percentage points before distillation.",
-    ),
-    click.option(
-        "--method",
-        "methods",
-        type=click.Choice(METHOD_NAMES),
+    option(
+        "--layers PATTERN",
+        "Compress the layers whose names match, as 'layers3.*.conv1', or all.",
         multiple=True,
-        help="What is done to the net, in this order: low ranks (tucker, the default), fewer "
-        "channels (prune), eight-bit integers (quantize, last); repeatable.",
     ),
-    click.option(
-        "--prune-share",
-        type=float,
-        metavar="SHARE",
-        help="Of the multiply-accumulates, which --method prune leaves. By default 0.5.",
+    option(
+        "--ranks evbmf|RATIO|N|IN,OUT",
+        "The ranks of --layers (of all layers without it): found by EVBMF (the default), a ratio "
+        "of the channels as 0.25, one number, or the input and the output rank.",
     ),
-)
-
-bn_option = click.option(
-    "--bn",
-    type=click.Choice(BATCHNORM_NAMES),
-    help="Batch normalisation of the students: the teacher's statistics, moved by what compression "
-    "did to the features (match, the default) or as they are (freeze), those of the synthetic "
-    "images (reestimate), or those of the batches (train).",
+    option(
+        "--plan FILE.yaml",
+        "A file with patterns of layers and their ranks, one a line, as 'conv2: 0.25'.",
+        click.Path(exists=True, dir_okay=False),
+    ),
+    option(
+        "--target-params SHARE",
+        "Find the layers and ranks that leave at most this share of the parameters, as 0.3.",
+    ),
+    option(
+        "--target-macs SHARE",
+        "Find those that leave at most this share of the multiply-accumulates.",
+    ),
+    option(
+        "--target-latency SHARE",
+        "Find those that leave at most this share of the time of one input, measured here.",
+    ),
+    option(
+        "--max-drop POINTS",
+        "Compress as far as the agreement with the teacher, before any distillation, drops by at "
+        "most this many percentage points.",
+    ),
+    option(
+        f"--method {OBJECT}",
+        f"A method of compression: {', '.join(COMPRESSIONS.builtin)}, or one of your own. By "
+        "default tucker (low ranks); prune removes channels, and quantize, always the last, makes "
+        "eight-bit integers. Several are applied in this order.",
+        name="methods",
+        multiple=True,
+    ),
+    option(
+        "--keep-ratio SHARE",
+        "The share of the multiply-accumulates that --method prune keeps; by default 0.5.",
+    ),
+    option("--name NAME", "The student's name in reports and files; by default what it is."),
+    bn_option,
 )
 
 
-def make_recipes(
-    students: tuple[str, ...],
-    layers: tuple[str, ...],
-    ranks: str | None,
-    plan: str | None,
-    methods: tuple[str, ...],
-    prune_share: float | None = None,
-    bn: str | None = None,
-    **targets: float | None,
-) -> list[Recipe] | None:
-    """The students that the options ask for, or `None` where they ask for nothing.
+def make_students(
+    faults: Faults, given: dict[str, Any], settings: dict[str, Any]
+) -> list[StudentSpec] | None:
+    """The students that the options ask for; `None` where they ask for none.
 
-    Raises:
-        UsageError: If options contradict each other or make no sense.
+    Arguments:
+        faults: Where what is wrong goes.
+        given: The options, from which those of students are taken.
+        settings: What `--set` says, from which what the methods of compression know is taken.
     """
-    from freia_kd.compression import Recipe, read_rules
-    from freia_kd.compression.recipe import as_usage
-    from freia_kd.errors import UsageError
+    from freia_kd.compression import Tucker, get_compression
+    from freia_kd.students import StudentSpec
 
-    shared: dict[str, Any] = {"methods": methods} if methods else {}
-    shared |= {} if bn is None else {"bn": bn}
-    shared |= {} if prune_share is None else {"prune_share": prune_share}
-    if prune_share is not None and "prune" not in methods:
-        raise UsageError("--prune-share is of --method prune, which is not given.")
-    _expect_one_choice(students, layers, ranks, plan, targets)
-    goals = {name: goal for name, goal in targets.items() if goal is not None}
-    if goals:
-        ((name, goal),) = goals.items()
-        return [Recipe(target=TARGETS[name], goal=goal, **shared)]  # type: ignore[arg-type]
-    if plan is not None:
-        with as_usage():
-            return [Recipe(rules=read_rules(plan), **shared)]
-    if layers or ranks:
-        return [Recipe(rules=_rules(layers, ranks), **shared)]
-    if methods and "tucker" not in methods and not students:
-        return [Recipe(**shared)]
-    if students or shared:
-        return [Recipe(student=student, **shared) for student in students or ("1",)]
-    return None
+    own = {name: given.pop(name) for name in NAMES}
+    kinds: list[type[Compression]] = []
+    for name in own["methods"] or ("tucker",):
+        with faults:
+            kinds.append(get_compression(name))
+    changes = {kind: _settings_of(kind.title, settings) for kind in kinds}
+    if own["keep_ratio"] is not None:
+        faults.names["prune.keep_ratio"] = "--keep-ratio"
+        prune = next((kind for kind in kinds if kind.name == "prune"), None)
+        faults.expect(prune, "--keep-ratio is an option of --method prune, which is not given.")
+        if prune is not None:
+            said = "--keep-ratio and --set prune.keep_ratio say the same; pass one of them."
+            faults.expect("keep_ratio" not in changes[prune], said)
+            changes[prune]["keep_ratio"] = own["keep_ratio"]
+    choices = _choices(faults, own)
+    if choices and own["methods"] and "tucker" not in own["methods"]:
+        faults.add(
+            f"{_typed(own)[0]} chooses low ranks, which are of --method tucker; it is not given."
+        )
+    is_asked = own["methods"] or own["name"] or own["bn"] or own["keep_ratio"] or choices
+    if not is_asked and not any(changes.values()):
+        return None
+    specs = []
+    is_whole = {"student", "layers", "target"} & set(changes.get(Tucker, {}))
+    for choice in choices or [{} if is_whole else {"student": "1"}]:
+        methods: list[Compression] = []
+        for kind in kinds:
+            with faults:
+                chosen = choice if kind is Tucker else {}
+                methods.append(kind.from_dict({**chosen, **changes[kind]}))
+        if len(methods) == len(kinds) and methods:
+            with faults:
+                specs.append(StudentSpec(tuple(methods), own["name"] or "", own["bn"]))
+    faults.expect(
+        not own["name"] or len(choices) < 2, "--name names one student; several are asked for."
+    )
+    return specs
 
 
-def _rules(layers: tuple[str, ...], ranks: str | None) -> dict[str, Any]:
-    from freia_kd.compression import parse_ranks
+def expect_methods(faults: Faults, settings: Mapping[str, Any]) -> None:
+    """Refuses what is left of the settings for methods of compression that are not given."""
+    for key in settings:
+        name = key.rpartition(".")[0]
+        if name in COMPRESSIONS.builtin:
+            faults.add(f"--set {key} is of --method {name}, which is not given.")
 
-    return dict.fromkeys(layers or ("all",), parse_ranks(ranks or "evbmf"))
+
+def _settings_of(title: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Takes what is said of `title` out of the settings."""
+    own = [key for key in settings if key.rpartition(".")[0] == title]
+    return {key.rpartition(".")[2]: settings.pop(key) for key in own}
 
 
-def _expect_one_choice(
-    students: tuple[str, ...],
-    layers: tuple[str, ...],
-    ranks: str | None,
-    plan: str | None,
-    targets: dict[str, float | None],
-) -> None:
-    from freia_kd.errors import UsageError
+def _typed(own: Mapping[str, Any]) -> list[str]:
+    """Which of the ways to choose low ranks were typed."""
+    given = [name for name in OWN if own[name] not in (None, ())]
+    if "layers" in given and "ranks" in given:
+        given.remove("ranks")
+    return [f"--{'student' if n == 'students' else n.replace('_', '-')}" for n in given]
 
-    given = {
-        "--student": bool(students),
-        "--layers" if layers else "--ranks": bool(layers or ranks),
-        "--plan": plan is not None,
-        **{f"--{k.replace('_', '-')}": goal is not None for k, goal in targets.items()},
-    }
-    names = [name for name, there in given.items() if there]
-    if len(names) > 1:
-        raise UsageError(
-            f"Pass only one of {' and '.join(names)}: each says by itself which layers are "
+
+def _choices(faults: Faults, own: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The options of the method tucker, one for each student."""
+    from freia_kd.compression import parse_ranks, read_rules
+
+    typed = _typed(own)
+    if len(typed) > 1:
+        faults.add(
+            f"Pass only one of {' and '.join(typed)}: each says by itself which layers are "
             "compressed, and how far."
         )
+        return []
+    for name in TARGETS:
+        if own[name] is not None:
+            faults.names["tucker.goal"] = typed[0]
+            target = "drop" if name == "max_drop" else name.removeprefix("target_")
+            return [{"target": target, "goal": own[name]}]
+    if own["plan"] is not None:
+        try:
+            return [{"layers": read_rules(own["plan"])}]
+        except ValueError as error:
+            faults.add(f"--plan: {error}")
+            return []
+    if own["layers"] or own["ranks"]:
+        with faults:
+            ranks = parse_ranks(own["ranks"] or "evbmf")
+            return [{"layers": dict.fromkeys(own["layers"] or ("all",), ranks)}]
+        return []
+    return [{"student": student} for student in own["students"]]

@@ -2,93 +2,77 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import click
 
-from .command import Command, json_option, options, show_table
+from freia_kd.registry import TOYS
 
-# Of freia_kd.data.toy.TOYS, which a test compares, so that `--help` needs no torch.
-TOY_NAMES = ("moons", "circles", "mixture", "pinwheel", "pizza")
+from .command import Command, expect_writable, option, options, print_json, print_table
+from .options import force_option, json_option, seed_option
 
 
 @click.command("toy", cls=Command)
 @options(
-    click.option(
-        "--data",
+    option(
+        "--data NAME|MODULE:FUNCTION",
+        f"The data: {', '.join(TOYS.builtin)}, or your own. By default all of these.",
         multiple=True,
-        metavar="NAME|MODULE:FUNCTION",
-        help=f"One of {', '.join(TOY_NAMES)}; may be repeated. By default all of them.",
     ),
-    click.option(
-        "--out",
-        type=click.Path(file_okay=False),
-        default="toy",
-        show_default=True,
-        help="The folder of the pictures.",
-    ),
-    click.option(
-        "--samples-per-class",
-        type=click.IntRange(1),
+    option("--out FOLDER", "The folder of the pictures.", default="toy"),
+    option(
+        "--samples-per-class N",
+        "How many real samples of each class the second flow sees.",
         default=10,
-        show_default=True,
-        help="Real samples that the second flow sees.",
     ),
-    click.option(
-        "--gamma", type=float, default=2.0, show_default=True, help="Weight of the real samples."
-    ),
-    click.option(
-        "--steps", type=click.IntRange(1), default=800, show_default=True, help="Of each flow."
-    ),
-    click.option("--seed", type=int, default=0, show_default=True),
+    option("--gamma WEIGHT", "The weight of the real samples.", click.FloatRange(0), default=2.0),
+    option("--steps N", "How many steps each flow trains.", default=800),
+    seed_option,
+    force_option,
     json_option,
 )
 def command(
-    data: tuple[str, ...],
-    out: str,
-    samples_per_class: int,
-    gamma: float,
-    steps: int,
-    seed: int,
-    as_json: bool,
+    data: tuple[str, ...], out: str, seed: int, force: bool, as_json: bool, **given: Any
 ) -> None:
     """Reproduce the paper's figure 2 on two-dimensional data.
 
     For each data set a teacher is trained, then a flow without data and one with a few real
     samples. NAME.png shows all three, NAME.json has the numbers.
+
+    Example: freiakd toy --data moons
     """
+    names = data or tuple(TOYS.builtin)
+    for name in names:
+        TOYS[name]  # which raises if there is none
+        for suffix in (".png", ".json"):
+            expect_writable(Path(out, name.replace(":", "-") + suffix), force)
     import torch
 
-    from freia_kd.toy import figure2
+    from freia_kd.experiments.figure2 import figure2
 
     results = []
-    for name in data or TOY_NAMES:
-        result = figure2(
-            name,
-            torch.Generator().manual_seed(seed),
-            samples_per_class=samples_per_class,
-            gamma=gamma,
-            steps=steps,
-            on_stage=None if as_json else partial(_say, name),
-        )
-        path = result.save(out)
-        results.append({**result.numbers, "figure": str(path)})
+    for name in names:
+        generator = torch.Generator().manual_seed(seed)
+        say = None if as_json else partial(_say, name)
+        result = figure2(name, generator, on_stage=say, **given)
+        results.append({**result.numbers, "figure": str(result.save(out))})
     if as_json:
-        click.echo(json.dumps(results))
+        print_json(results)
         return
-    rows = [["data", "distance, data-free", "with samples", "right side", "with samples", "figure"]]
-    for numbers in results:
-        panels = numbers["data_free"], numbers["with_samples"]
-        rows.append(
-            [
-                numbers["data"],
-                *(f"{panel['energy_distance']:.3f}" for panel in panels),
-                *(f"{panel['right_side']:.1%}" for panel in panels),
-                numbers["figure"],
-            ]
-        )
-    show_table(rows)
+    header = ["data", "distance, data-free", "with samples", "right side", "with samples", "figure"]
+    print_table(header, [_row(numbers) for numbers in results])
+
+
+def _row(numbers: dict[str, Any]) -> list[str]:
+    panels = numbers["data_free"], numbers["with_samples"]
+    return [
+        numbers["data"],
+        *(f"{panel['energy_distance']:.3f}" for panel in panels),
+        *(f"{panel['right_side']:.1%}" for panel in panels),
+        numbers["figure"],
+    ]
 
 
 def _say(name: str, stage: str) -> None:

@@ -2,76 +2,67 @@
 
 from __future__ import annotations
 
-import json
+from typing import Any
 
 import click
 
-from .command import Command, data_options, device_option, json_option, make_progress, options
+from .command import (
+    Command,
+    argument,
+    expect_writable,
+    make_progress,
+    option,
+    options,
+    print_json,
+)
+from .options import OBJECT, data_options, device_option, force_option, json_option, seed_option
 
 
 @click.command("train-teacher", cls=Command)
 @options(
-    click.argument("data", metavar="DATA"),
-    click.option(
-        "--arch",
-        metavar="NAME|MODULE:CLASS",
-        help="The architecture; lenet5 for images and mlp for tables if not given.",
+    argument("data", metavar="DATA"),
+    option(
+        f"--arch {OBJECT}",
+        "The architecture; by default lenet5 for images and mlp for tables.",
     ),
     data_options,
-    click.option("--resize", is_flag=True, help="Resize images of a folder to 32 x 32."),
-    click.option(
-        "--epochs",
-        type=click.IntRange(1),
-        help="Passes over the data; 8 for images, and 1,000 steps for tables, if not given.",
+    option("--resize", "Resize images of a folder or file to 32 x 32."),
+    option(
+        "--epochs N",
+        "Passes over the data; by default 8 for images, and for tables 1,000 steps.",
     ),
-    click.option("--batch-size", type=click.IntRange(2), default=128, show_default=True),
-    click.option("--learning-rate", type=float, default=1e-3, show_default=True),
-    click.option("--seed", type=int, default=0, show_default=True),
+    option("--batch-size N", "How many inputs a step takes.", click.IntRange(2), default=128),
+    option(
+        "--learning-rate RATE",
+        "Adam's learning rate at the start; it falls to 0.",
+        click.FloatRange(0, min_open=True),
+        default=1e-3,
+    ),
+    seed_option,
     device_option,
-    click.option("--out", type=click.Path(dir_okay=False), required=True, help="The checkpoint."),
+    option("--out FILE", "The checkpoint, .pt, .pth or .safetensors.", required=True),
+    force_option,
     json_option,
 )
-def command(
-    data: str,
-    arch: str | None,
-    data_root: str | None,
-    download: bool,
-    resize: bool,
-    epochs: int | None,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
-    device: str,
-    out: str,
-    as_json: bool,
-) -> None:
+def command(data: str, out: str, force: bool, as_json: bool, **given: Any) -> None:
     """Train a classifier on DATA and say how accurate it is.
 
     DATA is digits, mnist, fashion-mnist, svhn, cifar10, one of the tables iris, wine,
-    breast-cancer and digits-table, a folder of images with one subfolder a class, or a file .npz.
-    The weights after the last step are kept; test data choose nothing.
-    """
-    from freia_kd.stages import train_teacher
+    breast-cancer and digits-table, a folder of images with one subfolder for each class, or a file
+    .npz. The weights after the last step are kept; test data choose nothing.
 
-    result = train_teacher(
-        data,
-        out,
-        arch=arch,
-        data_root=data_root,
-        download=download,
-        resize=resize,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        seed=seed,
-        device=device,
-        progress=make_progress(as_json),
-    )
+    Example: freiakd train-teacher digits --out lenet5.pt
+    """
+    from freia_kd import api
+    from freia_kd.report.words import proportion
+
+    expect_writable(out, force, (".pt", ".pth", ".safetensors"), (data,))
+    result = api.train_teacher(data, out, progress=make_progress(as_json), **given)
     if as_json:
-        click.echo(json.dumps(result))
+        print_json(result)
         return
-    held_out = "test" if result["has_test_split"] else "training (there is no test split)"
+    held_out = "test" if result.has_test_split else "training (there is no test split)"
     click.echo(
-        f"{out}: {result['arch']}, {result['parameters']:,} parameters, "
-        f"{100 * result['accuracy']:.2f} % of {result['count']} {held_out} inputs right"
+        f"{out}: {result.arch}, {result.parameters:,} parameters, an accuracy of "
+        f"{proportion(result.accuracy)} on {result.accuracy.count:,} {held_out} inputs"
     )

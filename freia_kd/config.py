@@ -35,6 +35,7 @@ Device = Literal["auto", "cpu", "cuda"]
 PresetName = Literal["quick", "standard", "best", "paper"]
 BatchNormMode = Literal["match", "freeze"]
 Target = Literal["params", "macs", "latency", "drop"]
+ExportFormat = Literal["torch", "safetensors", "onnx", "torch-export"]
 
 BOUNDARIES = "activation-boundaries"  # a loss that is asked for by name
 BOUNDARY_SHARE = 0.25  # of the steps, where it is

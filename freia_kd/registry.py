@@ -110,3 +110,14 @@ COMPRESSIONS = Registry(
     },
     "method of compression",
 )
+TOYS = Registry(
+    "freia_kd.toys",
+    {
+        "moons": "freia_kd.data.toy:moons",
+        "circles": "freia_kd.data.toy:circles",
+        "mixture": "freia_kd.data.toy:mixture",
+        "pinwheel": "freia_kd.data.toy:pinwheel",
+        "pizza": "freia_kd.data.toy:pizza",
+    },
+    "toy data set",
+)

@@ -7,20 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..registry import Registry
+from ..registry import TOYS
 from .datasets import LabelledData
-
-TOYS = Registry(
-    "freia_kd.toys",
-    {
-        "moons": "freia_kd.data.toy:moons",
-        "circles": "freia_kd.data.toy:circles",
-        "mixture": "freia_kd.data.toy:mixture",
-        "pinwheel": "freia_kd.data.toy:pinwheel",
-        "pizza": "freia_kd.data.toy:pizza",
-    },
-    "toy data set",
-)
 
 
 def toy(name: str, n: int, generator: torch.Generator | None = None) -> LabelledData:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..compression import load_classifier
 from ..compression.method import Trusted
+from ..config import ExportFormat
 from ..errors import ExportError
 from ..teachers import Classifier, save_classifier
 from ..teachers.loading import META_KEY
@@ -52,7 +53,7 @@ class Format:
 
     def require(self) -> None:
         """Raises `ImportError`, which names the extra to install, if a library is missing."""
-        from ..flows.adapters.common import require
+        from ..optional import require
 
         for module in self.needs:
             require(module, "onnx")
@@ -207,7 +208,7 @@ def _load_checkpoint(path: Path, arch: str, trusted: Trusted) -> Answer:
     return load_classifier(path, arch, trusted=trusted)
 
 
-FORMATS: dict[str, Format] = {
+FORMATS: dict[ExportFormat, Format] = {
     "torch": Format((".pt", ".pth"), "torch", _write_checkpoint, _load_checkpoint),
     "safetensors": Format((".safetensors",), "torch", _write_checkpoint, _load_checkpoint),
     "onnx": Format(

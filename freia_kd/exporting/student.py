@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..compression import load_classifier
 from ..compression.method import Trusted
+from ..config import ExportFormat
 from ..data.synthetic import SyntheticSet
 from ..domain import Domain
 from ..errors import CheckpointError, UsageError
@@ -28,7 +29,7 @@ INPUTS = 64  # that each file is compared on
 
 def export(
     path: PathLike,
-    to: Sequence[str],
+    to: Sequence[ExportFormat],
     out: PathLike | None = None,
     *,
     student: str | None = None,
@@ -36,6 +37,7 @@ def export(
     domain: Domain | None = None,
     seconds: float = 0.2,
     trusted: Trusted = (),
+    replace: bool = True,
 ) -> list[dict[str, Any]]:
     """Exports a student, and compares each file with it in the file's own runtime.
 
@@ -53,6 +55,7 @@ def export(
         domain: The input domain, for a checkpoint that does not record it.
         seconds: About how long to measure each latency.
         trusted: Methods of compression of the user's own, as classes or `module:Class`.
+        replace: Whether files that exist may be replaced.
 
     Returns:
         For each file the fields of :class:`~freia_kd.exporting.Exported`, and
@@ -66,6 +69,11 @@ def export(
     """
     source = _find_student(Path(path), student)
     targets = _choose_targets(source, list(dict.fromkeys(to)), out)
+    there = [str(target) for target in targets.values() if target.exists() and not replace]
+    if there:
+        raise UsageError(
+            f"{' and '.join(there)} exist; pass --force to replace them, or choose another --out."
+        )
     try:
         for name in targets:
             FORMATS[name].require()
@@ -103,7 +111,9 @@ def _find_student(path: Path, student: str | None) -> Path:
     raise UsageError(f"The run in {path} has no {wanted}; pass --student {'|'.join(names)}.")
 
 
-def _choose_targets(source: Path, formats: list[str], out: PathLike | None) -> dict[str, Path]:
+def _choose_targets(
+    source: Path, formats: list[ExportFormat], out: PathLike | None
+) -> dict[ExportFormat, Path]:
     """The file of each format."""
     for name in formats:
         if name not in FORMATS:
@@ -125,7 +135,7 @@ def _choose_targets(source: Path, formats: list[str], out: PathLike | None) -> d
     return _apart(source, {f: folder / (source.stem + FORMATS[f].suffixes[0]) for f in formats})
 
 
-def _apart(source: Path, targets: dict[str, Path]) -> dict[str, Path]:
+def _apart(source: Path, targets: dict[ExportFormat, Path]) -> dict[ExportFormat, Path]:
     for name, target in targets.items():
         if target.exists() and source.exists() and target.samefile(source):
             raise UsageError(f"{source} is the student itself; pass --out for another {name} file.")

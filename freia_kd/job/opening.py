@@ -92,11 +92,8 @@ def open_job(
     )
     specs = [spec.changed(bn=spec.bn or sizes.bn) for spec in specs]
     _check_specs(specs, teacher)
-    folder = (
-        Path(out)
-        if out is not None
-        else _new_folder("teacher" if path == IN_MEMORY else Path(path).stem)
-    )
+    stem = "teacher" if path == IN_MEMORY else Path(path).stem
+    folder = Path(out) if out is not None else new_folder(stem)
     run = Run.create(folder, "distill", config.to_dict(), progress)
     return Job(teacher.to(place), run, config, specs, synthesizers, few, evaluation)
 
@@ -202,6 +199,8 @@ def _load_samples(
         source.check()
         few = source.load(teacher.domain, "train")
     expect_supported(synthesizers, teacher, few)
+    for synthesizer in synthesizers:
+        synthesizer.check(teacher)
     return few
 
 
@@ -233,7 +232,7 @@ def _flow_hash(synthesizers: list[Synthesizer]) -> str | None:
     return hashlib.sha256(b"".join(files)).hexdigest() if files else None
 
 
-def _new_folder(stem: str) -> Path:
+def new_folder(stem: str) -> Path:
     number = 1
     while (folder := Path("runs") / f"{stem}-{number}").exists():
         number += 1

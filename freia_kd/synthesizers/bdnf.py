@@ -152,6 +152,10 @@ class BDNF(Synthesizer):
     }
     flow: ConditionalFlow
 
+    def check(self, teacher: Teacher) -> None:
+        """Builds the flow, whose name or file may be wrong."""
+        self._build(teacher.domain, torch.Generator().manual_seed(0))
+
     def fit(
         self,
         teacher: Teacher,

@@ -105,6 +105,14 @@ class Synthesizer(ABC):
             return "learns from a student, and there is none"
         return None
 
+    def check(self, teacher: Teacher) -> None:
+        """Raises, before any work, unless the options make sense for a teacher.
+
+        Raises:
+            UsageError: If they do not.
+        """
+        del teacher
+
     @abstractmethod
     def fit(
         self,

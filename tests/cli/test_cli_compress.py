@@ -1,52 +1,15 @@
-"""Students by layers, by file and by budget, from the commands."""
+"""Students by layers, by file, by target and by methods, from the commands."""
 
 import json
-from typing import get_args
 
 import pytest
 import torch
-from click.testing import CliRunner
+from cli_calls import call, fails
 
 import freia_kd
-from freia_kd.cli import students
-from freia_kd.cli.main import main
 from freia_kd.compression import count_macs, count_parameters
-from freia_kd.compression.batchnorm import BatchNorm
-from freia_kd.compression.budget import Target
-from freia_kd.compression.methods import METHODS
 from freia_kd.domain import Domain
 from freia_kd.teachers import Classifier, build_net, save_classifier
-
-
-def call(*arguments, code=0):
-    result = CliRunner().invoke(main, [str(a) for a in arguments])
-    assert result.exit_code == code, (result.output, result.exception)
-    return result
-
-
-def fails(*arguments, code=2):
-    result = call(*arguments, code=code)
-    assert "Traceback" not in result.output
-    lines = [x for x in result.stderr.splitlines() if x and not x.startswith(("Usage:", "Try '"))]
-    assert len(lines) == 1, lines
-    return lines[0]
-
-
-@pytest.fixture
-def compress(teacher_file, tmp_path, tiny):
-    return ["compress", "--teacher", teacher_file, "--out", tmp_path / "small.pt"]
-
-
-@pytest.fixture
-def distill(teacher_file, tmp_path, tiny):
-    out = ["--preset", "quick", "--synthesizer", "uniform", "--device", "cpu"]
-    return ["distill", "--teacher", teacher_file, "--out", tmp_path / "run", *out]
-
-
-def test_names_in_help_are_the_librarys():
-    assert tuple(METHODS) == students.METHOD_NAMES
-    assert get_args(BatchNorm) == students.BATCHNORM_NAMES
-    assert tuple(students.TARGETS.values()) == get_args(Target)
 
 
 def ranks(result):
@@ -58,16 +21,19 @@ def test_layers_and_ranks(compress, tmp_path):
     result = json.loads(call(*compress, "--layers", "conv[23]", "--ranks", 0.25, "--json").stdout)
     assert ranks(result) == {"conv2": (2, 4), "conv3": (4, 30)}
     student = freia_kd.load_student(tmp_path / "small.pt")
-    assert count_parameters(student) == result["parameters"] < result["teacher_parameters"]
-    assert count_macs(student.net, (1, 32, 32)) == result["macs"]
-    result = json.loads(call(*compress, "--layers", "conv3", "--ranks", "5,8", "--json").stdout)
+    costs = result["costs"]
+    assert count_parameters(student) == costs["after"]["parameters"] < costs["before"]["parameters"]
+    assert count_macs(student.net, (1, 32, 32)) == costs["after"]["macs"]
+    result = json.loads(
+        call(*compress, "--layers", "conv3", "--ranks", "5,8", "--json", "--force").stdout
+    )
     assert ranks(result) == {"conv3": (5, 8)}
 
 
 def test_layers_left_alone_are_shown_with_the_reason(compress):
     shown = call(*compress, "--layers", "conv3", "--layers", "fc2", "--ranks", 9).stdout
     assert "9 x 9" in shown
-    assert "fc2 was left alone: would not gain: ranks 9 need 846 weights, not 840" in shown
+    assert "ranks 9 need 846 weights, not 840" in shown
 
 
 def test_a_plan_file(compress, tmp_path):
@@ -76,37 +42,64 @@ def test_a_plan_file(compress, tmp_path):
     result = json.loads(call(*compress, "--plan", file, "--json").stdout)
     assert ranks(result) == {"conv2": (2, 4), "conv3": (5, 8)}
     file.write_text("conv2: soup\n")
-    assert "conv2: 'soup'" in fails(*compress, "--plan", file)
+    assert "conv2: 'soup'" in fails(*compress, "--force", "--plan", file)
 
 
-def test_a_budget_on_noise_with_a_picture(compress, tmp_path):
+def test_a_target_with_a_picture(compress, tmp_path):
     plot = tmp_path / "sensitivity.png"
     shown = call(*compress, "--target-params", 0.3, "--plot", plot).stdout
-    for expected in ("Budget: at most 30.0% of the teacher's parameters", "Judged on noise"):
-        assert expected in shown
+    assert "Target: at most 30.0 % of the teacher's parameters" in shown
     assert plot.read_bytes().startswith(b"\x89PNG")
     student = freia_kd.load_student(tmp_path / "small.pt")
     assert count_parameters(student) <= 0.3 * 61_706
-    assert "leave --plot away" in fails(*compress, "--student", 2, "--plot", plot)
 
 
-def test_a_budget_on_the_synthetic_inputs_of_a_run(compress, finished):
-    arguments = ["--max-drop", 20, "--synthetic", finished.folder, "--json"]
-    budget = json.loads(call(*compress, *arguments).stdout)["budget"]
-    assert str(finished.folder) in budget["inputs"]
-    assert budget["reached"] <= 20
-    assert budget["sensitivity"]
+def test_methods_of_compression_with_their_options(compress, tmp_path):
+    methods = ["--method", "prune", "--method", "quantize", "--set", "quantize.observer=histogram"]
+    result = json.loads(call(*compress, *methods, "--keep-ratio", 0.4, "--json").stdout)
+    prune, quantize = result["steps"]
+    assert prune["keep_ratio"] == 0.4
+    assert quantize["observer"] == "histogram"
+    assert "--method prune" in fails(*compress, "--force", "--set", "prune.keep_ratio=0.4")
 
 
-def test_synthetic_inputs_of_another_shape(compress, tmp_path):
-    from freia_kd.data.synthetic import SyntheticWriter
+OWN = """
+from dataclasses import dataclass
+from freia_kd.compression import Compressed, Compression
+@dataclass(frozen=True)
+class Halve(Compression):
+    factor: float = 0.5
+    def apply(self, net, inputs, arch=""):
+        return Compressed(self.rebuild(net, {}), {"method": self.name, "factor": self.factor})
+    @classmethod
+    def rebuild(cls, net, step):
+        import copy
+        return copy.deepcopy(net)
+    @classmethod
+    def describe(cls, step):
+        return "nothing"
+"""
 
-    domain = freia_kd.Domain((3, 8, 8), 10)
-    writer = SyntheticWriter(tmp_path / "set", domain)
-    x = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
-    writer.append(x, torch.zeros(4, 10), torch.zeros(4, dtype=torch.int64))
-    line = fails(*compress, "--target-macs", 0.5, "--synthetic", tmp_path / "set")
-    assert "(1, 32, 32); got (3, 8, 8)" in line
+
+def test_a_method_of_ones_own_is_trusted_only_if_it_is_typed(distill, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_halves.py").write_text(OWN)
+    own = ["--method", "my_halves:Halve", "--set", "halve.factor=0.25"]
+    call(*distill, "--synthesizer", "uniform", *own)
+    again = ["distill", "--resume", "--out", tmp_path / "run"]
+    assert "my_halves:Halve" in fails(*again)
+    report = json.loads(call(*again, "--method", "my_halves:Halve", "--json").stdout)
+    (student,) = report["students"]
+    assert student["steps"] == [{"method": "my_halves:Halve", "factor": 0.25}]
+
+
+def test_what_compress_writes_is_what_distill_calls_compressed(compress, distill, tmp_path):
+    options = ["--layers", "conv3", "--ranks", "5,8", "--bn", "freeze", "--seed", 3]
+    small = tmp_path / "small.safetensors"
+    call(*compress, *options, "--out", small)
+    call(*distill, "--synthesizer", "uniform", *options)
+    theirs = tmp_path / "run/compressed-custom.safetensors"
+    assert small.read_bytes() == theirs.read_bytes()
 
 
 USAGE = {
@@ -120,6 +113,11 @@ USAGE = {
     "no gain": (["--layers", "fc2", "--ranks", "10"], "No layer would gain"),
     "out of reach": (["--target-params", "0.001"], "Cannot reach 0.1% of the parameters"),
     "no share": (["--target-params", "3"], "share between 0 and 1"),
+    "no ratio": (["--method", "prune", "--keep-ratio", "3"], "--keep-ratio: expected less than 1"),
+    "no prune": (["--keep-ratio", "0.3"], "--keep-ratio is an option of --method prune"),
+    "no tucker": (["--method", "prune", "--layers", "all"], "--layers chooses low ranks"),
+    "no method": (["--method", "prun"], "did you mean 'prune'?"),
+    "no own method": (["--method", "json:loads"], "Expected a subclass of Compression"),
 }
 
 
@@ -134,21 +132,18 @@ def test_usage_errors_come_before_any_work(command, case, request, tmp_path):
     assert not (tmp_path / "small.pt").exists()
 
 
-def test_distill_by_layers_by_budget_and_again(distill, tmp_path):
-    shown = call(*distill, "--layers", "conv3", "--ranks", "5,8", "--bn", "train").stdout
-    assert "student custom" in shown
+def test_distill_by_layers_by_target_and_again(distill, tmp_path):
+    uniform = [*distill, "--synthesizer", "uniform"]
+    call(*uniform, "--layers", "conv3", "--ranks", "5,8", "--bn", "freeze")
     run = tmp_path / "run"
-    report = json.loads((run / "report.json").read_text())
-    assert report["students"][0]["ranks"] == {"conv3": [5, 8]}
-    assert report["students"][0]["recipe"]["bn"] == "train"
+    (student,) = json.loads((run / "report.json").read_text())["students"]
+    assert ranks(student) == {"conv3": (5, 8)}
+    assert student["spec"]["bn"] == "freeze"
     again = ["distill", "--out", run, "--resume"]
-    assert "student custom" in call(*again).stdout  # as the folder remembers
-    assert "rules was {'conv3': [5, 8]}, is {'all': 0.5}" in fails(*again, "--ranks", "0.5")
-    shown = call(*again, "--target-macs", 0.5).stdout
-    assert "student macs-0.5" in shown
-    assert "Budget: at most 50.0% of the teacher's MACs" in shown
-    assert (run / "sensitivity.png").exists()
-    assert (run / "student-macs-0.5.pt").exists()
+    assert "give the new one another name" in fails(*again, "--ranks", "0.5")
+    shown = call(*again, "--target-macs", 0.5, "--name", "half").stdout
+    assert "Target: at most 50.0 % of the teacher's MACs" in shown
+    assert (run / "student-half.pt").exists()
 
 
 def test_batch_normalisation_is_matched_from_the_first_compressed_layer_on(tmp_path):

@@ -4,38 +4,23 @@ import errno
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
+import cli_calls
 import numpy as np
 import onnxruntime
 import pytest
 import torch
-from click.testing import CliRunner
 from torch import nn
 
 import freia_kd
-from freia_kd.cli.export import FORMAT_NAMES
-from freia_kd.cli.main import main
 from freia_kd.data.synthetic import SyntheticSet
 from freia_kd.domain import Domain
 from freia_kd.errors import ExportError
-from freia_kd.exporting import FORMATS
 from freia_kd.teachers import Classifier, save_classifier
 
-
-def call(*arguments, code=0):
-    result = CliRunner().invoke(main, ["export", *map(str, arguments)])
-    assert result.exit_code == code, (result.output, result.exception)
-    return result
-
-
-def fails(*arguments, code):
-    """The one line that a failing command prints."""
-    result = call(*arguments, code=code)
-    assert result.stdout == ""
-    lines = [x for x in result.stderr.splitlines() if x and not x.startswith(("Usage:", "Try '"))]
-    assert len(lines) == 1, lines
-    return lines[0]
+call, fails = partial(cli_calls.call, "export"), partial(cli_calls.fails, "export")
 
 
 @pytest.fixture
@@ -44,15 +29,12 @@ def run(finished, tmp_path):
     return Path(shutil.copytree(finished.folder, tmp_path / "run"))
 
 
-def test_the_formats_are_the_librarys():
-    assert tuple(FORMATS) == FORMAT_NAMES
-
-
 def test_all_formats_beside_the_student(run):
     before = {p.name for p in run.iterdir()}
     result = call(
-        run, "--student", 3, "--to", "onnx", "--to", "torch-export", "--to", "torch", "--json"
-    )
+        run, "--student", 3, "--to", "onnx", "--to", "torch-export", "--to", "torch", "--json",
+        "--force",
+    )  # fmt: skip
     assert result.stderr == ""
     rows = json.loads(result.stdout)
     assert [Path(r["file"]).name for r in rows] == [f"student-3.{s}" for s in ("onnx", "pt2", "pt")]
@@ -129,7 +111,11 @@ def test_code_of_ones_own_must_be_named(tmp_path, monkeypatch):
     [
         (["NOTHING", "--to", "onnx"], 2, "does not exist"),
         (["EMPTY", "--to", "onnx"], 1, "has no run.json"),
-        (["RUN", "--to", "tflite"], 2, "'torch', 'safetensors', 'onnx', 'torch-export'"),
+        (
+            ["RUN", "--to", "tflite"],
+            2,
+            "one of torch, safetensors, onnx, torch-export",
+        ),
         (["RUN", "--to", "onnx", "--student", "2"], 2, "has no 2; pass --student 1|3"),
         (["RUN", "--to", "safetensors"], 2, "is the student itself; pass --out"),
         (["RUN", "--to", "onnx", "--out", "x.pt"], 2, "Expected a file .onnx for onnx; got x.pt"),
@@ -184,7 +170,9 @@ def test_a_full_disk(run, monkeypatch):
     assert not list(run.glob("*.pt2"))
 
 
-def test_a_file_that_exists_is_replaced(run):
+def test_a_file_that_exists_is_replaced_if_that_is_asked_for(run):
     (run / "student.pt2").write_text("old")
-    call(run, "--to", "torch-export")
+    assert "student.pt2 exist; pass --force" in fails(run, "--to", "torch-export", code=2)
+    assert (run / "student.pt2").read_text() == "old"
+    call(run, "--to", "torch-export", "--force")
     assert (run / "student.pt2").stat().st_size > 1000

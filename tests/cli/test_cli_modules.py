@@ -9,9 +9,6 @@ from click.testing import CliRunner
 
 from freia_kd.cli.command import find_modules_here
 from freia_kd.cli.main import main
-from freia_kd.compare.cells import Cell
-from freia_kd.compare.running import run_cells
-from freia_kd.runs.progress import Progress
 
 
 @pytest.fixture
@@ -36,6 +33,7 @@ def here(tmp_path, monkeypatch):
         {"synthesizers": "typed_here:Thing(samples)"},
         {"arch": "folder_here.inner:Net.small"},
         {"settings": {"bdnf.flow": "typed_here:make"}},
+        {"methods": ("tucker", "typed_here:Shear")},
     ],
 )
 def test_a_typed_module_puts_the_folder_last(here, params):
@@ -57,7 +55,7 @@ def test_a_typed_module_puts_the_folder_last(here, params):
         r"C:\typed_here:x",
         None,
         3,
-        ("typed_here:x",),
+        ("typed_here", 3),
     ],
 )
 def test_nothing_else_does(here, value):
@@ -76,28 +74,9 @@ def test_python_may_be_told_to_be_safe(here, monkeypatch, safe):
 
 def test_commands_look(here, teacher_file):
     """A module that is found is imported; what is asked of it is missing, or the module is."""
-    arguments = ["compare", "--teacher", str(teacher_file), "--synthesizers"]
+    arguments = ["distill", "--teacher", str(teacher_file), "--synthesizer"]
     found = CliRunner().invoke(main, [*arguments, "typed_here:Thing"])
     assert "Module 'typed_here' has no attribute 'Thing'" in found.stderr
     lost = CliRunner().invoke(main, [*arguments, "nowhere_at_all:Thing"])
     assert "No module named 'nowhere_at_all'. Is its folder in PYTHONPATH?" in lost.stderr
     assert found.exit_code == lost.exit_code == 2
-
-
-BROKEN = """
-from freia_kd.synthesizers.noise import Uniform
-class Broken(Uniform):
-    name = "broken"
-    def fit(self, *arguments, **options):
-        raise RuntimeError("found in another process")
-"""
-
-
-@pytest.mark.slow
-def test_cells_in_processes_of_their_own_find_it(here, teacher, tmp_path):
-    Path("typed_here.py").write_text(BROKEN)
-    find_modules_here({"synthesizers": "typed_here:Broken"})
-    options = {"teacher": teacher, "preset": "quick", "device": "cpu"}
-    cells = [Cell("typed_here:Broken", s, ("1",), tmp_path / str(s), options) for s in (0, 1)]
-    errors = [error for _, error in run_cells(cells, 2, Progress())]
-    assert all("found in another process" in error for error in errors)

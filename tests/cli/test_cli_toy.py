@@ -1,29 +1,20 @@
 import json
 
-from click.testing import CliRunner
-
-from freia_kd.cli.toy import TOY_NAMES, command
-from freia_kd.data.toy import TOYS
-
-
-def test_names_are_the_library_s():
-    assert list(TOY_NAMES) == list(TOYS.builtin)
+from cli_calls import call, fails
 
 
 def test_command_writes_figure_and_numbers(tmp_path):
-    options = ["--data", "circles", "--steps", "2", "--out", str(tmp_path), "--json"]
-    outcome = CliRunner().invoke(command, options)
-    assert outcome.exit_code == 0, outcome.output
-    (numbers,) = json.loads(outcome.output)
+    options = ["toy", "--data", "circles", "--steps", 2, "--out", tmp_path]
+    (numbers,) = json.loads(call(*options, "--json").stdout)
     assert numbers["figure"] == str(tmp_path / "circles.png")
     assert (tmp_path / "circles.png").read_bytes().startswith(b"\x89PNG")
     written = json.loads((tmp_path / "circles.json").read_text())
     assert written["data_free"] == numbers["data_free"]
     assert set(numbers["with_samples"]) == {"energy_distance", "right_side", "divergence_nats"}
+    assert "circles.png exists; pass --force to replace it" in fails(*options)
 
 
 def test_unknown_data_are_refused(tmp_path):
-    outcome = CliRunner().invoke(command, ["--data", "donuts", "--out", str(tmp_path)])
-    assert outcome.exit_code == 2
-    assert "Unknown toy data set 'donuts'; known ones are moons" in outcome.output
+    line = fails("toy", "--data", "donuts", "--out", tmp_path)
+    assert "Unknown toy data set 'donuts'; known ones are moons" in line
     assert not list(tmp_path.iterdir())

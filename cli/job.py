@@ -1,0 +1,268 @@
+"""What `distill` and `extract` share: a run's options, for a new run and for one that goes on."""
+
+from __future__ import annotations
+
+import shlex
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from freia_kd.config import DistillationOptions, get_preset, losses
+from freia_kd.errors import CheckpointError, UsageError
+from freia_kd.registry import COMPRESSIONS
+from freia_kd.synthesizers import SYNTHESIZERS
+
+from .command import GO_ON, Faults, option, options, typed_options
+from .options import (
+    TEACHER,
+    arch_option,
+    device_option,
+    domain_options,
+    pop_domain,
+    preset_option,
+    samples_option,
+    seed_option,
+    set_size_option,
+    settings_option,
+)
+from .students import NAMES, expect_methods, make_students
+
+if TYPE_CHECKING:
+    from freia_kd.domain import Domain
+    from freia_kd.runs.store import RunRecord
+    from freia_kd.synthesizers.contract import Synthesizer
+
+run_options = options(
+    option("--teacher FILE", f"{TEACHER} Needed for a new run."),
+    arch_option,
+    domain_options,
+    samples_option,
+    option("--resize", "Resize samples of another size."),
+    option(
+        "--synthesizer NAME[+NAME]|MODULE:CLASS",
+        f"What makes the inputs, an equal share each: {', '.join(SYNTHESIZERS.builtin)}, or one of "
+        "your own. By default bdnf+spectral, and bdnf for vectors.",
+    ),
+    settings_option(),
+    option(
+        "--loss NAME|MODULE:FUNCTION",
+        f"The students' loss: {', '.join(losses())}, or one of your own. By "
+        f"default {DistillationOptions.divergence}.",
+    ),
+    set_size_option,
+    option("--on-the-fly", "Show the students new inputs in every step."),
+    option(
+        "--gamma WEIGHT",
+        "The weight of the samples while a flow learns; by default the paper's 0.01. With 0.1 its "
+        "images follow the samples more closely.",
+    ),
+    option("--flow NAME|FILE.yaml|MODULE:FUNCTION", "The flow of bdnf; by default nice."),
+    preset_option("standard"),
+    seed_option,
+    device_option,
+    option("--out FOLDER", "The run's folder; by default a new one in runs/."),
+    option("--resume", "Go on with the run in --out; --teacher is not needed."),
+)
+
+
+def run_arguments(faults: Faults, given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of :func:`freia_kd.distill`, or of :func:`freia_kd.resume`.
+
+    A run that goes on gets only what was typed, besides code of one's own. Settings then change
+    the options that the run has recorded, so that the library can tell what differs.
+    """
+    record = _open_record(faults, given)
+    _expect_effects(faults, given, record)
+    settings, domain, students = given.pop("settings"), None, None
+    trusted: tuple[str, ...] = ()
+    with faults:
+        domain = pop_domain(given)
+    if set(given) >= set(NAMES):
+        if record is not None:
+            trusted = _trusted_methods(record, given)
+        students = make_students(faults, given, settings)
+    base = get_preset(given["preset"]).training
+    if record is not None:
+        base = DistillationOptions.from_dict(record.config["training"])
+    loss = given.pop("loss")
+    with faults:
+        _expect_trusted(
+            record, "--loss", base.divergence, loss or settings.get("student.divergence")
+        )
+    training = pop_training(faults, loss, settings, base)
+    changes = _changes(faults, given, settings)
+    synthesizer = given.pop("synthesizer")
+    if record is not None:
+        with faults:
+            _expect_trusted(record, "--arch", record.config["arch"], given["arch"])
+    with faults:
+        synthesizer = _synthesizers(faults, given, domain, synthesizer, changes, record)
+    asked = {"students": students, "training": training, "synthesizer": synthesizer}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if record is None:
+        return {**given, "out": given["out"] or _new_folder(given), "domain": domain, **asked}
+    typed = typed_options()  # samples of a run that goes on are resized as they were
+    kept = {k: v for k, v in given.items() if k in typed and k not in ("out", "resize")}
+    return {"folder": given["out"], "domain": domain, "methods": trusted, **kept, **asked}
+
+
+def remember_run(command: str, folder: str | None, given: dict[str, Any]) -> None:
+    """Lets an interruption name the run's folder and the command that goes on with it.
+
+    Arguments:
+        command: The command's name.
+        folder: The run's folder.
+        given: The options, of which code of one's own must be typed again.
+    """
+    words = ["freiakd", command, "--resume", "--out", str(folder)]
+    for name in ("arch", "synthesizer", "loss", "flow", "methods"):
+        values = given.get(name) or ()
+        for value in [values] if isinstance(values, str) else values:
+            words += [f"--{name.removesuffix('s')}", value] if ":" in value else []
+
+    def say() -> str:
+        if folder is None or not Path(folder, "run.json").exists():
+            return "Interrupted before the run began; nothing was written."
+        return f"Interrupted. What was done is kept in {folder}; go on with: {shlex.join(words)}"
+
+    click.get_current_context().meta[GO_ON] = say
+
+
+def pop_training(
+    faults: Faults, loss: str | None, settings: dict[str, Any], base: DistillationOptions
+) -> DistillationOptions | None:
+    """How students learn, if anything of it was typed; takes that out of the settings."""
+    own = [key for key in settings if key.startswith("student.")]
+    changes = {key.removeprefix("student."): settings.pop(key) for key in own}
+    if loss is not None:
+        faults.names["student.divergence"] = "--loss"
+    for name in {"divergence", "boundaries"} & set(changes) if loss else ():
+        faults.add(f"--loss and --set student.{name} both choose the loss; pass one of them.")
+    changed = base
+    with faults:
+        changed = changed.changed(**changes)
+    with faults:
+        changed = changed if loss is None else changed.with_loss(loss)
+    return changed if changes or loss else None
+
+
+def expect_data(faults: Faults, given: dict[str, Any], *names: str) -> None:
+    """Refuses options of evaluation data where there are none."""
+    for name in () if given["eval_data"] else names:
+        typed = f"--{name.replace('_', '-')}"
+        faults.expect(not given[name], f"{typed} is of --eval-data, which is not given.")
+
+
+def _open_record(faults: Faults, given: dict[str, Any]) -> RunRecord | None:
+    from freia_kd.runs.store import read_record
+
+    if not given.pop("resume"):
+        hint = "To go on with a run, pass --resume --out FOLDER."
+        faults.expect(given["teacher"], f"--teacher FILE is missing. {hint}")
+        return None
+    if given["out"] is None:
+        raise UsageError("--resume needs --out FOLDER, the run to go on with.")
+    return read_record(given["out"], "distill")
+
+
+def _expect_effects(faults: Faults, given: dict[str, Any], record: RunRecord | None) -> None:
+    """Refuses options that could not take effect."""
+    has_samples = given["samples"] or (record is not None and record.config["samples"])
+    for name in () if has_samples else ("gamma", "resize"):
+        unset = given[name] in (None, False)
+        faults.expect(unset, f"--{name} is of real samples; pass --samples as well.")
+    if given["on_the_fly"] and given["set_size"]:
+        faults.add("--set-size is of a stored set, and --on-the-fly makes none; pass one of them.")
+    if "eval_data" in given:
+        expect_data(faults, given, "data_root", "download")
+
+
+def _changes(faults: Faults, given: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """What differs from a synthesizer's own options."""
+    expect_methods(faults, settings)
+    changes = {
+        k: v for k, v in settings.items() if k.rpartition(".")[0] not in COMPRESSIONS.builtin
+    }
+    for name in ("gamma", "flow"):
+        value = given.pop(name)
+        if value is not None:
+            twice = any(key.rpartition(".")[2] == name for key in settings)
+            faults.expect(not twice, f"--{name} and --set {name} say the same; pass one of them.")
+            faults.names[f"bdnf.{name}"] = f"--{name}"
+            changes[name] = value
+    return changes
+
+
+def _synthesizers(
+    faults: Faults,
+    given: dict[str, Any],
+    domain: Domain | None,
+    names: str | None,
+    changes: dict[str, Any],
+    record: RunRecord | None,
+) -> str | list[Synthesizer] | None:
+    """Synthesizers with the options of a preset, or of a run, some of them changed."""
+    from freia_kd.synthesizers import build_synthesizers, get_synthesizer
+
+    preset, base = given["preset"], {}
+    if record is not None:
+        config = record.config
+        recorded, preset = config["synthesizer"], config["preset"]
+        flow = next((o["flow"] for o in config["synthesizers"].values() if "flow" in o), "")
+        _expect_trusted(record, "--synthesizer", recorded, names)
+        _expect_trusted(record, "--flow", flow, changes.get("flow") or changes.get("bdnf.flow"))
+        if names not in (None, recorded):
+            return names  # which the library refuses, with both
+        names = recorded if changes else names
+        for kind in map(get_synthesizer, recorded.split("+") if changes else ()):
+            for option, value in config["synthesizers"][kind.name].items():
+                value = tuple(value) if isinstance(value, list) else value
+                base[f"{kind.name}.{option}"] = value
+    if not changes:
+        return names
+    names = names or _default_synthesizer(given["teacher"], domain)
+    has_flow = any("flow" in get_synthesizer(name).known_options() for name in names.split("+"))
+    for key in () if has_flow else {"flow", "gamma"} & set(changes):
+        del changes[key]
+        faults.add(f"--{key} is of bdnf, and the synthesizer is {names}.")
+    return build_synthesizers(names, preset, {**base, **changes})
+
+
+def _default_synthesizer(teacher: str | None, domain: Domain | None) -> str:
+    """What makes the inputs unless it is named, by what the teacher takes."""
+    from freia_kd.teachers import read_checkpoint
+
+    recorded: Any = {} if domain is None else domain.to_dict()
+    if teacher is not None and domain is None:
+        with suppress(CheckpointError):  # which the library raises when it loads the teacher
+            recorded = read_checkpoint(teacher).own.get("domain")
+    is_vector = isinstance(recorded, dict) and len(recorded.get("shape", ())) == 1
+    return "bdnf" if is_vector else "bdnf+spectral"
+
+
+def _new_folder(given: dict[str, Any]) -> str | None:
+    from freia_kd.job.opening import new_folder
+
+    return None if given["teacher"] is None else str(new_folder(Path(given["teacher"]).stem))
+
+
+def _trusted_methods(record: RunRecord, given: dict[str, Any]) -> tuple[str, ...]:
+    """Methods of one's own; if the run's students use them and no more is typed, that is all."""
+    trusted = tuple(name for name in given["methods"] if ":" in name)
+    used = {entry["method"] for spec in record.students.values() for entry in spec["methods"]}
+    others = [name for name in NAMES if name in typed_options() and name != "methods"]
+    if not others and set(given["methods"]) == set(trusted) <= used:
+        given["methods"] = ()
+    return trusted
+
+
+def _expect_trusted(
+    record: RunRecord | None, option: str, recorded: str, typed: str | None
+) -> None:
+    if record is not None and ":" in recorded and typed is None:
+        raise UsageError(  # importing what a file names would run it
+            f"The run uses code of your own, {option} {recorded}; if you trust that code, type the "
+            "option again."
+        )

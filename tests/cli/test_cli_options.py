@@ -1,0 +1,97 @@
+"""Faults of options: all of them together, each as it was typed, before any work."""
+
+import numpy as np
+import pytest
+from cli_calls import call, fails, faults
+
+
+def test_all_faults_are_reported_together(distill, tmp_path):
+    lines = faults(
+        *distill, "--device", "gpu", "--gamma", 0.1, "--set", "bdnf.steps=-1",
+        "--loss", "revers-kl",
+        "--set", "student.stepz=1", "--keep-ratio", 0.3, "--student", 1, "--ranks", 8,
+        "--mean", "0.5",
+    )  # fmt: skip
+    for said in (
+        "--device: expected one of auto, cpu, cuda; got 'gpu'.",
+        "--gamma is of real samples; pass --samples as well.",
+        "--set bdnf.steps: expected at least 1; got -1.",
+        "did you mean 'reverse-kl'?",
+        "did you mean 'student.steps'?",
+        "--keep-ratio is an option of --method prune, which is not given.",
+        "Pass only one of --student and --ranks",
+        "A domain that is spelled out also needs --input-shape, --std, --classes.",
+    ):
+        assert sum(said in line for line in lines) == 1, (said, lines)
+    assert len(lines) == 8
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--resize"], "--resize is of real samples"),
+        (["--loss", "js", "--set", "student.divergence=l1"], "both choose the loss"),
+        (["--on-the-fly", "--set-size", 8], "pass one of them"),
+        (["--data-root", "."], "--data-root is of --eval-data"),
+        (["--synthesizer", "uniform", "--flow", "glow"], "--flow is of bdnf"),
+        (["--set", "prune.keep_ratio=0.3"], "is of --method prune, which is not given"),
+        (["--set", "steps"], "expected NAME.OPTION=VALUE"),
+        (["--set", "boat=1"], "Unknown option 'boat'"),
+        (["--set-size", 0], "--set-size: 0 is not in the range"),
+        (["--preset", "mini"], "--preset: expected one of quick, standard, best, paper"),
+    ],
+)
+def test_options_without_effect_or_sense_are_refused(distill, tmp_path, options, said):
+    assert said in fails(*distill, *options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_differs_from_a_run_is_named_with_both_values(distill, tmp_path):
+    call(*distill, "--synthesizer", "uniform", "--set", "student.mixup=0.5")
+    again = ["distill", "--resume", "--out", tmp_path / "run"]
+    line = fails(*again, "--set", "student.steps=9", "--set", "uniform.tries=3", "--set-size", 32)
+    for said in ("training.steps was 6, is 9", "tries was 10, is 3", "set_size was 64, is 32"):
+        assert said in line
+    assert "mixup" not in line  # options that were not typed are the run's, not the preset's
+    assert "bdnf" in fails(*again, "--synthesizer", "bdnf")
+    call(*again, "--preset", "quick", "--set", "student.mixup=0.5")
+
+
+def test_a_loss_of_ones_own_is_trusted_only_if_it_is_typed(distill, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_losses.py").write_text("from freia_kd.objectives.divergences import l1\n")
+    call(*distill, "--synthesizer", "uniform", "--loss", "my_losses:l1")
+    again = ["distill", "--resume", "--out", tmp_path / "run", "--student", 3]
+    assert "--loss my_losses:l1; if you trust that code" in fails(*again)
+    call(*again, "--loss", "my_losses:l1")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["compress", "--teacher", "T"],
+        ["train-teacher", "digits", "--epochs", 1],
+        ["sample", "RUN"],
+    ],
+)
+def test_files_are_not_overwritten_unasked(arguments, teacher_file, finished, tmp_path):
+    out = tmp_path / ("x.npz" if arguments[0] == "sample" else "x.pt")
+    out.write_text("mine")
+    places = {"T": teacher_file, "RUN": finished.folder}
+    arguments = [places.get(a, a) for a in arguments]
+    assert f"{out} exists; pass --force to replace it" in fails(*arguments, "--out", out)
+    assert "expected a file" in fails(*arguments, "--out", tmp_path / "x.doc")
+    assert out.read_text() == "mine"
+    call(*arguments, "--out", out, "--force")
+    assert out.read_bytes() != b"mine"
+
+
+def test_what_is_read_is_never_written(teacher_file, tmp_path):
+    before = teacher_file.read_bytes()
+    line = fails("compress", "--teacher", teacher_file, "--out", teacher_file, "--force")
+    assert "is what is read; choose another file" in line
+    assert teacher_file.read_bytes() == before
+    np.savez(tmp_path / "x.npz", x=np.zeros((4, 1, 8, 8), np.uint8), y=np.arange(4))
+    data = tmp_path / "x.npz"
+    assert "expected a file" in fails("train-teacher", data, "--out", data, "--force")
