@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -63,7 +65,8 @@ def train_student_of(
         heldout: What chooses its weights.
         inputs: The calibration set.
     """
-    student = first
+    # Training changes a net in place, and the report measures the untrained one as well.
+    student = replace(first, classifier=copy.deepcopy(first.classifier))
     for number, (stage, paths) in enumerate(training_stages(job, spec).items()):
         if job.run.done(stage) and all(path.exists() for path in paths):
             student = read_student(job, paths[-1])

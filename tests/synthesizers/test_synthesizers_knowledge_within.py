@@ -190,7 +190,7 @@ def test_impossible_statistics_are_taken_as_they_are():
 def test_options_that_make_no_sense_are_refused(settings):
     with pytest.raises(UsageError, match=f"{next(iter(settings))}: expected"):
         KWMixture.build("best", settings)
-    with pytest.raises(UsageError, match=r"Unknown option 'kw\.competition'"):
+    with pytest.raises(UsageError, match=r"Unknown option 'kw-mixture\.competition'"):
         KWMixture.build("best", {"competition": 1.0})
 
 

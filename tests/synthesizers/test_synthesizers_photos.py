@@ -69,5 +69,5 @@ def test_the_report_says_what_they_are():
 def test_what_cannot_work_is_refused():
     with pytest.raises(ValueError, match="a domain of images"):
         Crops(load_photographs(), Domain((3,), 2))
-    with pytest.raises(ValueError, match=r"photos.stretch: expected at least 1; got 0.5"):
+    with pytest.raises(ValueError, match=r"photos.stretch: expected at least 1.0; got 0.5"):
         PhotosOptions(stretch=0.5)
