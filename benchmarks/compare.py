@@ -12,28 +12,27 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 
 from scipy.stats import spearmanr
 
-from freia_kd.compare import compare
-from freia_kd.compare.cells import NONE, REFERENCE
+from freia_kd.api import compare, train_teacher
 from freia_kd.data.datasets import load_dataset
 from freia_kd.domain import DOMAINS
+from freia_kd.experiments.table1 import QUICK, one_of_each
 from freia_kd.files import write_json, write_text
-from freia_kd.reproduce import QUICK, one_of_each
-from freia_kd.runs.progress import PlainProgress
-from freia_kd.stages import train_teacher
+from freia_kd.training.progress import PlainProgress
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def correlation(rows):
     """How well the independent agreement orders the methods as accuracy does."""
-    known = [r for r in rows if r["method"] not in (NONE, REFERENCE) and r["independent"]]
-    evidence = [r["independent"]["mean"] for r in known]
-    accuracy = [mean(v["mean"] for v in r["accuracy"].values()) for r in known]
+    known = [row for row in rows if row.kind == "method" and row.independent]
+    evidence = [row.independent.mean for row in known]
+    accuracy = [mean(spread.mean for spread in row.accuracy.values()) for row in known]
     return float(spearmanr(evidence, accuracy).statistic), len(known)
 
 
@@ -63,7 +62,7 @@ def main():
             progress=progress,
         )
     train = load_dataset(arguments.data, DOMAINS[arguments.data], "train", arguments.data_root)
-    comparison = compare(
+    result = compare(
         teacher,
         synthesizers=arguments.synthesizers,
         students=arguments.students.split(","),
@@ -78,16 +77,16 @@ def main():
         resume=(out / "run.json").exists(),
         progress=progress,
     )
-    value, count = correlation(comparison.data["rows"])
+    value, count = correlation(result.comparison.rows)
     stem = RESULTS / f"compare-{arguments.data}-{arguments.arch}"
     conditions = {
         **{k: v for k, v in vars(arguments).items() if k not in ("data_root", "teacher", "out")},
         "cores": os.cpu_count(),
         "spearman": value,
     }
-    write_json(stem.with_suffix(".json"), {**comparison.data, "benchmark": conditions})
-    shutil.copyfile(comparison.folder / "compare.png", stem.with_suffix(".png"))
-    text = (comparison.folder / "compare.md").read_text(encoding="utf-8")
+    write_json(stem.with_suffix(".json"), {**asdict(result.comparison), "benchmark": conditions})
+    shutil.copyfile(result.folder / "compare.png", stem.with_suffix(".png"))
+    text = (result.folder / "compare.md").read_text(encoding="utf-8")
     said = (
         f"\nSpearman's rank correlation of the independent agreement with accuracy, over {count} "
         f"methods: {value:.2f}.\n"

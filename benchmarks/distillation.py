@@ -25,18 +25,20 @@ from pathlib import Path
 
 import torch
 from scipy.stats import spearmanr
-from students import accuracy, spread
+from students import spread
 
+from freia_kd.api import train_teacher
 from freia_kd.compression import apply_plan, load_teacher, student_plan
+from freia_kd.config import DistillationOptions
 from freia_kd.data.datasets import load_dataset
 from freia_kd.data.synthetic import SyntheticSet, SyntheticWriter, dequantise, quantise
-from freia_kd.distillation import DistillationOptions, agreement, train_student
+from freia_kd.distillation import train_student
 from freia_kd.domain import DOMAINS
+from freia_kd.evaluation import accuracy, agreement
 from freia_kd.files import write_json, write_text
 from freia_kd.flows.bases import SpectralBase
-from freia_kd.stages import train_teacher
 from freia_kd.synthesizers import build_synthesizers
-from freia_kd.synthesizers.fresh import Fresh, answered
+from freia_kd.synthesizers.on_the_fly import OnTheFlySet, generate_labelled
 from freia_kd.teachers import Classifier
 
 STUDENTS = ("2", "3")
@@ -82,7 +84,7 @@ def judges(teacher, size, folder):
         else:
             (source,) = build_synthesizers(kind)
             source.fit(teacher)
-            arrays = answered([source], teacher, size, generator)
+            arrays = generate_labelled([source], teacher, size, generator)
         sets[name] = keep_set(folder / name, teacher.domain, arrays)
     return sets
 
@@ -119,13 +121,15 @@ def run_seed(arguments, seed, folder, keep):
     sources = build_synthesizers("bdnf+spectral", "quick")
     for source in sources:
         source.fit(teacher, generator=generator)
-    data = keep_set(folder / "set", domain, answered(sources, teacher, arguments.size, generator))
-    own = keep_set(folder / "own", domain, answered(sources, teacher, 2048, generator))
+    data = keep_set(
+        folder / "set", domain, generate_labelled(sources, teacher, arguments.size, generator)
+    )
+    own = keep_set(folder / "own", domain, generate_labelled(sources, teacher, 2048, generator))
     sets = judges(teacher, arguments.judge_size, folder)
     named = {name: named_classes(judge) for name, judge in sets.items()}
     print(seed, "classes named", named, flush=True)
     before = {s: measure(fresh_student(teacher, s), sets, own, test) for s in STUDENTS}
-    result = {"seed": seed, "teacher": trained["accuracy"], "classes_named": named}
+    result = {"seed": seed, "teacher": trained.accuracy.value, "classes_named": named}
     result |= {"before": before, "ways": {}}
     for name, (changes, is_fresh) in ways().items():
         options = DistillationOptions(
@@ -134,7 +138,7 @@ def run_seed(arguments, seed, folder, keep):
         start = time.process_time()
         students = {s: fresh_student(teacher, s) for s in STUDENTS}
         for student in students.values():
-            source = Fresh(sources, teacher, seed) if is_fresh else data
+            source = OnTheFlySet(sources, teacher, seed) if is_fresh else data
             train_student(
                 student, source, options, torch.Generator().manual_seed(seed), teacher=teacher
             )

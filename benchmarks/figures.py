@@ -21,9 +21,11 @@ there, and what is finished is not trained again.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
+import json
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,13 +33,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from freia_kd.api import train_teacher
 from freia_kd.compression import load_teacher
 from freia_kd.data.datasets import LabelledData, load_dataset
 from freia_kd.files import atomic
-from freia_kd.runs.progress import PlainProgress
-from freia_kd.runs.run import Run
-from freia_kd.stages import train_teacher
 from freia_kd.synthesizers.bdnf import BDNF, BDNFOptions
+from freia_kd.training import Checkpoints
+from freia_kd.training.checkpoints import read_metrics
+from freia_kd.training.progress import PlainProgress
 
 LENET5 = ("mnist", "fashion-mnist", "digits")  # the others have ResNet14
 MEASURED = 100  # images a class for the numbers
@@ -53,7 +56,7 @@ def get_teacher(arguments):
             arguments.data, path, arch=arch, data_root=arguments.data_root,
             epochs=arguments.epochs, progress=PlainProgress(interval=60),
         )  # fmt: skip
-        print(f"teacher: {100 * trained['accuracy']:.2f} % of the test images")
+        print(f"teacher: {100 * trained.accuracy.value:.2f} % of the test images")
     return load_teacher(path)
 
 
@@ -64,17 +67,19 @@ def train_flow(arguments, teacher, seed, samples=None, gamma=0.0):
         options = replace(options, base="gaussian", prior=False)
     if arguments.steps:
         options = replace(options, steps=arguments.steps)
-    record = {"data": arguments.data, "samples": arguments.sample_seed, **asdict(options)}
-    name = f"{arguments.data}-{options.base}-{options.steps}-{seed}-{gamma:g}"
-    run = Run(arguments.work / name, record, resume=True, progress=PlainProgress(interval=60))
+    record = {"samples": arguments.sample_seed, "seed": seed, **options.to_dict()}
+    digest = hashlib.sha256(json.dumps(record).encode()).hexdigest()[:8]
+    name = f"{arguments.data}-{options.base}-{options.steps}-{seed}-{gamma:g}-{digest}"
+    folder = arguments.work / name
     flow = BDNF(options)
-    flow.fit(teacher, samples, run, torch.Generator().manual_seed(seed))
-    last = {k: round(v, 2) for k, v in run.metrics()[-1].items() if k != "stage"}
+    checkpoints = Checkpoints(folder, "bdnf", PlainProgress(interval=60))
+    flow.fit(teacher, samples, checkpoints, torch.Generator().manual_seed(seed))
+    last = {k: round(v, 2) for k, v in read_metrics(folder)[-1].items() if k != "stage"}
     print(name, last, flush=True)
     return flow
 
 
-def draw(flow, domain, temperature, seed):
+def sample(flow, domain, temperature, seed):
     """One image of each class, `(classes, C, H, W)`; z is 0 at temperature 0."""
     c = torch.arange(domain.classes)
     generator = torch.Generator().manual_seed(seed)
@@ -85,15 +90,15 @@ def draw(flow, domain, temperature, seed):
 
 
 def random_rows(flow, domain, count):
-    return [("temperature 1", draw(flow, domain, 1.0, 10 + i)) for i in range(count)]
+    return [("temperature 1", sample(flow, domain, 1.0, 10 + i)) for i in range(count)]
 
 
 def figure3(arguments, teacher):
     flows = [train_flow(arguments, teacher, seed) for seed in range(3)]
     rows = [
-        (f"z = 0, flow {i + 1}", draw(flow, teacher.domain, 0, 0)) for i, flow in enumerate(flows)
+        (f"z = 0, flow {i + 1}", sample(flow, teacher.domain, 0, 0)) for i, flow in enumerate(flows)
     ]
-    rows.append(("temperature 0.3", draw(flows[0], teacher.domain, 0.3, 1)))
+    rows.append(("temperature 0.3", sample(flows[0], teacher.domain, 0.3, 1)))
     return [("", rows + random_rows(flows[0], teacher.domain, 4))]
 
 
@@ -108,7 +113,7 @@ def figure4(arguments, teacher):
     for gamma in (*arguments.gammas, 0.0):
         flow = train_flow(arguments, teacher, 0, samples if gamma else None, gamma)
         lines.append(f"| {gamma:g} | " + " | ".join(measure(flow, teacher, samples)) + " |")
-        rows = [("z = 0", draw(flow, domain, 0, 0)), *random_rows(flow, domain, 2)]
+        rows = [("z = 0", sample(flow, domain, 0, 0)), *random_rows(flow, domain, 2)]
         panels.append((f"gamma = {gamma:g}" if gamma else "no sample", rows))
     print("\n".join(lines))
     return panels
@@ -147,7 +152,7 @@ def measure(flow, teacher, samples):
     return percent[0], f"{own.mean():.3f}", *percent[1:], f"{variety:.3f}"
 
 
-def paint(path, panels):
+def plot(path, panels):
     """Writes a PNG: below each panel's title a row of images, one a class, for each label."""
     cell, margin, title_height, scale = 66, 110, 22, 2
     count = sum(len(rows) for _, rows in panels)
@@ -200,7 +205,7 @@ def main():
         panels = (figure3 if arguments.figure == "3" else figure4)(arguments, teacher)
     published = "-as-published" if arguments.as_published else ""
     path = Path(arguments.out) / f"figure{arguments.figure}-{arguments.data}{published}.png"
-    paint(path, panels)
+    plot(path, panels)
     print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 

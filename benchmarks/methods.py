@@ -18,15 +18,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from students import STUDENTS, accuracy, spread, train_on_real_images
+from students import STUDENTS, spread, train_on_real_images
 
+from freia_kd.api import train_teacher
 from freia_kd.compression import apply_plan, load_teacher, student_plan
+from freia_kd.config import DistillationOptions
 from freia_kd.data.datasets import LabelledData, load_dataset
 from freia_kd.data.synthetic import SyntheticSet, SyntheticWriter, dequantise, quantise
-from freia_kd.distillation import DistillationOptions, predict, train_student
+from freia_kd.distillation import train_student
 from freia_kd.domain import DOMAINS
+from freia_kd.evaluation import accuracy, predict, share_equal
 from freia_kd.files import write_json, write_text
-from freia_kd.stages import train_teacher
 from freia_kd.synthesizers.bdnf import BDNF, BDNFOptions
 from freia_kd.synthesizers.noise import Normal, Spectral, Uniform
 from freia_kd.teachers import Classifier
@@ -89,8 +91,8 @@ def run_method(sources, per_class, teacher, train, test, arguments, seed, folder
         train_student(student, data, options, torch.Generator().manual_seed(seed))
         said = predict(student, test)
         rows[name] = {
-            "accuracy": said.eq(test.labels).double().mean().item(),
-            "agreement": said.eq(answers).double().mean().item(),
+            "accuracy": share_equal(said, test.labels),
+            "agreement": share_equal(said, answers),
         }
     return {"students": rows, "minutes": (time.perf_counter() - start) / 60}
 
@@ -112,7 +114,7 @@ def run_seed(arguments, seed, folder):
     options = DistillationOptions(steps=arguments.steps)
     result = {
         "seed": seed,
-        "teacher": trained["accuracy"],
+        "teacher": trained.accuracy.value,
         "tucker_only": {s: accuracy(fresh_student(teacher, s), test) for s in STUDENTS},
         "real_images": {
             s: accuracy(train_on_real_images(teacher, s, train, options, seed), test)

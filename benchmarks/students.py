@@ -21,17 +21,17 @@ from pathlib import Path
 
 import torch
 
+from freia_kd.api import distill, train_teacher
 from freia_kd.compression import apply_plan, load_teacher, student_plan
+from freia_kd.config import get_preset
 from freia_kd.data.datasets import load_dataset
-from freia_kd.distillation import predict
 from freia_kd.domain import DOMAINS
+from freia_kd.evaluation import accuracy
 from freia_kd.files import write_json, write_text
-from freia_kd.objectives.divergences import DIVERGENCES
-from freia_kd.pipeline import distill
-from freia_kd.presets import get_preset
-from freia_kd.runs.progress import PlainProgress
-from freia_kd.stages import train_teacher
+from freia_kd.registry import DIVERGENCES
+from freia_kd.report.schema import recovery
 from freia_kd.teachers import Classifier
+from freia_kd.training.progress import PlainProgress
 
 STUDENTS = ("1", "2", "3")
 
@@ -41,7 +41,7 @@ def train_on_real_images(teacher, name, data, options, seed):
     net = apply_plan(teacher.net, student_plan(teacher.net, teacher.arch, name))
     student = Classifier(net, teacher.domain, teacher.arch).eval().requires_grad_(True)
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(student.parameters(), options.learning_rate)
+    optimizer = torch.optim.Adam(student.parameters(), options.learning_rate or 2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
     for _ in range(options.steps):
         x, _ = data.take(torch.randint(len(data), (options.batch_size,), generator=generator))
@@ -55,52 +55,47 @@ def train_on_real_images(teacher, name, data, options, seed):
     return student
 
 
-def accuracy(classifier, data):
-    return predict(classifier, data).eq(data.labels).double().mean().item()
-
-
 def run_seed(arguments, seed, folder):
     checkpoint = folder / f"teacher-{seed}.pt"
     trained = train_teacher(
         arguments.data, checkpoint, arch=arguments.arch, data_root=arguments.data_root,
         epochs=arguments.epochs, seed=seed, progress=PlainProgress(interval=60),
     )  # fmt: skip
-    report = distill(
+    result = distill(
         checkpoint, students=STUDENTS, eval_data=arguments.data, data_root=arguments.data_root,
         preset=arguments.preset, seed=seed, device="cpu", out=folder / f"run-{seed}",
         progress=PlainProgress(interval=60),
     )  # fmt: skip
     keep = Path(__file__).parent / "results" / f"{arguments.data}-synthetic.png"
     if seed == arguments.seeds[0]:
-        shutil.copy(folder / f"run-{seed}" / "synthetic.png", keep)
+        shutil.copy(folder / f"run-{seed}" / "inputs-bdnf.png", keep)
     teacher, domain = load_teacher(checkpoint), DOMAINS[arguments.data]
     train, test = (
         load_dataset(arguments.data, domain, split, arguments.data_root)
         for split in ("train", "test")
     )
     rows = {}
+    report = result.report
     for row in report.students:
-        options = get_preset(arguments.preset).student
-        real = accuracy(train_on_real_images(teacher, row["name"], train, options, seed), test)
-        gained, possible = row["accuracy"] - row["accuracy_before"], real - row["accuracy_before"]
-        rows[row["name"]] = {
-            "tucker_only": row["accuracy_before"],
-            "student": row["accuracy"],
+        options = get_preset(arguments.preset).training
+        real = accuracy(train_on_real_images(teacher, row.name, train, options, seed), test)
+        before, after = row.compressed.accuracy.value, row.distilled.accuracy.value
+        rows[row.name] = {
+            "tucker_only": before,
+            "student": after,
             "real_images": real,
-            # Where real images gain less than a point there is nothing to recover.
-            "recovery": gained / possible if possible > 0.01 else None,
-            "agreement": row["real_agreement"],
-            "synthetic_agreement": row["agreement"],
-            "ranks": row["ranks"],
-            "compression": row["compression"],
+            "recovery": recovery(before, after, real),
+            "agreement": row.distilled.real_agreement.value,
+            "synthetic_agreement": row.distilled.agreement.value,
+            "steps": row.steps,
         }
     return {
         "seed": seed,
-        "teacher": trained["accuracy"],
+        "teacher": trained.accuracy.value,
         "students": rows,
-        "seconds": report.data["seconds"],
-        "versions": report.data["versions"],
-        "preset": report.data["options"]["preset"],
+        "seconds": report.seconds,
+        "versions": report.provenance.versions,
+        "preset": report.provenance.config["preset"],
     }
 
 

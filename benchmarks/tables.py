@@ -18,14 +18,16 @@ import time
 from pathlib import Path
 
 import torch
-from students import STUDENTS, accuracy, spread, train_on_real_images
+from students import STUDENTS, spread, train_on_real_images
 
+from freia_kd.api import train_teacher
 from freia_kd.compression import apply_plan, count_macs, load_teacher, student_plan
+from freia_kd.config import DistillationOptions
 from freia_kd.data.datasets import load_dataset
 from freia_kd.data.synthetic import SyntheticSet, SyntheticWriter
-from freia_kd.distillation import DistillationOptions, train_student
+from freia_kd.distillation import train_student
+from freia_kd.evaluation import accuracy
 from freia_kd.files import write_json, write_text
-from freia_kd.stages import train_teacher
 from freia_kd.synthesizers import get_synthesizer
 from freia_kd.teachers import Classifier
 
@@ -68,7 +70,7 @@ def run_seed(name, arguments, seed, folder):
         "table": name,
         "seed": seed,
         "rows": {"train": len(train), "test": len(test)},
-        "teacher": trained["accuracy"],
+        "teacher": trained.accuracy.value,
         "macs": {s: macs / count_macs(c.net, teacher.domain.shape) for s, c in students.items()},
         "compressed_only": {s: accuracy(c, test) for s, c in students.items()},
         "real_data": {

@@ -29,8 +29,8 @@ import torch
 import torch.nn.functional as F
 
 from freia_kd.data.datasets import LabelledData, load_dataset
-from freia_kd.distillation import predict
 from freia_kd.domain import DOMAINS
+from freia_kd.evaluation import accuracy
 from freia_kd.synthesizers.bdnf import BDNF, BDNFOptions
 from freia_kd.synthesizers.noise import Spectral
 from freia_kd.teachers import Classifier, Teacher, build_net, train_classifier
@@ -80,13 +80,9 @@ def run(teacher, train, test, seed, options):
         x, y = source.sample(options.synthetic, generator=generator)
         sets[name] = LabelledData(x, y, name)
     return {
-        name: accuracy(learn(few, synthetic, options.steps, generator), test)
+        name: 100 * accuracy(learn(few, synthetic, options.steps, generator), test)
         for name, synthetic in sets.items()
     }
-
-
-def accuracy(classifier, test):
-    return 100 * (predict(classifier, test) == test.labels).double().mean().item()
 
 
 if __name__ == "__main__":

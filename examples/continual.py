@@ -38,7 +38,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from freia_kd.data.datasets import LabelledData, load_dataset, measure_domain, resize_images
-from freia_kd.distillation import predict
+from freia_kd.evaluation import predict
 from freia_kd.objectives.divergences import forward_kl
 from freia_kd.synthesizers.deep_inversion import DeepInversion
 from freia_kd.synthesizers.noise import Spectral

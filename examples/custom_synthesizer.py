@@ -13,14 +13,16 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from freia_kd.config import Config, Count, Positive
 from freia_kd.synthesizers.contract import Synthesizer, draw_labels
 
 
 @dataclass(frozen=True)
-class StrokesOptions:
-    strokes: int = 2  # in an image
-    width: float = 0.05  # of the pen, as a share of the image
-    tries: int = 8  # images drawn for each that is kept
+class StrokesOptions(Config):
+    title = "strokes"  # before the names of its options, in messages
+    strokes: Count = 2  # in an image
+    width: Positive = 0.05  # of the pen, as a share of the image
+    tries: Count = 8  # images drawn for each that is kept
 
 
 class Strokes(Synthesizer):
@@ -30,7 +32,7 @@ class Strokes(Synthesizer):
     Options = StrokesOptions
     needs_images = True
 
-    def fit(self, teacher, samples=None, run=None, generator=None, student=None):
+    def fit(self, teacher, samples=None, checkpoints=None, generator=None, student=None):
         self.teacher = teacher  # there is nothing to train
 
     def draw(self, n, generator=None):

@@ -10,13 +10,13 @@ import torch
 
 from freia_kd.data.toy import toy
 from freia_kd.domain import Domain
+from freia_kd.experiments.figure2 import energy_distance
 from freia_kd.flows import ConditionalFlow
 from freia_kd.objectives import Batch, Bidirectional, Distill, Objective, ReverseLikelihood
 from freia_kd.objectives.image_priors import GaussianPrior
 from freia_kd.teachers import Teacher
 from freia_kd.teachers.mlp import MLP
 from freia_kd.teachers.training import train_classifier
-from freia_kd.toy import energy_distance
 
 CLASSES = 2
 # Eq. (4) with the weights of eq. (1); the prior stands for the log p_X(x) that it asks for.

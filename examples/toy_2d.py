@@ -7,7 +7,7 @@ import argparse
 
 import torch
 
-from freia_kd.toy import figure2
+from freia_kd.experiments.figure2 import figure2
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()

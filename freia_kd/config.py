@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -209,8 +209,9 @@ def _sentence(cls: type[Config], name: str, value: Any, fault: Any) -> str:
     words = WORDS.get(fault["type"])
     text = words.format(**fault.get("ctx", {})) if words else _lowered(fault["msg"])
     hint = _hints(cls)[name]  # type: ignore[arg-type]
-    choices = get_args(hint) if fault["type"] == "literal_error" else ()
-    near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)
+    literals = [kind for kind in (hint, *get_args(hint)) if get_origin(kind) is Literal]
+    choices = [str(choice) for kind in literals for choice in get_args(kind)]
+    near = difflib.get_close_matches(str(value), choices, n=1)
     meant = f" Did you mean {near[0]!r}?" if near else ""
     return f"{cls.name_of(name)}: {text}; got {value!r}.{meant}"
 

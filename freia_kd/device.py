@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 
 from .config import Device
-from .errors import UsageError
+from .errors import ConfigError, UsageError
 
 
 def choose_device(name: Device) -> torch.device:
@@ -14,6 +16,8 @@ def choose_device(name: Device) -> torch.device:
     Raises:
         UsageError: If there is no such device here.
     """
+    if name not in get_args(Device):
+        raise ConfigError([f"device: expected 'auto', 'cpu' or 'cuda'; got {name!r}."])
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,9 +52,10 @@ class StudentSpec(Config):
     bn: BatchNormMode | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "methods", tuple(self.methods))
-        if not self.name and all(isinstance(m, Compression) for m in self.methods):
-            object.__setattr__(self, "name", "-".join(m.label for m in self.methods))
+        if isinstance(self.methods, Sequence) and not isinstance(self.methods, str):
+            object.__setattr__(self, "methods", tuple(self.methods))
+            if not self.name and all(isinstance(m, Compression) for m in self.methods):
+                object.__setattr__(self, "name", "-".join(m.label for m in self.methods))
         super().__post_init__()
 
     def faults(self) -> Iterator[str]:
@@ -195,9 +197,14 @@ def extend(
     classifier = Classifier(made.net.requires_grad_(True), origin.domain, origin.arch)
     return Student(
         classifier.to(device).eval(),
-        [*student.steps, made.step],
-        [*student.searches, made.search],
+        [*student.steps, _plain(made.step)],
+        [*student.searches, _plain(made.search)],
     )
+
+
+def _plain(found: Any) -> Any:
+    """What a file gives back: lists for tuples, and text for other keys."""
+    return json.loads(json.dumps(found))
 
 
 def calibration_set(teacher: Teacher, seed: int = 0, size: int = CALIBRATION_SIZE) -> Tensor:

@@ -1,11 +1,13 @@
 """Shared fixtures: one thread, a small teacher, and where real data may lie."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from freia_kd.compression import compare_costs
 from freia_kd.config import DistillationOptions, Preset
 from freia_kd.data.datasets import LabelledData
 from freia_kd.domain import Domain
@@ -49,6 +51,15 @@ def tiny():
     """The preset `quick` as a matter of a second."""
     training = DistillationOptions(steps=6, batch_size=16)
     return Preset("quick", set_size=64, heldout_size=32, training=training)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_measurements():
+    """Latencies are measured for a moment only."""
+    with pytest.MonkeyPatch.context() as patch:
+        for place in ("freia_kd.api", "freia_kd.job.measure"):
+            patch.setattr(f"{place}.compare_costs", partial(compare_costs, seconds=0.005))
+        yield
 
 
 @pytest.fixture(scope="session")

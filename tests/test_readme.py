@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from freia_kd.cli.main import COMMANDS, main
+from freia_kd.synthesizers.bdnf import BDNFOptions
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -14,15 +15,21 @@ CODE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_the_library_example(teacher_file, tmp_path, tiny, monkeypatch, capsys):
+    """It is what the README shows, and runs as it stands but for its numbers of steps."""
     example = (ROOT / "examples/library.py").read_text(encoding="utf-8")
     code, shown = (
         [line for line in text.split('"""')[-1].splitlines() if line] for text in (example, CODE[0])
     )
     assert code == shown
     assert teacher_file == tmp_path / "lenet5.pt"
+    flow = BDNFOptions(steps=4, batch_size=8)
+    monkeypatch.setattr("freia_kd.synthesizers.bdnf.BDNFOptions", lambda **options: flow)
+    monkeypatch.setattr("freia_kd.config.DistillationOptions", lambda **options: tiny.training)
+    monkeypatch.setattr("freia_kd.job.opening.get_preset", lambda name: tiny)
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(ROOT / "examples/library.py"))
-    assert "no real image" in capsys.readouterr().out
+    assert "count=16" in capsys.readouterr().out  # of 32 held-out inputs
+    assert (tmp_path / "runs/library/report.md").exists()
 
 
 @pytest.mark.parametrize("code", CODE[1:])

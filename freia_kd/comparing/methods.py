@@ -11,7 +11,7 @@ from ..data.datasets import LabelledData
 from ..errors import UsageError, unknown
 from ..synthesizers import SYNTHESIZERS, build_synthesizers, get_synthesizer
 from ..synthesizers.contract import Synthesizer
-from ..synthesizers.samples import Samples
+from ..synthesizers.samples import Samples, SamplesOptions
 from ..teachers import Teacher
 
 ALL = "all"
@@ -55,7 +55,8 @@ class Method:
 
 
 BASELINE = Method("compression only", kind="baseline")
-REFERENCE = Method("real training data", (Samples(),), sees_samples=True, kind="reference")
+_TRAINING = Samples(SamplesOptions(augment="never"))
+REFERENCE = Method("real training data", (_TRAINING,), sees_samples=True, kind="reference")
 
 Methods = str | Synthesizer | Method | Sequence[str | Synthesizer | Method]
 
@@ -93,7 +94,7 @@ def build_methods(
             names |= dict.fromkeys(_known(), False) | names if is_all else {name.strip(): True}
     count = sum(not isinstance(entry, str) for entry in entries)
     twice = ["Two methods have the same name; compare them one after the other."]
-    used: set[str] = set()
+    known, used = set[str](), set[str]()
     methods = []
     with collect_faults(twice if count > len(objects | made) else ()) as collected:
         for name, is_named in names.items():
@@ -103,13 +104,12 @@ def build_methods(
             parts = [objects.get(part, part) for part in name.removesuffix(SAMPLES).split("+")]
             own = _own_options([p for p in parts if isinstance(p, str)], options or {})
             used |= set(own)
+            kinds = [get_synthesizer(p) if isinstance(p, str) else p for p in parts]
+            known |= {f"{kind.name}.{option}" for kind in kinds for option in kind.known_options()}
             with collected:
                 found = build_synthesizers(parts, preset, own)
                 sees = name.endswith(SAMPLES) or any(s.needs_samples for s in found)
                 methods.append(Method(name, tuple(found), sees, is_named=is_named))
-        known = {
-            f"{s.name}.{o}" for m in methods for s in m.synthesizers for o in s.known_options()
-        }
         for key in set(options or {}) - used:
             collected.faults.append(unknown(key, sorted(known), "option of the methods compared"))
     return methods

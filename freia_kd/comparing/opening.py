@@ -28,8 +28,6 @@ from ..device import choose_device
 from ..domain import Domain
 from ..errors import UsageError
 from ..job.opening import fingerprint, fingerprint_of
-from ..report.schema import Comparison
-from ..report.storage import read_result
 from ..runs import Run
 from ..students import StudentSpec, as_specs
 from ..synthesizers.contract import Synthesizer
@@ -128,10 +126,8 @@ def open_comparison(
 ) -> Opened:
     """A comparison, new or resumed; arguments and errors as of :func:`freia_kd.compare`."""
     run = Run.open(out, "compare", progress) if resume else None
-    if run is not None and evaluation is None and run.record.evaluation is not None:
-        evaluation = RealData(**run.record.evaluation)
     if run is not None and evaluation is None:
-        _expect_unmeasured(run)
+        evaluation = _remembered(run)
     with collect_faults(_faults(seeds, students, reference, evaluation)) as collected:
         collected.faults += worker_faults(workers, executor)
         with collected:
@@ -193,16 +189,14 @@ def _faults(
         yield "A reference on real training data needs evaluation data as well."
 
 
-def _expect_unmeasured(run: Run) -> None:
-    """Raises if the comparison would lose the accuracies that it has."""
-    if not (run / "compare.json").exists():
-        return
-    measured = read_result(run.folder, Comparison).real_data.evaluation
-    if measured is not None:
+def _remembered(run: Run) -> RealData | None:
+    """The evaluation data of a comparison, without which it would lose its accuracies."""
+    place = run.record.evaluation
+    if place is not None and place["source"] is None:
         raise UsageError(
-            f"The evaluation data of this comparison, {measured}, were in memory; pass them again, "
-            "as eval_data=."
+            "The evaluation data of this comparison were in memory; pass them again, as eval_data=."
         )
+    return None if place is None else RealData(**place)
 
 
 def _load_samples(samples: Source, domain: Domain) -> LabelledData:

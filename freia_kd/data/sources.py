@@ -115,11 +115,13 @@ def read_dataset(data: Dataset[Any], domain: Domain) -> LabelledData:
         >>> read_dataset(pairs, Domain((1, 8, 8), 4)).labels.tolist()
         [0, 1, 2, 3]
     """
-    name = type(data).__name__
-    if "Normalize(" in repr(getattr(data, "transform", None)):
+    name, source = type(data).__name__, data
+    while hasattr(source, "dataset"):  # of a Subset
+        source = source.dataset
+    if "Normalize(" in repr(getattr(source, "transform", None)):
         raise UsageError(
-            f"The transform of {name} normalises, and so does the teacher's domain; leave "
-            "Normalize out of it, so that pixels stay in [0, 1]."
+            f"The transform of {type(source).__name__} normalises, and so does the teacher's "
+            "domain; leave Normalize out of it, so that pixels stay in [0, 1]."
         )
     inputs, labels = [], []
     for index in range(len(data)):  # type: ignore[arg-type]

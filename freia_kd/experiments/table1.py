@@ -49,8 +49,12 @@ APPROACHES = {
     TRAINED: "",
 }
 
-# BDNF as published, and one generator for KegNet as the paper has it (section 5.2).
-OPTIONS = {**{f"bdnf.{k}": v for k, v in PUBLISHED.items()}, "kegnet.generators": 1}
+# BDNF and samples as published, and one generator for KegNet as the paper has it (section 5.2).
+OPTIONS = {
+    **{f"bdnf.{k}": v for k, v in PUBLISHED.items()},
+    "kegnet.generators": 1,
+    "samples.augment": "never",
+}
 
 
 @dataclass(frozen=True)

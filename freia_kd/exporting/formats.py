@@ -53,7 +53,7 @@ class Format:
 
     def require(self) -> None:
         """Raises `ImportError`, which names the extra to install, if a library is missing."""
-        from ..flows.adapters.common import require
+        from ..optional import require
 
         for module in self.needs:
             require(module, "onnx")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..config import Config, Count, DistillationOptions, PresetName, Size
+from ..config import BatchNormMode, Config, Count, DistillationOptions, PresetName, Size
 from ..data.datasets import LabelledData
 from ..data.sources import RealData
 from ..runs import Run
@@ -33,6 +33,7 @@ class JobConfig(Config):
         synthesizers: Their options, by name.
         flow_sha256: The hash of a flow's YAML file, if there is one.
         training: How the students are trained.
+        bn: What becomes of batch normalisation in students whose specs do not say.
         set_size: How many synthetic inputs the students learn from.
         heldout_size: How many more choose the weights and measure agreement.
         on_the_fly: Whether students see new inputs in every step, instead of a stored set.
@@ -49,6 +50,7 @@ class JobConfig(Config):
     synthesizer: str
     synthesizers: dict[str, dict[str, Any]]
     training: DistillationOptions
+    bn: BatchNormMode
     set_size: Count
     heldout_size: Size
     seed: int
@@ -94,8 +96,9 @@ class Job:
             wanted.place == record.evaluation and wanted.place["source"] is not None
         )
         same = record.students == {spec.name: spec.to_dict() for spec in self.specs}
-        done = self.run.done("measure") and (self.run / "report.json").exists()
-        return same and known and done
+        students = [file for spec in self.specs for file in self.student_files(spec.name)]
+        there = all(file.exists() for file in (self.run / "report.json", *students))
+        return same and known and self.run.done("report") and there
 
     def student_files(self, name: str) -> list[Path]:
         """Where a trained student is, each of which rebuilds it alone."""

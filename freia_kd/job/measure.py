@@ -14,6 +14,8 @@ from ..evaluation import agreement, predict, share_equal
 from ..files import atomic
 from ..report import provenance
 from ..report.schema import (
+    ClassScores,
+    Confusion,
     Difference,
     MethodResult,
     Proportion,
@@ -67,7 +69,7 @@ def measure(job: Job, compressed: Sequence[Student]) -> Report:
             evaluation=None if data is None else data.name,
             evaluation_count=0 if data is None else len(data),
         ),
-        seconds=job.run.record.seconds,
+        seconds=dict(job.run.record.seconds),
         provenance=provenance.record(config.to_dict(), job.device, config.seed),
     )
 
@@ -92,9 +94,11 @@ def _measure_student(
         )
         for method, step, student in zip(spec.methods, trained[-1].steps, trained, strict=True)
     ]
-    change = None
+    change, per_class, confusion = None, None, None
     if data is not None and answers is not None and said is not None:
         change = Difference.of(answers.eq(data.labels).tolist(), said.eq(data.labels).tolist())
+        per_class = _per_class(said, answers, data.labels, job.teacher.domain.classes)
+        confusion = _confusion(said, answers, job.teacher.domain.classes)
     return StudentResult(
         name=spec.name,
         files=[path.name for path in job.student_files(spec.name)],
@@ -106,7 +110,27 @@ def _measure_student(
         distilled=_scores(after, heldout, data, answers, said),
         costs=compare_costs(job.teacher.net, after.net, job.teacher.domain.shape),
         change=change,
+        per_class=per_class,
+        confusion=confusion,
     )
+
+
+def _per_class(said: Tensor, answers: Tensor, labels: Tensor, classes: int) -> list[ClassScores]:
+    """The scores of each class: accuracy by label, agreement by what the teacher says."""
+
+    def share(expected: Tensor, label: int) -> Proportion | None:
+        rows = expected == label
+        return _share(said[rows], expected[rows]) if rows.any() else None
+
+    return [
+        ClassScores(label=k, accuracy=share(labels, k), agreement=share(answers, k))
+        for k in range(classes)
+    ]
+
+
+def _confusion(said: Tensor, answers: Tensor, classes: int) -> Confusion:
+    counts = (answers * classes + said).bincount(minlength=classes**2).view(classes, classes)
+    return Confusion(data="evaluation", counts=counts.tolist())
 
 
 def _scores(

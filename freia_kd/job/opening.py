@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..compression import load_teacher
-from ..config import Device, DistillationOptions, Preset, get_preset
+from ..config import Device, DistillationOptions, Preset, collect_faults, get_preset
 from ..data.datasets import LabelledData
 from ..data.sources import RealData, Source
 from ..device import choose_device
@@ -32,6 +32,7 @@ from ..training import Checkpoints, Progress
 from .job import Job, JobConfig
 
 PathLike = str | os.PathLike[str]
+IN_MEMORY = "in memory"  # in place of a teacher's file
 Synthesizers = str | Synthesizer | Sequence[str | Synthesizer]
 
 
@@ -55,10 +56,16 @@ def open_job(
     progress: Progress | None = None,
 ) -> Job:
     """A new run; arguments and errors as of :func:`freia_kd.distill`."""
-    sizes, place = get_preset(preset), choose_device(device)
+    with collect_faults() as collected:
+        with collected:
+            place = choose_device(device)
+        with collected:
+            sizes = get_preset(preset)
+        with collected:
+            specs = as_specs(students)
     if evaluation is not None:
         evaluation.check()
-    path = "in memory" if isinstance(teacher, Teacher) else os.fspath(teacher)
+    path = IN_MEMORY if isinstance(teacher, Teacher) else os.fspath(teacher)
     if not isinstance(teacher, Teacher):
         teacher = load_teacher(teacher, arch, domain)
     chosen = synthesizer or default_synthesizer(teacher.domain)
@@ -76,15 +83,17 @@ def open_job(
         synthesizers={s.name: _options(s) for s in synthesizers},
         flow_sha256=_flow_hash(synthesizers),
         training=training or sizes.training,
-        set_size=set_size or sizes.set_size,
+        bn=sizes.bn,
+        set_size=sizes.set_size if set_size is None else set_size,
         heldout_size=sizes.heldout_size,
         on_the_fly=on_the_fly,
         seed=seed,
         device=place.type,
     )
-    specs = [spec.changed(bn=spec.bn or sizes.bn) for spec in as_specs(students)]
+    specs = [spec.changed(bn=spec.bn or sizes.bn) for spec in specs]
     _check_specs(specs, teacher)
-    folder = Path(out) if out is not None else new_folder(Path(path).stem)
+    stem = "teacher" if path == IN_MEMORY else Path(path).stem
+    folder = Path(out) if out is not None else new_folder(stem)
     run = Run.create(folder, "distill", config.to_dict(), progress)
     return Job(teacher.to(place), run, config, specs, synthesizers, few, evaluation)
 
@@ -119,8 +128,12 @@ def reopen_job(
         evaluation.check()
     loaded = _load_again(old, teacher, arch, domain)
     chosen, synthesizers = _synthesizers_again(old, synthesizer, folder)
-    few = _load_samples(samples or _sample_path(old), True, loaded, synthesizers)
+    samples = _sample_path(old) if samples is None else samples
+    few = _load_samples(samples, True, loaded, synthesizers)
     sizes = None if preset is None else get_preset(preset)
+    if isinstance(preset, Preset):  # one by name says nothing of what was chosen beside it
+        set_size = preset.set_size if set_size is None else set_size
+        training = training or preset.training
     config = old.changed(
         teacher_sha256=fingerprint(loaded.state_dict()),
         arch=loaded.arch,
@@ -131,17 +144,18 @@ def reopen_job(
         synthesizers={s.name: _options(s) for s in synthesizers},
         flow_sha256=_flow_hash(synthesizers),
         training=training or old.training,
-        set_size=set_size or old.set_size,
+        bn=preset.bn if isinstance(preset, Preset) else old.bn,
+        set_size=old.set_size if set_size is None else set_size,
+        heldout_size=preset.heldout_size if isinstance(preset, Preset) else old.heldout_size,
         on_the_fly=old.on_the_fly if on_the_fly is None else on_the_fly,
         seed=old.seed if seed is None else seed,
         device=old.device if device is None else choose_device(device).type,
     )
     run.expect_config(config.to_dict())
-    bn = get_preset(old.preset).bn
     known = {n: StudentSpec.from_dict(f, methods) for n, f in record.students.items()}
     specs = dict(known)
     for spec in as_specs(students):
-        spec = spec.changed(bn=spec.bn or bn)
+        spec = spec.changed(bn=spec.bn or old.bn)
         if known.get(spec.name, spec) != spec:
             raise UsageError(
                 f"The run in {folder} has another student {spec.name!r} "
@@ -150,16 +164,17 @@ def reopen_job(
         specs[spec.name] = spec
     added = [spec for name, spec in specs.items() if name not in known]
     _check_specs(added, loaded)
-    specs = specs or {spec.name: spec.changed(bn=bn) for spec in as_specs(["1"])}
-    if evaluation is None and record.evaluation is not None:
-        if record.evaluation["source"] is not None:
-            evaluation = RealData(**record.evaluation)
-        elif added or not run.done("measure"):
-            raise UsageError(
-                "The evaluation data of this run were in memory; pass them again, as eval_data=."
-            )
-    place = torch.device(old.device)
-    return Job(loaded.to(place), run, config, list(specs.values()), synthesizers, few, evaluation)
+    specs = specs or {spec.name: spec.changed(bn=old.bn) for spec in as_specs(["1"])}
+    place = record.evaluation
+    if evaluation is None and place is not None and place["source"] is not None:
+        evaluation = RealData(**place)
+    loaded = loaded.to(torch.device(old.device))
+    job = Job(loaded, run, config, list(specs.values()), synthesizers, few, evaluation)
+    if evaluation is None and place is not None and not job.is_finished:
+        raise UsageError(
+            "The evaluation data of this run were in memory; pass them again, as eval_data=."
+        )
+    return job
 
 
 def fingerprint(tensors: dict[str, torch.Tensor]) -> str:
@@ -229,7 +244,7 @@ def _load_again(
 ) -> Teacher:
     if isinstance(teacher, Teacher):
         return teacher
-    if teacher is None and old.teacher == "in memory":
+    if teacher is None and old.teacher == IN_MEMORY:
         raise UsageError("The teacher of this run was in memory; pass it again, as teacher=.")
     if arch is None:
         _expect_trusted("arch", old.arch)

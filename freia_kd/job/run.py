@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
+from ..errors import UsageError
 from ..report.schema import Report
 from ..report.storage import read_report, write_report
-from ..students import Student, StudentSpec, calibration_set
+from ..students import Student, calibration_set
 from .job import Job
 from .measure import measure
 from .student import compress_student, train_student_of
@@ -27,7 +27,8 @@ def run_job(job: Job) -> Report:
         return read_report(job.run.folder)
     compressed = make_students(job)
     report = measure(job, [stages[-1] for stages in compressed])  # real data may be read from here
-    write_report(job.run.folder, report)
+    with job.run.stage("report"):
+        write_report(job.run.folder, report)
     return report
 
 
@@ -44,10 +45,10 @@ def make_students(job: Job) -> list[list[Student]]:
 def compress_students(job: Job) -> list[list[Student]]:
     """The students before any training, each after each of its methods."""
     if not job.run.record.students:
-        job.run.record.students = {spec.name: spec.to_dict() for spec in job.specs}
+        _remember(job)
     inputs = calibration_set(job.teacher, job.config.seed)
     compressed = [compress_student(job, spec, inputs) for spec in job.specs]
-    enlist(job, job.specs)
+    add_students(job)
     return compressed
 
 
@@ -56,8 +57,19 @@ def run_extraction(job: Job) -> Path:
 
     Returns:
         The folder of the sets.
+
+    Raises:
+        UsageError: If a synthesizer learns from a student, and there is none.
+        TrainingError: If a loss stays non-finite.
     """
-    for spec in job.specs if needs_students(job.synthesizers) else [None]:
+    own = needs_students(job.synthesizers)
+    if own and not job.specs:
+        names = ", ".join(s.name for s in job.synthesizers if s.needs_student)
+        raise UsageError(
+            f"The synthesizer {names} learns from a student, and there is none; distil students "
+            "instead, for each of which it makes inputs."
+        )
+    for spec in job.specs if own else [None]:
         first = None
         if spec is not None:
             first = compress_student(job, spec, calibration_set(job.teacher, job.config.seed))[0]
@@ -65,11 +77,16 @@ def run_extraction(job: Job) -> Path:
     return job.run.folder
 
 
-def enlist(job: Job, specs: Iterable[StudentSpec]) -> None:
-    """Writes students and the place of the evaluation data into the run's record."""
+def add_students(job: Job) -> None:
+    """Writes the students and the place of the evaluation data into the run's record."""
+    _remember(job)
     record = job.run.record
-    record.students |= {spec.name: spec.to_dict() for spec in specs}
+    record.done = [stage for stage in record.done if stage not in ("measure", "report")]
+    job.run.write()
+
+
+def _remember(job: Job) -> None:
+    record = job.run.record
+    record.students |= {spec.name: spec.to_dict() for spec in job.specs}
     if job.evaluation is not None:
         record.evaluation = job.evaluation.place
-    record.done = [stage for stage in record.done if stage != "measure"]
-    job.run.write()

@@ -73,7 +73,11 @@ class Synthesizer(ABC):
             if options:
                 raise ConfigError([unknown(f"{cls.name}.{name}", ()) for name in options])
             return cls()
-        return cls(cls.Options(**cls.presets.get(preset, {})).changed(**(options or {})))
+        try:
+            return cls(cls.Options(**cls.presets.get(preset, {})).changed(**(options or {})))
+        except ConfigError as error:  # methods that share a class of options, each by its own name
+            shared, own = f"{cls.Options.title}.", f"{cls.name}."
+            raise ConfigError(fault.replace(shared, own) for fault in error.faults) from error
 
     @classmethod
     def known_options(cls) -> list[str]:

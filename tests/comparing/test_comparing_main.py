@@ -1,25 +1,27 @@
-"""Comparisons: cells apart, a failed one reported, resumed, and judged by independent methods."""
+"""Comparisons: trials apart, a failed one reported, resumed, and judged by independent methods."""
 
 import copy
 import json
-import os
 
 import pytest
 import torch
 
-import freia_kd.job
-from freia_kd.compare import compare
-from freia_kd.compare.cells import NONE, Cell, families
-from freia_kd.compare.evidence import Verdict
-from freia_kd.compare.main import _judge, choose_methods
-from freia_kd.compare.running import run_cells
+from freia_kd.comparing import compare
+from freia_kd.comparing.methods import BASELINE, REFERENCE, Method, build_methods, choose_methods
+from freia_kd.comparing.ranking import Verdict, judge_trials
+from freia_kd.comparing.trials import Trial, TrialOptions
 from freia_kd.data.datasets import LabelledData
+from freia_kd.data.sources import RealData
 from freia_kd.data.synthetic import SyntheticSet
-from freia_kd.distillation import agreement, predict
-from freia_kd.errors import TrainingError, UsageError
-from freia_kd.pipeline import load_student
-from freia_kd.runs.progress import Progress
-from freia_kd.synthesizers.noise import Noise
+from freia_kd.errors import CheckpointError, ConfigError, TrainingError, UsageError
+from freia_kd.evaluation import accuracy, agreement
+from freia_kd.job import run as job_run
+from freia_kd.report.schema import Comparison
+from freia_kd.report.storage import read_result
+from freia_kd.students import as_specs
+from freia_kd.synthesizers.bdnf import BDNF, BDNFOptions
+from freia_kd.synthesizers.noise import Noise, NoiseOptions, Spectral, Uniform
+from freia_kd.training import Progress
 
 
 class Flat(Noise):
@@ -41,136 +43,162 @@ class Broken(Flat):
         raise RuntimeError("this method is broken")
 
 
-class Deadly(Flat):
-    """Takes its process with it."""
-
-    name = "deadly"
-
-    def fit(self, *arguments, **options):
-        os._exit(9)
-
-
 HERE = __name__
-METHODS = f"spectral,uniform,{HERE}:Flat,{HERE}:Broken"
+FLAT, BROKEN = f"{HERE}:Flat", f"{HERE}:Broken"
+FAST = NoiseOptions(tries=1)
+METHODS = [Spectral(FAST), Uniform(FAST), FLAT, BROKEN]
+ONE = {"synthesizers": METHODS[:2], "seeds": 1, "students": ("1",)}
 
 
-def run(teacher, out, **options):
-    common = {"students": ("1", "3"), "seeds": 2, "preset": "quick", "device": "cpu", "workers": 1}
-    return compare(teacher, out=out, **{"synthesizers": METHODS, **common, **options})
+@pytest.fixture
+def run(teacher, tmp_path, tiny):
+    def run(out=tmp_path / "out", teacher=teacher, **options):
+        common = {"synthesizers": METHODS, "students": ("1", "3"), "seeds": 2, "preset": tiny}
+        return compare(teacher, out=out, **{**common, "device": "cpu", "workers": 1, **options})
+
+    return run
 
 
 @pytest.fixture(scope="session")
 def compared(teacher, evaluation, tiny, tmp_path_factory):
-    out = tmp_path_factory.mktemp("compared") / "out"
-    return run(teacher, out, eval_data=evaluation, reference=True)
+    return compare(
+        teacher,
+        synthesizers=METHODS,
+        students=("1", "3"),
+        seeds=2,
+        preset=tiny,
+        device="cpu",
+        workers=1,
+        eval_data=evaluation,
+        reference=True,
+        out=tmp_path_factory.mktemp("compared") / "out",
+    )
 
 
-def test_table_files_and_failure(compared):
-    data = json.loads((compared.folder / "compare.json").read_text())
-    assert data == json.loads(json.dumps(compared.data))
-    methods = {row["method"] for row in data["rows"]}
-    assert methods == {NONE, "spectral", "uniform", f"{HERE}:Flat", "real training data"}
-    assert data["rows"][-1]["method"] == "real training data"
-    baseline = next(row for row in data["rows"] if row["method"] == NONE)
-    assert baseline["own"] == {"1": None, "3": None}  # no training, no inputs
-    assert list(data["failed"]) == [f"{HERE}:Broken, seed {seed}" for seed in (0, 1)]
-    assert "this method is broken" in data["failed"][f"{HERE}:Broken, seed 0"]
+def record(folder):
+    return json.loads((folder / "run.json").read_text())
+
+
+def test_rows_files_and_failure(compared):
+    comparison = compared.comparison
+    assert read_result(compared.folder, Comparison) == comparison
+    kinds = {row.method: row.kind for row in comparison.rows}
+    assert kinds == {
+        **dict.fromkeys(("spectral", "uniform", FLAT), "method"),
+        BASELINE.name: "baseline",
+        REFERENCE.name: "reference",
+    }
+    assert comparison.rows[-1].kind == "reference"
+    baseline = next(row for row in comparison.rows if row.kind == "baseline")
+    assert (baseline.own, baseline.images) == ({"1": None, "3": None}, 0)  # no training, no inputs
+    assert list(comparison.failed) == [f"{BROKEN}, seed {seed}" for seed in (0, 1)]
+    assert "RuntimeError: this method is broken" in comparison.failed[f"{BROKEN}, seed 0"]
+    assert comparison.rows[-1].images == 50
     for name in ("compare.md", "compare.html", "compare.png"):
         assert (compared.folder / name).stat().st_size > 500
     html = (compared.folder / "compare.html").read_text()
     assert "this method is broken" in html
     assert 'src="http' not in html
-    assert not list(compared.folder.glob("cells/*/synthetic*/train"))
-    assert (compared.folder / "cells/spectral-1/student-3.pt").exists()
-    for folder in (compared.folder / "cells").iterdir():
-        options = json.loads((folder / "run.json").read_text())["options"]
-        assert options["seed"] == int(folder.name[-1])
+    trials = compared.folder / "trials"
+    assert not list(trials.glob("*/synthetic*/train"))
+    assert not (trials / "real-training-data-0/checkpoints").exists()
+    assert (trials / "spectral-1/student-3.pt").exists()
+    assert all(
+        record(folder)["config"]["seed"] == int(folder.name[-1]) for folder in trials.iterdir()
+    )
 
 
-def test_rows_say_what_the_cells_say(compared, evaluation):
-    cells = {(c["method"], c["seed"]): c for c in compared.data["cells"]}
-    row = next(r for r in compared.data["rows"] if r["method"] == "spectral")
-    values = [cells["spectral", seed]["accuracy"]["3"] for seed in (0, 1)]
-    assert row["accuracy"]["3"]["mean"] == pytest.approx(sum(values) / 2)
-    assert row["accuracy"]["3"]["std"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
-    for (method, seed), cell in cells.items():
-        stem = method.replace(" ", "-").replace(f"{HERE}:", f"{HERE}-").replace("_", "-")
-        for name in ("1", "3"):
-            path = compared.folder / f"cells/{stem}-{seed}/student-{name}.pt"
-            right = predict(load_student(path), evaluation).eq(evaluation.labels)
-            assert cell["accuracy"][name] == right.double().mean().item()
-    assert any(cell["accuracy"]["1"] != cell["accuracy"]["3"] for cell in cells.values())
-    low, high = (cells[m, 0]["accuracy"]["3"] for m in (NONE, "real training data"))
-    if high - low >= 0.01:
-        expected = [
-            (cells["spectral", s]["accuracy"]["3"] - cells[NONE, s]["accuracy"]["3"])
-            / (cells["real training data", s]["accuracy"]["3"] - cells[NONE, s]["accuracy"]["3"])
-            for s in (0, 1)
-        ]
-        assert row["recovery"]["3"]["mean"] == pytest.approx(sum(expected) / 2)
-    for cell in compared.data["cells"]:
-        assert cell["seconds"] == pytest.approx(sum(cell["stages"].values()))
-    reference = compared.data["rows"][-1]
-    assert reference["independent"] is None
-    assert reference["images"] == 50
+def test_rows_say_what_the_trials_say(compared, teacher, evaluation):
+    trials = {(t.method, t.seed): t for t in compared.comparison.trials}
+    row = next(r for r in compared.comparison.rows if r.method == "spectral")
+    values = [trials["spectral", seed].accuracy["3"].value for seed in (0, 1)]
+    assert row.accuracy["3"].mean == pytest.approx(sum(values) / 2)
+    assert row.accuracy["3"].std == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    for trial in opened(compared, teacher):
+        for name, student in trial.load_students().items():
+            found = trials[trial.method.name, trial.seed].accuracy[name]
+            assert found.value == accuracy(student, evaluation)
+            assert found.count == 50
+    shares = {share.value for t in trials.values() for share in t.accuracy.values()}
+    assert len(shares) > 1  # so that one taken for another would be seen
+    assert row.seconds.mean == pytest.approx(
+        sum(sum(trials["spectral", s].stages.values()) for s in (0, 1)) / 2
+    )
+    assert row.picture == "trials/spectral-0/inputs-spectral.png"
+    assert (compared.folder / row.picture).exists()
+
+
+def opened(compared, teacher):
+    """Some trials of a comparison again."""
+    sets = {"spectral": Spectral(FAST), "uniform": Uniform(FAST)}
+    methods = [BASELINE, *(Method(name, (source,)) for name, source in sets.items())]
+    for method in methods:
+        stem = method.name.replace(" ", "-")
+        folder = compared.folder / f"trials/{stem}-1"
+        students = tuple(spec.changed(bn="match") for spec in as_specs(("1", "3")))
+        yield Trial(method, 1, students, folder, TrialOptions(teacher))
 
 
 def test_nobody_is_judged_by_its_own_family(compared):
-    folder = compared.folder / "cells"
+    folder = compared.folder / "trials"
     judged = json.loads((folder / "uniform-0/judged.json").read_text())
-    assert set(judged) == {"spectral", f"{HERE}:Flat"}
-    assert set(json.loads((folder / "compression-only-0/judged.json").read_text())) == {
-        "spectral",
-        "uniform",
-        f"{HERE}:Flat",
-    }
-    assert families("bdnf+uniform") == {"spectral noise", "pixel noise"}
-    assert families("bdnf(samples)") == {"spectral noise", "samples"}
+    assert set(judged) == {"spectral", FLAT}
+    judged = json.loads((folder / "compression-only-0/judged.json").read_text())
+    assert set(judged) == {"spectral", "uniform", FLAT}
+    mixed, sampled = build_methods("bdnf+uniform,bdnf(samples)")
+    assert mixed.families == {"spectral noise", "pixel noise"}
+    assert sampled.families == {"spectral noise", "samples"}
+    assert (mixed.sees_samples, sampled.sees_samples) == (False, True)
 
 
-def test_agreement_is_that_on_the_half_that_chose_no_weights(compared):
-    cells = {
-        method: Cell(method, 1, ("1", "3"), compared.folder / f"cells/{stem}-1")
-        for stem, method in (("spectral", "spectral"), ("uniform", "uniform"))
-    }
+def test_agreement_is_that_on_the_half_that_chose_no_weights(compared, teacher):
     found, even = [], []
-    for cell in cells.values():
-        judged = json.loads((cell.folder / "judged.json").read_text())
-        for other in cells.values():
-            for name in cell.students:
-                heldout = SyntheticSet(other.folder / "synthetic/heldout")
-                said = judged[other.method] if other is not cell else None
-                value = said[name] if said else cell.result["students"][name]["agreement"]
-                assert value == agreement(cell.student(name), heldout, half="odd")
+    _, *trials = opened(compared, teacher)
+    for trial in trials:
+        judged = json.loads((trial.folder / "judged.json").read_text())
+        for other in trials:
+            heldout = SyntheticSet(other.folder / "synthetic/heldout")
+            for name, student in trial.load_students().items():
+                own = trial.result.agreement[name].value
+                value = own if other is trial else judged[other.method.name][name]
+                assert value == agreement(student, heldout, half="odd")
                 found.append(value)
-                even.append(agreement(cell.student(name), heldout, half="even"))
+                even.append(agreement(student, heldout, half="even"))
     assert found != even
 
 
-class Told(Cell):
+class Told(Trial):
     """Its students are judged as the table below says."""
 
-    def judge(self, other):
-        assert other.seed == self.seed
-        return {n: EASE[other.method] + 0.01 * self.seed + 0.1 * int(n) for n in self.students}
+    def judge(self, others):
+        assert {other.seed for other in others} == {self.seed}
+        return {
+            other.method.name: {
+                spec.name: EASE[other.method.name] + 0.01 * self.seed + 0.1 * int(spec.name)
+                for spec in self.students
+            }
+            for other in others
+        }
 
 
-EASE = {"uniform": 0.1, "normal": 0.3, "spectral": 0.4, f"{HERE}:Flat": 0.0, "bdnf+normal": 0.5}
-EASE |= {"bdnf(samples)": 0.6, "real training data": 0.7, NONE: 0.8}
+EASE = {"uniform": 0.1, "normal": 0.3, "spectral": 0.4, FLAT: 0.0, "bdnf+normal": 0.5}
+EASE |= {"bdnf(samples)": 0.6}
 
 
 def test_each_is_judged_by_all_other_families_of_its_seed(tmp_path):
-    cells = [Told(m, seed, ("1", "3"), tmp_path) for m in EASE for seed in (0, 1)]
-    flat, pixel, spectral = f"{HERE}:Flat", "pixel noise", "spectral noise"
+    methods = [BASELINE, *build_methods(",".join(EASE)), REFERENCE]
+    students, options = tuple(as_specs(("1", "3"))), TrialOptions("teacher.pt")
+    trials = [Told(m, seed, students, tmp_path, options) for m in methods for seed in (0, 1)]
+    pixel, spectral = "pixel noise", "spectral noise"
     # Mixed inputs judge nobody; the two methods of pixel noise are one judge, their mean.
     judges = {
         "uniform": {"flat": 0.0, spectral: 0.4},
         "normal": {"flat": 0.0, spectral: 0.4},
         "spectral": {"flat": 0.0, pixel: 0.2},
-        flat: {spectral: 0.4, pixel: 0.2},
+        FLAT: {spectral: 0.4, pixel: 0.2},
         "bdnf+normal": {"flat": 0.0},
         "bdnf(samples)": {"flat": 0.0, pixel: 0.2},
-        NONE: {"flat": 0.0, spectral: 0.4, pixel: 0.2},
+        BASELINE.name: {"flat": 0.0, spectral: 0.4, pixel: 0.2},
     }
     expected = {
         (m, j, (s, n)): pytest.approx(ease + 0.01 * s + 0.1 * int(n))
@@ -179,133 +207,161 @@ def test_each_is_judged_by_all_other_families_of_its_seed(tmp_path):
         for s in (0, 1)
         for n in ("1", "3")
     }
-    said = list(_judge(cells, Progress()))
+    said = list(judge_trials(trials, Progress()))
     assert all(isinstance(v, Verdict) for v in said)
     assert {v[:3]: v.agreement for v in said} == expected
     assert len(said) == len(expected)
 
 
-def test_real_data_are_read_for_what_they_are_meant(
-    teacher, evaluation, tmp_path, tiny, monkeypatch
-):
+def test_real_data_are_read_for_what_they_are_meant(run, evaluation, tmp_path, monkeypatch):
     training = LabelledData(evaluation.inputs[:40], evaluation.labels[:40], "training")
     few = LabelledData(evaluation.inputs[40:], evaluation.labels[40:], "few")
     sets = {("few", "train"): few, ("real", "train"): training, ("real", "test"): evaluation}
-    cells = tmp_path / "out/cells"
-    read = []
+    trials, read = tmp_path / "out/trials", []
 
-    def load(source, domain, split, *options, **more):
-        read.append((source.name, split, len(list(cells.glob("*/cell.json")))))
-        return sets[source.name, split]
+    def load(self, domain, split):
+        if (tmp_path / "out").exists() and split == "train" and self.source.name != "real":
+            return self.source  # a trial's own samples
+        read.append((self.source.name, split, len(list(trials.glob("*/trial.json")))))
+        return sets[self.source.name, split]
 
-    monkeypatch.setattr("freia_kd.compare.main.load", load)
+    monkeypatch.setattr(RealData, "load", load)
     options = {"samples": few, "eval_data": evaluation, "reference": True, "seeds": 1}
-    methods = "spectral,samples,bdnf(samples)"
-    data = run(teacher, tmp_path / "out", synthesizers=methods, **options).data
-    assert read == [("few", "train", 0), ("real", "train", 0), ("real", "test", 5)]
-    assert data["evaluation"] == "real (50 test images)"
-    sets["real", "train"] = LabelledData(training.inputs, training.labels, "another reference")
-    with pytest.raises(UsageError, match="other options"):
-        run(teacher, tmp_path / "out", synthesizers=methods, resume=True, **options)
-    assert data["failed"] == {}
-    seen = {
-        path.name: json.loads((path / "run.json").read_text())["options"]["samples"]
-        for path in cells.iterdir()
-    }
+    options["synthesizers"] = ["spectral,samples,bdnf(samples)", *METHODS[:1]]
+    options["synthesizers"].append(BDNF(BDNFOptions(steps=2, batch_size=4)))
+    comparison = run(**options).comparison
+    assert read == [("few", "train", 0), ("real", "train", 0), ("real", "test", 6)]
+    assert (comparison.real_data.evaluation, comparison.real_data.evaluation_count) == ("real", 50)
+    assert comparison.reference == "training (40)"
+    assert comparison.failed == {}
+    seen = {path.name: record(path)["config"]["samples"] for path in trials.iterdir()}
     assert seen == {
         "compression-only-0": None,
         "spectral-0": None,
+        "bdnf-0": None,
         "samples-0": "few",
         "bdnf-samples-0": "few",
         "real-training-data-0": "training",
     }
+    sets["real", "train"] = LabelledData(training.inputs, training.labels, "another reference")
+    with pytest.raises(UsageError, match=r"reference was 'training \(40\)', is 'another"):
+        run(resume=True, **options)
 
 
-def test_the_winner_does_not_depend_on_real_data(teacher, compared, tmp_path, tiny):
-    blind = run(teacher, tmp_path / "out")
-    assert blind.data["ranking"] == compared.data["ranking"]
-    assert blind.data["evaluation"] is None
-    assert blind.data["rows"][0]["accuracy"] == {"1": None, "3": None}
+def test_the_winner_does_not_depend_on_real_data(run, compared):
+    blind = run().comparison
+    assert blind.ranking == compared.comparison.ranking
+    assert blind.real_data.evaluation is None
+    assert blind.rows[0].accuracy == {"1": None, "3": None}
 
 
-def test_resuming_runs_only_what_is_missing(teacher, tmp_path, tiny, monkeypatch):
-    methods = {"synthesizers": "spectral,uniform", "seeds": 1, "students": ("1",)}
-    first = run(teacher, tmp_path / "out", **methods)
+def test_resuming_runs_only_what_is_missing(run, teacher, evaluation, tmp_path, monkeypatch):
+    with pytest.raises(CheckpointError, match="Expected the folder of a run"):
+        run(resume=True, **ONE)
+    first = run(eval_data=evaluation, **ONE).comparison
     with pytest.raises(UsageError, match="already holds a run"):
-        run(teacher, tmp_path / "out", **methods)
-    (tmp_path / "out/cells/uniform-0/cell.json").unlink()
+        run(**ONE)
+    with pytest.raises(UsageError, match="evaluation data of this comparison were in mem"):
+        run(resume=True, **ONE)
     trained = []
-    train = freia_kd.job.Job.train
+    make = job_run.synthesize
     monkeypatch.setattr(
-        freia_kd.job.Job,
-        "train",
-        lambda job, *a: trained.append(job.run.folder.name) or train(job, *a),
+        job_run, "synthesize", lambda job, *a: trained.append(job.run.folder.name) or make(job, *a)
     )
-    again = run(teacher, tmp_path / "out", resume=True, **methods)
-    assert trained == ["uniform-0"]
-    assert again.data["ranking"] == first.data["ranking"]
+    again = run(eval_data=evaluation, resume=True, **ONE).comparison
+    assert trained == []
+    assert (again.rows, again.ranking) == (first.rows, first.ranking)
     few = LabelledData(torch.rand(2, 1, 32, 32), torch.arange(2), "few")
-    for changes in ({"samples": few}, {"settings": {"spectral.tries": 3}}, {"preset": tiny}):
-        with pytest.raises(UsageError, match="other options"):
-            run(teacher, tmp_path / "out", resume=True, **{**methods, **changes})
+    for changes, said in (
+        ({"samples": few}, r"samples was None, is 'few \(2\)'"),
+        ({"set_size": 32}, "set_size was 64, is 32"),
+        ({"students": ("3",)}, "students.1.bn was 'match', is None"),
+        ({"synthesizers": [Spectral()]}, r"methods.spectral.spectral.tries was 1, is 10"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            run(eval_data=evaluation, resume=True, **{**ONE, **changes})
     other = copy.deepcopy(teacher)
     other.net.fc2.bias.data += 1
     with pytest.raises(UsageError, match=r"other options.*teacher_sha256"):
-        run(other, tmp_path / "out", resume=True, **methods)
-    trained.clear()
-    more = {**methods, "synthesizers": "spectral,uniform,normal", "seeds": 2}
-    larger = run(teacher, tmp_path / "out", resume=True, **more)
-    assert sorted(trained) == ["normal-0", "normal-1", "spectral-1", "uniform-1"]
-    assert larger.data["ranking"]["seeds"] == 2
-    assert larger.data["conditions"]["methods"] == ["spectral", "uniform", "normal"]
+        run(teacher=other, eval_data=evaluation, resume=True, **ONE)
+    more = {**ONE, "synthesizers": [*METHODS[:2], FLAT], "seeds": 2}
+    larger = run(eval_data=evaluation, resume=True, **more).comparison
+    flat = f"{HERE}-Flat".replace("_", "-").replace(".", "-")
+    assert sorted(trained) == sorted([f"{flat}-0", f"{flat}-1", "spectral-1", "uniform-1"])
+    assert larger.ranking.seeds == 2
+    assert list(record(tmp_path / "out")["config"]["methods"]) == ["spectral", "uniform", FLAT]
 
 
-@pytest.mark.slow
-def test_a_process_that_dies_stops_no_other(teacher, tmp_path):
-    options = {"teacher": teacher, "preset": "quick", "device": "cpu"}
-    cells = [
-        Cell(method, 0, ("1",), tmp_path / str(i), options)
-        for i, method in enumerate([f"{HERE}:Deadly", f"{HERE}:Broken", NONE])
-    ]
-    ended = {cell.method: error for cell, error in run_cells(cells, 2, Progress())}
-    assert ended[NONE] is None
-    assert "exit code 9" in ended[f"{HERE}:Deadly"]
-    assert "broken" in ended[f"{HERE}:Broken"]
-    assert cells[2].result["students"]["1"]["agreement"] is None
+def test_a_trial_that_was_stopped_goes_on(run, tmp_path, monkeypatch):
+    """Stopped before the last student was trained, it leaves the same students."""
+    whole = run(tmp_path / "whole", **ONE).folder / "trials/spectral-0/student-1.safetensors"
+    train = job_run.train_student_of
+
+    def stop(job, *arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job_run, "train_student_of", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(**ONE)
+    monkeypatch.setattr(job_run, "train_student_of", train)
+    resumed = run(resume=True, **ONE)
+    assert (resumed.folder / "trials/spectral-0/student-1.safetensors").read_bytes() == (
+        whole.read_bytes()
+    )
 
 
-def test_if_every_method_fails_so_does_the_comparison(teacher, tmp_path, tiny):
+def test_if_every_method_fails_so_does_the_comparison(run):
     with pytest.raises(TrainingError, match="this method is broken"):
-        run(teacher, tmp_path / "out", synthesizers=f"{HERE}:Broken", seeds=1)
+        run(synthesizers=BROKEN, seeds=1)
 
 
 def test_all_are_those_that_can_work_with_the_teacher(teacher):
-    able, refused = choose_methods("all", teacher)
-    assert {"bdnf+spectral", "bdnf", "kegnet", "dfad", "rdskd", "spectral"} <= set(able)
+    able, refused = choose_methods(build_methods("all"), teacher)
+    names = {method.name for method in able}
+    assert {"bdnf+spectral", "bdnf", "kegnet", "dfad", "rdskd", "spectral"} <= names
     assert "real samples" in refused["samples"]
+    assert "bdnf(samples)" not in refused
     few = LabelledData(torch.zeros(4, 1, 32, 32), torch.arange(4), "few")
-    able, _ = choose_methods(f"all,{HERE}:Flat", teacher, few)
-    assert {"samples", "bdnf(samples)", f"{HERE}:Flat"} <= set(able)
+    able, _ = choose_methods(build_methods(f"all,{FLAT}"), teacher, few)
+    assert {"samples", "bdnf(samples)", FLAT} <= {method.name for method in able}
+
+
+def test_a_synthesizer_stands_for_its_name():
+    own = BDNF(BDNFOptions(steps=7))
+    methods = {m.name: m for m in build_methods(("all", own))}
+    assert methods["bdnf"].is_named
+    assert not methods["kegnet"].is_named
+    for name in ("bdnf", "bdnf+spectral", "bdnf(samples)"):
+        assert methods[name].synthesizers[0] is own
+    with pytest.raises(ConfigError, match="Two methods have the same name"):
+        build_methods([own, BDNF()])
+
+
+def test_options_go_to_the_methods_that_have_them():
+    options = {"spectral.tries": 3, "steps": 5}
+    methods = {m.name: m for m in build_methods("bdnf+spectral,uniform", "quick", options)}
+    flow, noise = methods["bdnf+spectral"].synthesizers
+    assert (flow.options.steps, noise.options.tries) == (5, 3)
+    assert methods["uniform"].synthesizers[0].options.tries == 10
+    with pytest.raises(ConfigError, match=r"tries.*got 0.*kegnet.stepz.*uniform.tries") as raised:
+        build_methods("uniform", options={"kegnet.stepz": 1, "uniform.tries": 0})
+    assert len(raised.value.faults) == 2
 
 
 @pytest.mark.parametrize(
-    ("methods", "message"),
+    ("options", "message"),
     [
-        ("spectral,boat", "Unknown synthesizer 'boat'; known ones are bdnf"),
-        ("samples", "needs real samples.*Those that can work.*bdnf"),
-        ("bdnf(samples)", "needs real samples"),
+        ({"synthesizers": "spectral,boat"}, "Unknown synthesizer 'boat'; known ones are bdnf"),
+        ({"synthesizers": "samples"}, "needs real samples.*Those that can work.*bdnf"),
+        ({"synthesizers": "bdnf(samples)"}, "needs real samples"),
+        ({"reference": True, "seeds": 0}, "seeds: expected at least 1.*needs evaluation data"),
+        ({"students": ()}, "students: expected at least one"),
+        ({"students": ("4",), "preset": "quikc"}, "did you mean 'quick'.*4"),
+        ({"workers": 0}, "workers: expected at least 1; got 0"),
+        ({"eval_data": "nowhere"}, "There are no data 'nowhere'"),
     ],
 )
-def test_what_cannot_work_is_refused_by_name(teacher, tmp_path, methods, message):
+def test_mistakes_are_found_before_any_work(run, tmp_path, options, message):
     with pytest.raises(UsageError, match=message):
-        run(teacher, tmp_path / "out", synthesizers=methods)
+        run(**{"synthesizers": "spectral", **options})
     assert not (tmp_path / "out").exists()
-
-
-def test_unknown_settings_and_missing_data_are_refused(teacher, tmp_path):
-    with pytest.raises(UsageError, match=r"No method compared has the option kegnet\.boats"):
-        run(teacher, tmp_path / "o", synthesizers="spectral", settings={"kegnet.boats": 1})
-    with pytest.raises(UsageError, match="needs evaluation data"):
-        run(teacher, tmp_path / "o", synthesizers="spectral", reference=True)
-    with pytest.raises(UsageError, match="one seed"):
-        run(teacher, tmp_path / "o", synthesizers="spectral", seeds=0)

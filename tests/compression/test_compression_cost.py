@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -94,7 +95,7 @@ def test_latency_orders_nets_and_has_a_spread():
         assert 0 < latency.low <= latency.median <= latency.high
         assert latency.batch == 8
         assert latency.repeats >= 5
-    assert set(fast.to_dict()) == {"median", "low", "high", "batch", "repeats"}
+    assert set(asdict(fast)) == {"median", "low", "high", "batch", "repeats"}
 
 
 def time_one(net, shape):

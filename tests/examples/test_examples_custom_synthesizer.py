@@ -78,7 +78,7 @@ def test_colours_and_oblong_images(strokes):
     vectors = Domain((2,), 3)
     with torch.random.fork_rng():
         mlp = Teacher(build_net("mlp", vectors), vectors, "mlp")
-    assert "makes images" in strokes.why_not(mlp)
+    assert "makes images" in strokes.unsupported_reason(mlp)
 
 
 def compared(teacher_file, out, synthesizers):

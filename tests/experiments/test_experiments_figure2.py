@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from freia_kd.toy import energy_distance, figure2
+from freia_kd.experiments.figure2 import energy_distance, figure2
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def test_data_free_samples_follow_the_teacher_and_ten_samples_bring_them_close(r
     assert numbers["data_free"]["divergence_nats"] < 0.5
     assert numbers["distance_ratio"] < 0.5
     for panel in ("data_free", "with_samples"):
-        x, c = result.draws[panel]
+        x, c = result.sampled[panel]
         right = (result.teacher(x).argmax(1) == c).double().mean().item()
         assert numbers[panel]["right_side"] == right
 

@@ -7,7 +7,6 @@ from torch import nn
 
 from freia_kd.domain import Domain
 from freia_kd.errors import TrainingError, UsageError
-from freia_kd.synthesizers import SYNTHESIZERS
 from freia_kd.synthesizers.adversarial import (
     DFAD,
     DFADOptions,
@@ -242,14 +241,3 @@ def test_without_a_student_it_says_so():
     teacher = Teacher(MLP(2, 3), Domain((2,), 3), "mlp")
     with pytest.raises(UsageError, match="learns from a student, and there is none"):
         DFAD(OPTIONS).fit(teacher)
-    assert (
-        DFAD.unsupported_reason(teacher, student=False)
-        == "learns from a student, and there is none"
-    )
-    assert DFAD.unsupported_reason(teacher) is None
-
-
-def test_registry_and_presets():
-    assert SYNTHESIZERS["dfad"] is DFAD
-    assert DFAD.build("best").options == DFADOptions()
-    assert DFAD.build("quick").options.steps < DFAD.build("standard").options.steps

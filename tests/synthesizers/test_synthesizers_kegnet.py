@@ -7,8 +7,7 @@ from scipy.spatial.distance import cdist
 from torch import nn
 
 from freia_kd.domain import Domain
-from freia_kd.errors import CheckpointError, UsageError
-from freia_kd.synthesizers import SYNTHESIZERS
+from freia_kd.errors import CheckpointError
 from freia_kd.synthesizers.generators import (
     DenseGenerator,
     ImageGenerator,
@@ -46,38 +45,7 @@ def fitted(domain=TABLE, checkpoints=None, seed=0, **options):
     return kegnet
 
 
-# --- The contract ---
-
-
-@pytest.mark.parametrize("name", list(DOMAINS))
-def test_contract(name):
-    domain = DOMAINS[name]
-    kegnet = fitted(domain)
-    x, y = kegnet.sample(12, generator=generator(1))
-    assert x.shape == (12, *domain.shape)
-    assert y.shape == (12,)
-    assert torch.isfinite(x).all()
-    assert not x.requires_grad
-    if domain.is_image:
-        assert 0 <= x.min() < x.max() <= 1
-    again, labels = kegnet.sample(12, generator=generator(1))
-    assert torch.equal(x, again)
-    assert torch.equal(y, labels)
-    assert not torch.equal(x, kegnet.sample(12, generator=generator(2))[0])
-    assert kegnet.distinct is None
-    assert SYNTHESIZERS["kegnet"] is KegNet
-
-
-def test_the_seed_alone_decides():
-    torch.manual_seed(5)
-    first = fitted(IMAGE)
-    after = torch.rand(3)
-    torch.manual_seed(5)
-    assert torch.equal(after, torch.rand(3))  # the global generator was left alone
-    second, other = fitted(IMAGE), fitted(IMAGE, seed=1)
-    x = [k.sample(4, generator=generator(3))[0] for k in (first, second, other)]
-    assert torch.equal(x[0], x[1])
-    assert not torch.allclose(x[0], x[2], atol=1e-2)
+# --- Labels ---
 
 
 def test_labels_asked_for_are_the_condition():
@@ -85,16 +53,10 @@ def test_labels_asked_for_are_the_condition():
     wanted = torch.arange(3).repeat(4)
     x, y = kegnet.sample(12, wanted, generator(1))
     assert torch.equal(y, wanted)
-    one_hot = torch.eye(3)[wanted]
-    soft, labels = kegnet.sample(12, one_hot, generator(1))
-    assert torch.equal(labels, one_hot)
-    assert torch.equal(soft, x)
     others, _ = kegnet.sample(12, (wanted + 1) % 3, generator(1))
     assert not torch.isclose(others, x).all(1).any()
     mixed, _ = kegnet.sample(12, torch.full((12, 3), 1 / 3), generator(1))
     assert not torch.isclose(mixed, x).all(1).any()
-    with pytest.raises(ValueError, match="Expected 3 labels; got 2"):
-        kegnet.sample(3, torch.arange(2))
 
 
 def test_labels_not_asked_for_are_uniform():
@@ -111,13 +73,6 @@ def test_training_makes_the_teacher_read_the_labels():
         with torch.no_grad():
             read.append((teacher(x).argmax(1) == labels).double().mean().item())
     assert read[1] > 0.9 > read[0] + 0.1
-
-
-def test_options_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match=r"kegnet\.generators: expected at least 1; got 0"):
-        KegNetOptions(generators=0)
-    with pytest.raises(UsageError, match=r"kegnet\.beta: expected at least 0"):
-        KegNet.build("quick", {"beta": -1.0})
 
 
 # --- The losses ---
@@ -219,46 +174,14 @@ def test_samples_come_from_all_generators():
     assert (share - 1 / 5).abs().max() < 0.03
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
-    from freia_kd.synthesizers import kegnet as module
-
-    whole = fitted(IMAGE, Checkpoints(tmp_path / "whole", "kegnet"), steps=6)
-    monkeypatch.setattr("freia_kd.training.loop.SAVE_EVERY", -1.0)  # after every step
-    count, losses = 0, module.KegNet._losses
-
-    def stop_in_the_second(self, *arguments):
-        nonlocal count
-        count += 1
-        if count == 10:  # step 4 of the second generator
-            raise KeyboardInterrupt
-        return losses(self, *arguments)
-
-    monkeypatch.setattr(module.KegNet, "_losses", stop_in_the_second)
-    with pytest.raises(KeyboardInterrupt):
-        fitted(IMAGE, Checkpoints(tmp_path / "part", "kegnet"), steps=6)
-    resumed = fitted(IMAGE, Checkpoints(tmp_path / "part", "kegnet"), steps=6)
-    assert count == 9 + 1 + 3  # what was done was not done again
-    for one, other in zip(whole.nets, resumed.nets, strict=True):
-        for name, value in one.state_dict().items():
-            assert torch.equal(value, other.state_dict()[name]), name
-
-
-@pytest.mark.parametrize("name", list(DOMAINS))
-def test_generators_are_restored_from_their_run(name, tmp_path):
-    domain = DOMAINS[name]
+def test_generators_of_another_shape_or_number_are_refused(tmp_path):
     run = Checkpoints(tmp_path, "kegnet")
-    with pytest.raises(CheckpointError, match="no trained generator 1 of 2"):
-        KegNet(OPTIONS).restore(domain, run)
-    kegnet = fitted(domain, run)
-    restored = KegNet(OPTIONS)
-    restored.restore(domain, run)
-    samples = [k.sample(5, generator=generator(2))[0] for k in (kegnet, restored)]
-    assert torch.equal(*samples)
+    fitted(TABLE, run)
     assert sorted({m["stage"] for m in read_metrics(run.folder)}) == ["kegnet-1", "kegnet-2"]
     with pytest.raises(CheckpointError, match="another generator"):
-        KegNet(KegNetOptions(latents=3)).restore(domain, run)
+        KegNet(KegNetOptions(latents=3)).restore(TABLE, run)
     with pytest.raises(CheckpointError, match="no trained generator 3 of 5"):
-        KegNet(KegNetOptions()).restore(domain, run)
+        KegNet(KegNetOptions()).restore(TABLE, run)
 
 
 # --- The nets ---

@@ -23,7 +23,6 @@ from freia_kd.synthesizers.knowledge_within import (
     roughness,
 )
 from freia_kd.teachers import Teacher, build_net
-from freia_kd.training import Checkpoints
 
 OPTIONS = KnowledgeWithinOptions(images=12, batch_size=6, steps=2)
 SCHEMES = {"kw-inception": KWInception, "kw-bns": KWStatistics, "kw-mixture": KWMixture}
@@ -38,30 +37,6 @@ def fit(kind, options=OPTIONS, seed=0, teacher=None, run=None):
     synthesizer = kind(options)
     synthesizer.fit(teacher or make_teacher(), None, run, generator(seed))
     return synthesizer
-
-
-@pytest.mark.parametrize("name", SCHEMES)
-def test_the_bank(name):
-    kind = SCHEMES[name]
-    assert SYNTHESIZERS[name] is kind
-    synthesizer, again, other = fit(kind), fit(kind), fit(kind, seed=1)
-    assert synthesizer.inputs.shape == (12, *DOMAIN.shape)
-    assert 0 <= synthesizer.inputs.min() < synthesizer.inputs.max() <= 1
-    assert torch.equal(synthesizer.inputs, again.inputs)
-    assert torch.equal(synthesizer.labels, again.labels)
-    assert not torch.equal(synthesizer.inputs, other.inputs)
-
-
-@pytest.mark.parametrize("name", SCHEMES)
-def test_a_finished_run_is_restored_and_not_repeated(name, tmp_path, monkeypatch):
-    first = fit(SCHEMES[name], run=Checkpoints(tmp_path, "stage"))
-    restored = SCHEMES[name](OPTIONS)
-    restored.restore(DOMAIN, Checkpoints(tmp_path, "stage"))
-    monkeypatch.setattr(torch.optim.Adam, "step", None)  # no step is left
-    again = fit(SCHEMES[name], seed=7, run=Checkpoints(tmp_path, "stage"))
-    for other in (restored, again):
-        assert torch.equal(first.inputs, other.inputs)
-        assert torch.equal(first.labels, other.labels)
 
 
 @pytest.mark.parametrize("name", SCHEMES)
@@ -156,19 +131,6 @@ def test_the_statistics_scheme_takes_the_teachers_labels_and_the_others_their_ow
         assert torch.equal(method.labels, teacher(method.inputs).argmax(1))
     for kind in (KWInception, KWMixture):
         assert fit(kind, teacher=teacher).labels.bincount().tolist() == [4, 4, 4]
-
-
-def test_what_each_scheme_needs(teacher):
-    for kind in (KWStatistics, KWMixture):
-        assert "batch normalisation" in kind.unsupported_reason(teacher)
-        assert kind.unsupported_reason(make_teacher()) is None
-    for kind in (KWInception, KWGaussian):
-        assert kind.unsupported_reason(teacher) is None
-    vectors = make_teacher()
-    vectors.domain = Domain((2,), 3)
-    for kind in SCHEMES.values():
-        assert "vectors" in kind.unsupported_reason(vectors)
-    assert KWGaussian.unsupported_reason(vectors) is None
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "svhn", "digits"])

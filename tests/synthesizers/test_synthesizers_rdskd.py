@@ -8,7 +8,6 @@ from scipy.stats import entropy
 
 from freia_kd.domain import Domain
 from freia_kd.objectives.contract import Terms
-from freia_kd.synthesizers import SYNTHESIZERS
 from freia_kd.synthesizers.rdskd import (
     RDSKD,
     IncrementPenalty,
@@ -179,9 +178,3 @@ def test_training_makes_the_teacher_sure_and_keeps_the_classes():
     after, classes = measure(steps=200, learning_rate=3e-3)
     assert after < before - 0.05
     assert classes > 0.8 * math.log(4)
-
-
-def test_registry_and_presets():
-    assert SYNTHESIZERS["rdskd"] is RDSKD
-    assert RDSKD.build("best").options == RDSKDOptions()
-    assert RDSKD.build("quick").options.steps < RDSKD.build("standard").options.steps

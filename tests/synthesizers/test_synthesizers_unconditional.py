@@ -45,79 +45,6 @@ def fitted(method, nets, seed=0, run=None, **settings):
 
 
 @OF_EACH
-def test_contract(method, nets, kind):
-    synthesizer = fitted(method, nets)
-    x, y = synthesizer.sample(12, generator=generator(1))
-    assert x.shape == (12, *nets[0].domain.shape)
-    assert x.isfinite().all()
-    assert not x.requires_grad
-    assert torch.equal(y, nets[0](x).argmax(1))
-    if kind == "images":
-        assert 0 <= x.min() < x.max() <= 1
-    again, labels = synthesizer.sample(12, generator=generator(1))
-    assert torch.equal(x, again)
-    assert torch.equal(y, labels)
-    assert not torch.equal(x, synthesizer.sample(12, generator=generator(2))[0])
-    assert synthesizer.distinct is None
-    assert synthesizer.part(heldout=True) is synthesizer
-
-
-@OF_EACH
-def test_the_seed_decides_everything(method, nets, kind):
-    torch.manual_seed(0)
-    first = fitted(method, nets)
-    torch.manual_seed(1)  # the global generator plays no part
-    second, other = fitted(method, nets), fitted(method, nets, seed=7)
-    torch.manual_seed(1)
-    expected = torch.rand(3)
-    torch.manual_seed(1)
-    fitted(method, nets)
-    assert torch.equal(torch.rand(3), expected)
-    x, same, different = (s.sample(6, generator=generator(3))[0] for s in (first, second, other))
-    assert torch.equal(x, same)
-    assert not torch.equal(x, different)
-
-
-@OF_EACH
-def test_the_given_nets_are_left_alone(method, nets, kind):
-    for net in nets:
-        net.train()
-    before = [{k: v.clone() for k, v in net.state_dict().items()} for net in nets]
-    asks = [[p.requires_grad for p in net.parameters()] for net in nets]
-    fitted(method, nets)
-    for net, state, flags in zip(nets, before, asks, strict=True):
-        assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
-        assert [p.requires_grad for p in net.parameters()] == flags
-        assert all(p.grad is None for p in net.parameters())
-    assert not nets[0].training
-    assert nets[1].training
-
-
-@OF_EACH
-def test_an_interrupted_run_goes_on_bit_for_bit(method, nets, kind, tmp_path, monkeypatch):
-    whole = fitted(method, nets, steps=5, run=Checkpoints(tmp_path / "whole", "stage"))
-    monkeypatch.setattr("freia_kd.training.loop.SAVE_EVERY", -1.0)  # after every step
-    optimizer_step, steps = torch.optim.Adam.step, []
-
-    def stop_in_the_fourth(self, *args, **kwargs):
-        steps.append(1)
-        if len(steps) == 4:
-            raise KeyboardInterrupt
-        return optimizer_step(self, *args, **kwargs)
-
-    monkeypatch.setattr(torch.optim.Adam, "step", stop_in_the_fourth)
-    with pytest.raises(KeyboardInterrupt):
-        fitted(method, nets, steps=5, run=Checkpoints(tmp_path / "cut", "stage"))
-    assert len(steps) == 4
-    resumed = fitted(method, nets, steps=5, run=Checkpoints(tmp_path / "cut", "stage"))
-    assert len(steps) == 6  # the fourth again, and the fifth
-    x, y = whole.sample(9, generator=generator(3))
-    again, labels = resumed.sample(9, generator=generator(3))
-    assert torch.equal(x, again)
-    assert torch.equal(y, labels)
-
-
-@OF_EACH
 def test_what_a_run_keeps_is_restored_without_the_teacher(method, nets, kind, tmp_path):
     run = Checkpoints(tmp_path, "stage")
     with pytest.raises(CheckpointError, match=f"no bank of '{method}'"):
@@ -188,11 +115,6 @@ def test_a_label_that_never_comes_does_not_hang():
     assert y.tolist() == [0, 1, 0, 1, 0]
     assert ((x > 0) & (x < 1)).all()
     assert len(calls) == TRIES
-
-
-def test_labels_of_another_length_are_refused():
-    with pytest.raises(ValueError, match="Expected 3 labels; got 2"):
-        signs([nn.Identity()]).sample(3, torch.arange(2))
 
 
 def test_every_generator_makes_its_share():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...config import Natural, Share
-from ...flows.adapters.common import require
+from ...optional import require
 from ..cost import count_macs
 from ..method import Compressed, Compression, as_usage
 from ..modules import require_finite, require_inputs

@@ -7,32 +7,17 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ...optional import require as require
 from ..bases import Base
 from ..contract import ConditionalFlow
 
 ConditionSpec = Literal["one-hot", "index"] | Callable[[Tensor], Any] | None
 """How the host sees the condition, see :func:`freia_kd.flows.adapters.as_conditional_flow`."""
-
-
-def require(module: str, extra: str) -> Any:
-    """Imports a host library.
-
-    Raises:
-        ImportError: If it is missing; the message names the extra to install.
-    """
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"Expected the library {module}, which is not installed; "
-            f"install it by `pip install freia_kd[{extra}]`."
-        ) from error
 
 
 def as_log_det(ladj: Tensor | float, like: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from freia_kd.compare.evidence import Ranking, Verdict, _Design, rank_methods
+from freia_kd.comparing.ranking import Verdict, _Design, describe, rank_methods
 
 QUALITY = {"good": 0.9, "fair": 0.8, "poor": 0.6}
 EASE = {"easy": 0.08, "hard": -0.2, "middling": 0.0, "fourth": 0.05}
@@ -22,15 +22,24 @@ def verdicts(noise=0.0, seeds=3, hidden=()):
 
 def test_scores_are_additive_and_centred_on_the_mean():
     rows = verdicts()
-    ranking = rank_methods(rows)
-    assert list(ranking.scores) == ["good", "fair", "poor"]
+    scores, ranking = rank_methods(rows)
+    assert list(scores) == ["good", "fair", "poor"]
     mean = np.mean([v.agreement for v in rows])
     for name, quality in QUALITY.items():
         expected = mean + quality - np.mean(list(QUALITY.values()))
-        assert ranking.scores[name] == pytest.approx(expected)
-    assert ranking.certainty == 1
-    assert ranking.rival == "fair"
-    assert "clearly" in ranking.sentence()
+        assert scores[name].mean == pytest.approx(expected)
+    assert (ranking.winner, ranking.rival, ranking.certainty) == ("good", "fair", 1)
+    assert "clearly" in ranking.sentence
+    assert (ranking.seeds, ranking.judges) == (3, 4)
+
+
+def test_one_seed_has_neither_a_spread_nor_a_winner():
+    scores, ranking = rank_methods(verdicts(seeds=1))
+    assert list(scores) == ["good", "fair", "poor"]
+    assert {score.std for score in scores.values()} == {None}
+    assert (ranking.winner, ranking.certainty) == (None, None)
+    assert "good comes first and fair second" in ranking.sentence
+    assert "no winner is named; compare 3 seeds or more" in ranking.sentence
 
 
 def test_a_method_without_an_easy_judge_is_not_put_at_a_disadvantage():
@@ -38,16 +47,16 @@ def test_a_method_without_an_easy_judge_is_not_put_at_a_disadvantage():
     rows = verdicts(hidden=hidden)
     means = {m: np.mean([v.agreement for v in rows if v.method == m]) for m in QUALITY}
     assert means["good"] < means["fair"]  # which a plain mean would say
-    ranking = rank_methods(rows)
-    assert list(ranking.scores) == ["good", "fair", "poor"]
-    assert ranking.scores["good"] - ranking.scores["poor"] == pytest.approx(0.3)
+    scores = rank_methods(rows).scores
+    assert list(scores) == ["good", "fair", "poor"]
+    assert scores["good"].mean - scores["poor"].mean == pytest.approx(0.3)
 
 
 def test_noise_makes_it_unsure():
-    ranking = rank_methods(verdicts(noise=0.5))
-    assert 0.2 < ranking.certainty < 0.95
-    assert min(ranking.spread.values()) > 0.02
-    assert rank_methods(verdicts(noise=0.5)) == ranking
+    ranked = rank_methods(verdicts(noise=0.5))
+    assert 0.2 < ranked.ranking.certainty < 0.95
+    assert min(score.std for score in ranked.scores.values()) > 0.02
+    assert rank_methods(verdicts(noise=0.5)) == ranked
 
 
 def test_among_equal_methods_a_clear_winner_is_rare():
@@ -60,15 +69,15 @@ def test_among_equal_methods_a_clear_winner_is_rare():
             for m in "abcde"
             for j in "vwxyz"
         ]
-        sure += "clearly" in rank_methods(rows).sentence()
+        sure += "clearly" in rank_methods(rows).ranking.sentence
     assert sure <= 3
 
 
 def test_few_judges_are_never_clear():
     rows = [v for v in verdicts() if v.judge == "easy"]
-    assert rank_methods(rows).certainty == 1
-    assert "probably" in rank_methods(rows).sentence()
-    assert "overstate" in rank_methods(rows).sentence()
+    assert rank_methods(rows).ranking.certainty == 1
+    assert "probably" in rank_methods(rows).ranking.sentence
+    assert "overstate" in rank_methods(rows).ranking.sentence
 
 
 def test_weights_are_repetitions():
@@ -84,13 +93,13 @@ def test_weights_are_repetitions():
 
 def test_nothing_judged_is_no_ranking():
     assert rank_methods([]) is None
-    alone = rank_methods([Verdict("a", "x", (0, "1"), 0.5)])
+    alone = rank_methods([Verdict("a", "x", (0, "1"), 0.5)]).ranking
     assert alone.rival is None
-    assert "nothing to choose" in alone.sentence()
+    assert "nothing to choose" in alone.sentence
 
 
 def test_judges_may_be_easier_with_one_seed_than_with_another():
-    hidden = {("good", 0), ("fair", 1), ("poor", 2)}  # cells that failed
+    hidden = {("good", 0), ("fair", 1), ("poor", 2)}  # trials that failed
     rows = [
         Verdict(m, j, (s, "1"), q + e * (s + 1) - 0.2 * s)
         for s in range(3)
@@ -98,7 +107,7 @@ def test_judges_may_be_easier_with_one_seed_than_with_another():
         for j, e in EASE.items()
         if (m, s) not in hidden
     ]
-    scores = rank_methods(rows).scores
+    scores = {name: score.mean for name, score in rank_methods(rows).scores.items()}
     assert scores["good"] - scores["poor"] == pytest.approx(0.3)
     assert scores["good"] - scores["fair"] == pytest.approx(0.1)
 
@@ -111,21 +120,20 @@ def test_certainty_counts_the_disagreement_of_seeds_and_of_judges(of):
             seed, judge = (i, k) if of == "seeds" else (k, i)
             rows.append(Verdict("b", f"judge {judge}", (seed, "1"), 0.7))
             rows.append(Verdict("a", f"judge {judge}", (seed, "1"), 0.7 + lead))
-    ranking = rank_methods(rows)
+    ranking = rank_methods(rows).ranking
     assert ranking.winner == "a"
     # It leads where the third is drawn once or never in three draws.
     assert ranking.certainty == pytest.approx((2**3 + 3 * 2**2) / 3**3, abs=0.05)
 
 
 def test_a_method_that_a_resample_does_not_see_neither_wins_nor_spreads():
-    rows = [Verdict("worse", "q", (0, "1"), 0.8)]
-    rows += [Verdict("better", judge, (0, "1"), 0.9) for judge in "pq"]
-    ranking = rank_methods(rows)
-    assert ranking.winner == "better"
-    assert ranking.certainty == 1
+    rows = [Verdict("worse", "q", (s, "1"), 0.8) for s in (0, 1)]
+    rows += [Verdict("better", judge, (s, "1"), 0.9) for judge in "pq" for s in (0, 1)]
+    scores, ranking = rank_methods(rows)
+    assert (ranking.winner, ranking.certainty) == ("better", 1)
     # Both judges, in two of the three resamples that see it, or the second one twice.
     expected = np.std([0.9 - 0.1 / 3 - 0.05] * 2 + [0.8])
-    assert ranking.spread["worse"] == pytest.approx(expected, abs=5e-4)
+    assert scores["worse"].std == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize("order", ["ab", "ba"])
@@ -135,8 +143,8 @@ def test_resamples_that_see_nothing_say_nothing(order):
         for seed, judge in enumerate("pq")  # the other judge failed with that seed
         for m in order
     ]
-    assert rank_methods(rows).certainty == 1
-    assert rank_methods(rows).winner == "a"
+    assert rank_methods(rows).ranking.certainty == 1
+    assert rank_methods(rows).ranking.winner == "a"
 
 
 def test_the_spread_is_that_of_the_method():
@@ -148,10 +156,10 @@ def test_the_spread_is_that_of_the_method():
         for j in EASE
         for m, q in (("wild", 0.5), ("steady", 0.3), ("best", 0.95))
     ]
-    ranking = rank_methods(rows)
-    assert list(ranking.scores) == ["best", "wild", "steady"]
-    assert ranking.spread["wild"] > 1.5 * max(ranking.spread[m] for m in ("best", "steady"))
-    assert ranking.spread["best"] == pytest.approx(ranking.spread["steady"])
+    scores = rank_methods(rows).scores
+    assert list(scores) == ["best", "wild", "steady"]
+    assert scores["wild"].std > 1.5 * max(scores[m].std for m in ("best", "steady"))
+    assert scores["best"].std == pytest.approx(scores["steady"].std)
 
 
 @pytest.mark.parametrize(
@@ -166,17 +174,6 @@ def test_the_spread_is_that_of_the_method():
     ],
 )
 def test_how_sure_it_says_it_is(certainty, seeds, judges, said):
-    scores = {"x": 0.9, "y": 0.8}
-    sentence = Ranking(scores, scores, certainty, "y", seeds, judges).sentence()
+    sentence = describe("x", "y", certainty, seeds, judges)
     assert [w for w in ("not surely", "probably", "clearly") if w in sentence] == [said]
     assert ("overstate" in sentence) == (seeds < 3 or judges < 4)
-
-
-def test_one_seed_names_no_winner_and_shows_no_spread():
-    scores = {"x": 0.9, "y": 0.8}
-    alone, more = (Ranking(scores, {"x": 0.1, "y": 0.1}, 1.0, "y", n, 4) for n in (1, 3))
-    assert (alone.result().winner, alone.result().certainty) == (None, None)
-    assert "no winner is named" in alone.sentence()
-    assert {spread.std for spread in alone.independent().values()} == {None}
-    assert (more.result().winner, more.result().certainty) == ("x", 1.0)
-    assert more.independent()["x"].std == 0.1
