@@ -513,7 +513,7 @@ def inspect(path: PathLike) -> dict[str, Any]:
     if path.is_dir():
         record = read_record(path)
         names = sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
-        return {"kind": "run", "files": names, **vars(record), "made_by": record.kind}
+        return {**vars(record), "kind": "run", "made_by": record.kind, "files": names}
     checkpoint = read_checkpoint(path)
     return {
         "kind": "checkpoint",
