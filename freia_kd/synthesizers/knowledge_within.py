@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from .contract import ANSWERED
 from .inversion import QUICK, STANDARD, Inversion, InversionOptions, Loss, unit
 from .noise import Noise
 
+Target = Literal["probability", "logit"]
 EPSILON = 1e-5  # what batch normalisation adds to a variance
 
 
@@ -34,7 +35,9 @@ class KnowledgeWithinOptions(InversionOptions):
 
     Arguments:
         statistics: The weight of the batch-norm statistics.
-        inception: The weight of the class logit.
+        target: What the inception scheme raises for the wanted class: its log-`"probability"`, or
+            its `"logit"`, which grows without end and in the teacher's own units.
+        inception: The weight of that.
         smoothness: The weight of the smoothness prior, which the inception scheme has.
         blur: The standard deviation of that prior's Gaussian kernel, in pixels.
 
@@ -43,12 +46,15 @@ class KnowledgeWithinOptions(InversionOptions):
     """
 
     statistics: float = 5.0
-    inception: float = 0.1
+    target: Target = "probability"
+    inception: float = 1.0
     smoothness: float = 1.0
     blur: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.target not in get_args(Target):
+            raise ValueError(f"Expected the target probability or logit; got {self.target!r}.")
         if min(self.statistics, self.inception, self.smoothness) < 0 or not self.blur > 0:
             raise ValueError(
                 "Expected weights of at least 0 and a positive blur; got "
@@ -123,7 +129,8 @@ class KnowledgeWithin(Inversion):
             if "statistics" in self.terms:
                 terms["statistics"] = options.statistics * gaussian_divergence(records)
             if "inception" in self.terms:
-                terms["inception"] = -options.inception * logits.gather(1, y[:, None]).mean()
+                scores = logits if options.target == "logit" else F.log_softmax(logits, 1)
+                terms["inception"] = -options.inception * scores.gather(1, y[:, None]).mean()
                 terms["smoothness"] = options.smoothness * roughness(scaled, options.blur)
             return Terms(**terms)
 
@@ -131,11 +138,12 @@ class KnowledgeWithin(Inversion):
 
 
 class KWInception(KnowledgeWithin):
-    r"""The inception scheme: images of a large class logit, and smooth.
+    r"""The inception scheme: images of a wanted class, and smooth.
 
-    .. math:: -\langle t_y(x) \rangle + w\,\langle (x - G * x)^2 \rangle
+    .. math:: -\langle \log p_T(y|x) \rangle + w\,\langle (x - G * x)^2 \rangle
 
-    with the logit t of the wanted class y, and a Gaussian kernel G.
+    with a Gaussian kernel G. A departure: published summaries speak of the class logit
+    (`target="logit"`), which has the teacher's units and no end.
     """
 
     name = "kw-inception"
