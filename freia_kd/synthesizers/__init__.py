@@ -94,7 +94,7 @@ def expect_able(
         UsageError: If one cannot; the message names those that can.
     """
     for synthesizer in synthesizers:
-        reason = synthesizer.why_not(teacher, samples)
+        reason = synthesizer.why_not(teacher, samples, options=synthesizer.options)
         if reason is not None:
             raise UsageError(
                 f"The synthesizer {synthesizer.name!r} {reason}; those that can work with it are "

@@ -68,7 +68,11 @@ class Synthesizer(ABC):
 
     @classmethod
     def why_not(
-        cls, teacher: Teacher, samples: LabelledData | None = None, student: bool = True
+        cls,
+        teacher: Teacher,
+        samples: LabelledData | None = None,
+        student: bool = True,
+        options: Any = None,
     ) -> str | None:
         """Why the method cannot work with a teacher, or `None` if it can.
 
@@ -76,6 +80,7 @@ class Synthesizer(ABC):
             teacher: The teacher.
             samples: The real samples that there are.
             student: Whether there will be a student.
+            options: The options that it will have, for methods that need one given.
         """
         if cls.needs_images and not teacher.domain.is_image:
             return "makes images, and the teacher takes vectors"

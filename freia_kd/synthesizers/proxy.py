@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -52,6 +53,18 @@ class Proxy(AugmentedBank):
     name = "proxy"
     real_images = "unlabelled proxy images given by the user"
     Options = ProxyOptions
+
+    @classmethod
+    def why_not(
+        cls,
+        teacher: Teacher,
+        samples: LabelledData | None = None,
+        student: bool = True,
+        options: Any = None,
+    ) -> str | None:
+        if not getattr(options, "source", ""):
+            return "needs images of yours, and its option source names none"
+        return super().why_not(teacher, samples, student, options)
 
     def fit(
         self,

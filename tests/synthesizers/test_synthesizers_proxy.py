@@ -5,7 +5,7 @@ import torch
 from freia_kd.domain import Domain
 from freia_kd.errors import UsageError
 from freia_kd.runs.run import Run
-from freia_kd.synthesizers import build_synthesizers
+from freia_kd.synthesizers import able, build_synthesizers, expect_able
 from freia_kd.synthesizers.proxy import Proxy, ProxyOptions
 from freia_kd.teachers import Teacher
 from freia_kd.teachers.mlp import MLP
@@ -66,6 +66,13 @@ def test_vectors(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.eye(3, dtype=np.float32))
     synthesizer = fitted(teacher, source=str(tmp_path / "a.npz"))
     assert len(synthesizer.sample(50, generator=generator())[0].unique(dim=0)) == 50
+
+
+def test_it_is_able_where_it_has_a_source(teacher, source):
+    assert "proxy" not in able(teacher)
+    expect_able([Proxy(ProxyOptions(source=source))], teacher)
+    with pytest.raises(UsageError, match=r"'proxy' needs images of yours.*option source names none"):
+        expect_able([Proxy()], teacher)
 
 
 def test_a_source_is_needed(teacher):
