@@ -71,7 +71,7 @@ def test_vectors(tmp_path):
 def test_it_is_able_where_it_has_a_source(teacher, source):
     assert "proxy" not in able(teacher)
     expect_able([Proxy(ProxyOptions(source=source))], teacher)
-    with pytest.raises(UsageError, match=r"'proxy' needs images of yours.*option source names none"):
+    with pytest.raises(UsageError, match=r"'proxy' needs images of yours.*names none"):
         expect_able([Proxy()], teacher)
 
 
