@@ -116,7 +116,7 @@ def expect_supported(
         UsageError: If one cannot; the message names those that can.
     """
     for synthesizer in synthesizers:
-        reason = synthesizer.unsupported_reason(teacher, samples)
+        reason = synthesizer.unsupported_reason(teacher, samples, options=synthesizer.options)
         if reason is not None:
             raise UsageError(
                 f"The synthesizer {synthesizer.name!r} {reason}; those that can work with it are "
