@@ -19,7 +19,6 @@ from freia_kd.synthesizers.contract import Synthesizer, draw_labels
 
 @dataclass(frozen=True)
 class StrokesOptions(Config):
-    title = "strokes"  # before the names of its options, in messages
     strokes: Count = 2  # in an image
     width: Positive = 0.05  # of the pen, as a share of the image
     tries: Count = 8  # images drawn for each that is kept

@@ -111,7 +111,7 @@ def test_a_student_that_cannot_be_is_not_written(teacher, tmp_path, student, mes
 
 
 def test_options_of_a_method_are_checked_when_they_are_given():
-    with pytest.raises(ConfigError, match=r"prune.keep_ratio: expected less than 1; got 1.5"):
+    with pytest.raises(ConfigError, match=r"prune.keep_ratio: expected less than 1.0; got 1.5"):
         Prune(keep_ratio=1.5)
     with pytest.raises(ConfigError, match=r"quantize.observer: .*Did you mean 'minmax'"):
         Quantize(observer="minmx")

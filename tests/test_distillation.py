@@ -1,4 +1,4 @@
-"""How a student is trained, and how its agreement is measured."""
+"""How a student is trained."""
 
 import copy
 from contextlib import nullcontext
@@ -8,14 +8,9 @@ import pytest
 import scipy.stats
 import torch
 
+from freia_kd.config import DistillationOptions, losses
 from freia_kd.data.synthetic import SyntheticSet, SyntheticWriter, dequantise, quantise
-from freia_kd.distillation import (
-    DistillationOptions,
-    distance,
-    losses,
-    mix,
-    train_student,
-)
+from freia_kd.distillation import distance, mix, train_student
 from freia_kd.errors import UsageError
 from freia_kd.objectives import ActivationBoundaries
 from freia_kd.synthesizers import build_synthesizers

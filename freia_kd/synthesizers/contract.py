@@ -76,8 +76,11 @@ class Synthesizer(ABC):
         try:
             return cls(cls.Options(**cls.presets.get(preset, {})).changed(**(options or {})))
         except ConfigError as error:  # methods that share a class of options, each by its own name
-            shared, own = f"{cls.Options.title}.", f"{cls.name}."
-            raise ConfigError(fault.replace(shared, own) for fault in error.faults) from error
+            shared, own = cls.Options.title, cls.name
+            if not shared:
+                raise
+            faults = (fault.replace(f"{shared}.", f"{own}.") for fault in error.faults)
+            raise ConfigError(faults) from error
 
     @classmethod
     def known_options(cls) -> list[str]:
