@@ -218,7 +218,11 @@ def test_wrong_inputs_raise_before_any_work(value, c, message):
     [
         (lambda: NICE((1,), 3), "at least 2 dimensions to couple; got 1"),
         (lambda: Glow((1, 28, 28), 3, levels=3), "can be halved 3 times; got .28, 28."),
-        (lambda: RealNVP((1, 7, 8), 3), "Use levels between 1 and 0"),
+        (lambda: RealNVP((1, 7, 8), 3), r"an even height and width; got \(7, 8\)"),
+        (lambda: Glow((1,), 3), "at least 2 dimensions to couple; got 1"),
+        (lambda: RealNVP((1,), 3), "at least 2 dimensions to couple; got 1"),
+        (lambda: Glow((3, 8, 8), 3, squash="tanh"), "Expected a squash .auto.*got .tanh."),
+        (lambda: NICE((2,), 3, alpha=0.1), "a squash by name for alpha=0.1; got None"),
         (lambda: NICE((4,), 3, SpectralBase((1, 2, 2))), r"a base over \(4,\); got one over"),
         (
             lambda: INNFlow(INN([(3,)], classes=3).affine(), (4,), 3),
