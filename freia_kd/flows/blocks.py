@@ -418,34 +418,21 @@ class Permute(Block):
 
 
 class Squeeze(Block):
-    r"""Blocks of n x n pixels to channels, `(C, H, W)` to `(n^2 C, H/n, W/n)`; log-determinant 0.
+    r"""Blocks of 2 x 2 pixels to channels, `(C, H, W)` to `(4C, H/2, W/2)`; log-determinant 0.
 
     Forward is `torch.nn.functional.pixel_unshuffle`; with `undo`, the other way round.
 
     Arguments:
         dims_in: The shape of the input, as a list with one entry.
         undo: Whether forward is from channels to pixels.
-        factor: The side n of a block.
     """
 
-    def __init__(
-        self, dims_in: Dims, dims_c: Dims | None = None, *, undo: bool = False, factor: int = 2
-    ) -> None:
+    def __init__(self, dims_in: Dims, dims_c: Dims | None = None, *, undo: bool = False) -> None:
         super().__init__(dims_in, dims_c)
         self.undo = undo
-        self.factor = factor
         dims = self.dims_in[0]
-        if len(dims) != 3 or any(
-            n % d
-            for n, d in zip(dims, (factor**2, 1, 1) if undo else (1, factor, factor), strict=True)
-        ):
-            expected = (
-                f"a multiple of {factor**2} channels"
-                if undo
-                else "an even height and width"
-                if factor == 2
-                else f"a height and width divisible by {factor}"
-            )
+        if len(dims) != 3 or (dims[0] % 4 if undo else dims[1] % 2 or dims[2] % 2):
+            expected = "a multiple of 4 channels" if undo else "an even height and width"
             raise ValueError(f"Expected (C, H, W) with {expected}; got {dims}.")
 
     def forward(
@@ -456,15 +443,57 @@ class Squeeze(Block):
         jac: bool = True,
     ) -> Output:
         (x,) = x_or_z
-        change = F.pixel_unshuffle if rev == self.undo else F.pixel_shuffle
-        return (change(x, self.factor),), x.new_zeros(x.shape[0])
+        y = F.pixel_unshuffle(x, 2) if rev == self.undo else F.pixel_shuffle(x, 2)
+        return (y,), x.new_zeros(x.shape[0])
 
     def output_dims(self, input_dims: Dims) -> Dims:
         ((channels, height, width),) = input_dims
-        n = self.factor
         if self.undo:
-            return [(channels // n**2, n * height, n * width)]
-        return [(channels * n**2, height // n, width // n)]
+            return [(channels // 4, 2 * height, 2 * width)]
+        return [(4 * channels, height // 2, width // 2)]
+
+
+class Haar(Squeeze):
+    r"""Blocks of 2 x 2 pixels to their details and their mean, `(C, H, W)` to `(4C, H/2, W/2)`.
+
+    The first 3C channels of forward are the orthonormal Haar details, the last C the means, in
+    the units of a pixel: :math:`\log|\det| = -CHW/4 \cdot \log 2`; reverse and `undo` have the
+    opposite sign. FrEIA's `HaarDownsampling` writes into its input in reverse, and keeps its
+    kernel as a parameter.
+
+    Arguments:
+        dims_in: The shape of the input, as a list with one entry.
+        undo: Whether forward is from channels to pixels.
+    """
+
+    matrix: Tensor
+
+    def __init__(self, dims_in: Dims, dims_c: Dims | None = None, *, undo: bool = False) -> None:
+        super().__init__(dims_in, dims_c, undo=undo)
+        signs = [[1.0, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1], [0.5] * 4]
+        matrix = torch.tensor(signs, dtype=torch.get_default_dtype()) / 2
+        self.register_buffer("matrix", torch.stack([matrix, torch.linalg.inv(matrix)]), False)
+
+    def forward(
+        self,
+        x_or_z: Sequence[Tensor],
+        c: Sequence[Tensor] | None = None,
+        rev: bool = False,
+        jac: bool = True,
+    ) -> Output:
+        (x,) = x_or_z
+        down = rev == self.undo
+        y = F.pixel_unshuffle(x, 2) if down else x
+        n, channels, height, width = y.shape
+        y = y.reshape(n, -1, 4, height * width) if down else y.reshape(n, 4, -1, height * width)
+        with full_precision(x):
+            if down:
+                y = torch.einsum("jk,bckp->bjcp", self.matrix[0], y)
+            else:
+                y = torch.einsum("kj,bjcp->bckp", self.matrix[1], y)
+        y = y.reshape(n, channels, height, width)
+        ladj = x.new_full((n,), -math.log(2) * channels * height * width / 4)
+        return (y if down else F.pixel_shuffle(y, 2),), ladj if down else -ladj
 
 
 class Partial(Block):

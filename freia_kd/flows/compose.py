@@ -17,15 +17,17 @@ from .blocks import (
     Block,
     ClassAffine,
     Dims,
+    Haar,
     Output,
     Partial,
+    Permute,
     Squeeze,
     keep_constants,
     label_dims,
     pack_labels,
     unpack_labels,
 )
-from .contract import ConditionalFlow
+from .contract import ConditionalFlow, mapped
 from .rational_quadratic import SplineCoupling
 from .squash import Squash, make_squash
 from .subnets import ConvSubnet, DenseSubnet
@@ -217,7 +219,8 @@ def multiscale(
     classes: int,
     levels: int | None,
     fill: Callable[[INN], None],
-    patch: int = 1,
+    halvings: int = 0,
+    detail: Callable[[INN], object] | None = None,
 ) -> INN:
     """A multi-scale net: squeeze, `fill`, go on with half of the channels, unsqueeze.
 
@@ -227,7 +230,11 @@ def multiscale(
         classes: The number of classes; 0 for a net without condition.
         levels: The number of scales; by default 3, or as many as the height and width allow.
         fill: Appends the modules of one scale.
-        patch: The side of the patches of pixels that become channels before the first scale.
+        halvings: How often the image is first halved by :class:`~freia_kd.flows.blocks.Haar`. The
+            scales are those of the small image; each set of details gets what `detail` appends, so
+            that parameters grow with the logarithm of the side.
+        detail: Appends a coupling of the last three quarters of the channels, the details, by the
+            first quarter, the small image.
 
     Raises:
         ValueError: If the height or width cannot be divided that often.
@@ -236,12 +243,14 @@ def multiscale(
         inn = INN([dims], classes=classes)
         fill(inn)
         return inn
-    if patch > 1:
-        inn = INN([dims], classes=classes).append(Squeeze, factor=patch)
-        inner = multiscale(inn.dims, classes, levels, fill)
-        for block in inner.blocks:
-            inn.blocks.append(block)
-        return inn.append(Squeeze, undo=True, factor=patch)
+    if halvings and detail is not None:
+        inn = INN([dims], classes=classes).append(Haar)
+        channels = inn.dims[0]
+        small = (channels // 4, *inn.dims[1:])
+        inn.split(multiscale(small, classes, levels, fill, halvings - 1, detail))
+        order = torch.arange(channels).roll(channels // 4)
+        detail(inn.append(Permute, permutation=order))
+        return inn.append(Permute, permutation=order.argsort()).append(Haar, undo=True)
     possible = min((n & -n).bit_length() - 1 for n in dims[1:])  # factors of two
     if possible == 0:
         raise ValueError(
@@ -340,7 +349,7 @@ class INNFlow(ConditionalFlow):
             with full_precision(value):
                 value = self.base.whiten(value)
         value = value.reshape(n, *dims)
-        if self.channels_last and value.ndim == 4:
+        if self.channels_last and value.ndim == 4 and not mapped(value):
             value = value.contiguous(memory_format=torch.channels_last)
         (y,), ladj = self.inn([value], c=conditions, rev=rev)
         y = y.reshape(n, *self.shape)

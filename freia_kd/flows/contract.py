@@ -70,6 +70,11 @@ class ConditionalFlow(nn.Module, ABC):
             return -math.inf, math.inf
         return getattr(self.squash, "support", (0.0, 1.0))
 
+    @property
+    def edge(self) -> float:
+        """The exponent of :func:`~freia_kd.flows.density.dequantize` that suits the squash."""
+        return 1.0 if getattr(self.squash, "tail", None) is None else 8.0
+
     @abstractmethod
     def decode_unbounded(self, z: Tensor, c: Any) -> tuple[Tensor, Tensor]:
         r"""Maps latents to unbounded values: `u` and :math:`\log|\det \partial u/\partial z|`."""
@@ -214,8 +219,7 @@ class ConditionalFlow(nn.Module, ABC):
         """
         from .density import dequantize
 
-        edge = 1.0 if getattr(self.squash, "tail", None) is None else 8.0
-        spread, log_q = dequantize(x, generator, edge=edge, dtype=self.dtype)
+        spread, log_q = dequantize(x, generator, edge=self.edge, dtype=self.dtype)
         nats = self.log_prob(spread, c) - log_q
         return 8 - nats / (math.prod(self.shape) * math.log(2))
 
@@ -440,10 +444,11 @@ def one_hot(c: Tensor, classes: int) -> Tensor:
     return (c.unsqueeze(-1) == torch.arange(classes, device=c.device)).to(torch.int64)
 
 
+def mapped(value: Tensor) -> bool:
+    """Whether a transform of `torch.func`, such as `vmap`, holds the value."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(value)
+
+
 def readable(value: Tensor) -> bool:
     """Whether values may be looked at: not on an accelerator, nor while tracing or mapping."""
-    return (
-        value.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not torch._C._functorch.is_batchedtensor(value)
-    )
+    return value.device.type == "cpu" and not torch.compiler.is_compiling() and not mapped(value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -56,4 +58,4 @@ def dequantize(
         noise = torch.where(at_end, inner, noise)
     least = torch.finfo(dtype).eps
     pixels = ((levels + noise) / 256).clamp(least, 1 - least)
-    return pixels, log_q.flatten(1).sum(1)
+    return pixels, log_q.reshape(x.shape[0], math.prod(x.shape[1:])).sum(1)

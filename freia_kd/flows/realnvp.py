@@ -37,8 +37,9 @@ class RealNVP(INNFlow):
         bf16: Whether the subnets compute in bfloat16.
         whiten: Whether to work in the whitened coordinates of the base; by default for vectors
             only.
-        patch: The side of the patches of pixels that become channels before the first scale: for
-            large images, whose resolution then costs little.
+        halvings: How often images are halved before the first scale (see
+            :func:`~freia_kd.flows.compose.multiscale`): for large ones, whose parameters then
+            hardly grow with their side.
         squash: As for :class:`~freia_kd.flows.compose.INNFlow`, which maps images to [0, 1].
         alpha: The `alpha` of the squash; by default its own.
         channels_last: Whether images are laid out with the channels last in memory, which makes
@@ -74,7 +75,7 @@ class RealNVP(INNFlow):
         clamp: float = 1.0,
         bf16: bool = False,
         whiten: bool | None = None,
-        patch: int = 1,
+        halvings: int = 0,
         squash: Squash = "auto",
         alpha: float | None = None,
         channels_last: bool = True,
@@ -97,7 +98,16 @@ class RealNVP(INNFlow):
             inn.append(Permute, permutation=order.argsort())
             pairs(inn, channelwise)
 
-        inn = multiscale(tuple(shape), classes or 0, levels, fill, patch)
+        def detail(inn: INN) -> None:
+            inn.coupling(
+                hidden_features=hidden_features,
+                layers=layers,
+                clamp=clamp,
+                bf16=bf16,
+                split_len=0.25,
+            )
+
+        inn = multiscale(tuple(shape), classes or 0, levels, fill, halvings, detail)
         whiten = len(shape) == 1 if whiten is None else whiten
         super().__init__(
             inn,

@@ -53,7 +53,7 @@ class BDNFOptions:
         ValueError: If a value makes no sense.
     """
 
-    flow: str = "nice"
+    flow: str = "auto"
     base: Literal["spectral", "gaussian"] = "spectral"
     prior: bool = True
     alpha: float = 1e-2

@@ -131,8 +131,8 @@ ARCHITECTURES = [
     Case("spline-2d", partial(NSF, (2,), CLASSES, transforms=3, bound=3.0, bins=5, **small)),
     Case("spline-image", partial(NSF, (1, 3, 3), CLASSES, transforms=2, bound=3.0, **small)),
     Case(
-        "glow-patch",
-        partial(Glow, (1, 8, 8), CLASSES, patch=2, steps=1, levels=1, **small),
+        "glow-halved",
+        partial(Glow, (1, 4, 8), CLASSES, halvings=1, steps=1, levels=1, **small),
         spread=0.1,
     ),
     Case("glow-shrunk", partial(Glow, (1, 4, 4), CLASSES, squash="shrunk", steps=1, **small)),
