@@ -304,7 +304,7 @@ class SpectralBase(Base):
 
     def log_prob(self, z: Tensor) -> Tensor:
         y = self.dct(z)
-        dims = y[0].numel()
+        dims = math.prod(self.shape)
         # Only the constant components, (B, C), differ between the means.
         size = math.sqrt(self.shape[1] * self.shape[2])
         with full_precision(z):

@@ -51,7 +51,7 @@ def pack_labels(soft: Tensor, dims: Sequence[int]) -> Tensor:
     """
     packed = label_dims(soft.shape[1], dims)
     padded = F.pad(soft, (0, math.prod(packed) - soft.shape[1]))
-    return padded.reshape(-1, *packed[1:], packed[0]).movedim(-1, 1)
+    return padded.reshape(soft.shape[0], *packed[1:], packed[0]).movedim(-1, 1)
 
 
 def unpack_labels(packed: Tensor, classes: int) -> Tensor:
@@ -443,14 +443,23 @@ class Squeeze(Block):
         jac: bool = True,
     ) -> Output:
         (x,) = x_or_z
-        y = F.pixel_unshuffle(x, 2) if rev == self.undo else F.pixel_shuffle(x, 2)
-        return (y,), x.new_zeros(x.shape[0])
+        return (_shuffle(x, down=rev == self.undo),), x.new_zeros(x.shape[0])
 
     def output_dims(self, input_dims: Dims) -> Dims:
         ((channels, height, width),) = input_dims
         if self.undo:
             return [(channels // 4, 2 * height, 2 * width)]
         return [(4 * channels, height // 2, width // 2)]
+
+
+def _shuffle(x: Tensor, down: bool) -> Tensor:
+    """Pixels to channels or back. PyTorch's own leave an empty batch in the old shape."""
+    if x.shape[0] > 0:
+        return F.pixel_unshuffle(x, 2) if down else F.pixel_shuffle(x, 2)
+    _, channels, height, width = x.shape
+    if down:
+        return x.reshape(0, 4 * channels, height // 2, width // 2)
+    return x.reshape(0, channels // 4, 2 * height, 2 * width)
 
 
 class Haar(Squeeze):
@@ -483,9 +492,10 @@ class Haar(Squeeze):
     ) -> Output:
         (x,) = x_or_z
         down = rev == self.undo
-        y = F.pixel_unshuffle(x, 2) if down else x
+        y = _shuffle(x, down=True) if down else x
         n, channels, height, width = y.shape
-        y = y.reshape(n, -1, 4, height * width) if down else y.reshape(n, 4, -1, height * width)
+        k = channels // 4
+        y = y.reshape((n, k, 4, height * width) if down else (n, 4, k, height * width))
         with full_precision(x):
             if down:
                 y = torch.einsum("jk,bckp->bjcp", self.matrix[0], y)
@@ -493,7 +503,7 @@ class Haar(Squeeze):
                 y = torch.einsum("kj,bjcp->bckp", self.matrix[1], y)
         y = y.reshape(n, channels, height, width)
         ladj = x.new_full((n,), -math.log(2) * channels * height * width / 4)
-        return (y if down else F.pixel_shuffle(y, 2),), ladj if down else -ladj
+        return (y if down else _shuffle(y, down=False),), ladj if down else -ladj
 
 
 class Partial(Block):

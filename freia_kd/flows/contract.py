@@ -328,7 +328,7 @@ class ConditionalFlow(nn.Module, ABC):
         path = []
         for t in torch.linspace(0, 1, steps).tolist():
             mixed = (one * ((1 - t) * angle).sin() + two * (t * angle).sin()) / angle.sin()
-            z = self.base.unwhiten(mixed.reshape(-1, *self.shape))
+            z = self.base.unwhiten(mixed.reshape(first.shape))
             c = c_first
             if c_first is not None and c_last is not None:
                 c = (1 - t) * self.soft(c_first, z.dtype) + t * self.soft(c_last, z.dtype)
