@@ -199,7 +199,8 @@ class INN(Block):
             labels = unpack_labels(c[0], self.classes)
         value = tuple(x_or_z)
         total = value[0].new_zeros(value[0].shape[0])
-        for block in reversed(list(self.blocks)) if rev else self.blocks:
+        blocks: list[Any] = list(self.blocks)
+        for block in reversed(blocks) if rev else blocks:
             options: dict[str, Any] = {}
             if block.dims_c:
                 dims = tuple(block.dims_c[0])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -215,20 +215,20 @@ def make_squash(
         squash = "logit" if tail is None else "tailed"
     elif squash == "auto":
         squash = None
-    options = {} if alpha is None else {"alpha": alpha}
-    if isinstance(squash, str):
-        if squash == "logit":
-            return BoundedLogit([shape], **options)
-        if squash == "tailed":
-            return BoundedLogit([shape], tail=4.0 if tail is None else tail, **options)
-        if squash == "shrunk":
-            return ShrunkLogit([shape], **options)
-        if squash == "linear":
-            return Linear([shape], **options)
-        raise ValueError(
-            "Expected a squash 'auto', 'logit', 'tailed', 'shrunk', 'linear', a module or None; "
-            f"got {squash!r}."
-        )
-    if options:
-        raise ValueError(f"Expected a squash by name for alpha={alpha}; got {squash!r}.")
-    return squash
+    if not isinstance(squash, str):
+        if alpha is not None:
+            raise ValueError(f"Expected a squash by name for alpha={alpha}; got {squash!r}.")
+        return squash
+    options: dict[str, Any] = {} if alpha is None else {"alpha": alpha}
+    if squash == "logit":
+        return BoundedLogit([shape], **options)
+    if squash == "tailed":
+        return BoundedLogit([shape], tail=4.0 if tail is None else tail, **options)
+    if squash == "shrunk":
+        return ShrunkLogit([shape], **options)
+    if squash == "linear":
+        return Linear([shape], **options)
+    raise ValueError(
+        "Expected a squash 'auto', 'logit', 'tailed', 'shrunk', 'linear', a module or None; "
+        f"got {squash!r}."
+    )
