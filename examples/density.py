@@ -5,7 +5,7 @@
 
 Without `--data` scikit-learn's digits (8 x 8 pixels) are used. A file of one's own is an npz with
 `train`, `test` (uint8, `(N, C, H, W)`), `train_labels` and `test_labels`. Reported are the bits per
-dimension and the accuracy of `flow.posterior` on the test images; the picture has one row per class.
+dimension and the accuracy of `flow.posterior` on test images; the picture has a row per class.
 """
 
 import argparse

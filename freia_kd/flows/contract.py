@@ -446,6 +446,8 @@ def one_hot(c: Tensor, classes: int) -> Tensor:
 
 def mapped(value: Tensor) -> bool:
     """Whether a transform of `torch.func`, such as `vmap`, holds the value."""
+    if torch.compiler.is_compiling():  # which cannot trace the question
+        return False
     return torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 
