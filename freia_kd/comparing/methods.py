@@ -15,7 +15,6 @@ from ..synthesizers.samples import Samples, SamplesOptions
 from ..teachers import Teacher
 
 ALL = "all"
-DEFAULT = "bdnf+spectral"
 SAMPLES = "(samples)"  # after a method's name: it sees the few real samples
 
 
