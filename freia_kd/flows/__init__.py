@@ -62,7 +62,7 @@ def default_flow(domain: Domain) -> tuple[str, dict[str, Any]]:
     """The architecture that suits a domain, and its options: what the flow `"auto"` is.
 
     Vectors and images of up to 32 x 32 pixels get NICE, whose parameters grow with the number of
-    pixels (8 million at 32 x 32). Larger ones get a Glow that halves them to 32 x 32 or fewer
+    pixels (10 million at 3 x 32 x 32). Larger ones get a Glow that halves them to 32 x 32 or fewer
     first: its parameters hardly grow with the image. Sides that cannot be halved stay with NICE.
 
     Example:
