@@ -42,7 +42,7 @@ SYNTHESIZERS = Registry(
 )
 
 
-IMAGE_DEFAULT = "bdnf+leaves"
+IMAGE_DEFAULT, VECTOR_DEFAULT = "bdnf+leaves", "bdnf"
 
 
 def default_synthesizer(domain: Domain) -> str:
@@ -52,7 +52,7 @@ def default_synthesizer(domain: Domain) -> str:
     teach a LeNet5's smallest student more than spectral noise does, by 11 to 14 points
     (`benchmarks/results/recovery-development.md`).
     """
-    return IMAGE_DEFAULT if domain.is_image else "bdnf"
+    return IMAGE_DEFAULT if domain.is_image else VECTOR_DEFAULT
 
 
 def build_synthesizers(
