@@ -250,11 +250,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--role", choices=["development", "test"], default="development")
     parser.add_argument("--only", nargs="+", help="teachers by name; all of the role if left out")
+    parser.add_argument("--seeds", type=int, nargs="+", help="of those named; all if left out")
     parser.add_argument("--data-root")
     parser.add_argument("--cifar10", help="a folder of images with train/ and test/")
     parser.add_argument("--teachers", default="teachers", help="where teachers are kept")
     parser.add_argument("--synthesizer", default="bdnf+leaves")
-    parser.add_argument("--preset", default="standard", help="of the synthesizers")
+    parser.add_argument("--preset", default="quick", help="of the synthesizers")
     parser.add_argument("--set", nargs="*", default=[], help="NAME=VALUE, student.NAME=VALUE")
     parser.add_argument("--samples", type=int, default=0, help="real images of each class")
     parser.add_argument("--students", nargs="+", default=["1", "2", "3"])
@@ -282,6 +283,8 @@ def main():
         if arguments.only and name not in arguments.only:
             continue
         for seed in seeds:
+            if arguments.seeds and seed not in arguments.seeds:
+                continue
             rows.append(run(arguments, options, name, named["recipes"][name], seed))
             print(
                 name,

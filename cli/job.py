@@ -12,7 +12,7 @@ import click
 from freia_kd.config import DistillationOptions, get_preset, losses
 from freia_kd.errors import CheckpointError, UsageError
 from freia_kd.registry import COMPRESSIONS
-from freia_kd.synthesizers import SYNTHESIZERS
+from freia_kd.synthesizers import IMAGE_DEFAULT, SYNTHESIZERS, VECTOR_DEFAULT
 
 from .command import GO_ON, Faults, option, options, typed_options
 from .options import (
@@ -43,7 +43,7 @@ run_options = options(
     option(
         "--synthesizer NAME[+NAME]|MODULE:CLASS",
         f"What makes the inputs, an equal share each: {', '.join(SYNTHESIZERS.builtin)}, or one of "
-        "your own. By default bdnf+spectral, and bdnf for vectors.",
+        f"your own. By default {IMAGE_DEFAULT}, and {VECTOR_DEFAULT} for vectors.",
     ),
     settings_option(),
     option(
@@ -239,7 +239,7 @@ def _default_synthesizer(teacher: str | None, domain: Domain | None) -> str:
         with suppress(CheckpointError):  # which the library raises when it loads the teacher
             recorded = read_checkpoint(teacher).own.get("domain")
     is_vector = isinstance(recorded, dict) and len(recorded.get("shape", ())) == 1
-    return "bdnf" if is_vector else "bdnf+spectral"
+    return VECTOR_DEFAULT if is_vector else IMAGE_DEFAULT
 
 
 def _new_folder(given: dict[str, Any]) -> str | None:

@@ -87,25 +87,25 @@ def make_students(
         given: The options, from which those of students are taken.
         settings: What `--set` says, from which what the methods of compression know is taken.
     """
-    from freia_kd.compression import Tucker, get_compression
+    from freia_kd.compression import Prune, Tucker, get_compression
     from freia_kd.students import StudentSpec
 
     own = {name: given.pop(name) for name in NAMES}
     kinds: list[type[Compression]] = []
-    for name in own["methods"] or ("tucker",):
+    for name in own["methods"] or (Tucker.name,):
         with faults:
             kinds.append(get_compression(name))
     changes = {kind: _settings_of(kind.title, settings) for kind in kinds}
     if own["keep_ratio"] is not None:
         faults.names["prune.keep_ratio"] = "--keep-ratio"
-        prune = next((kind for kind in kinds if kind.name == "prune"), None)
+        prune = next((kind for kind in kinds if kind is Prune), None)
         faults.expect(prune, "--keep-ratio is an option of --method prune, which is not given.")
         if prune is not None:
             said = "--keep-ratio and --set prune.keep_ratio say the same; pass one of them."
             faults.expect("keep_ratio" not in changes[prune], said)
             changes[prune]["keep_ratio"] = own["keep_ratio"]
     choices = _choices(faults, own)
-    if choices and own["methods"] and "tucker" not in own["methods"]:
+    if choices and own["methods"] and Tucker.name not in own["methods"]:
         faults.add(
             f"{_typed(own)[0]} chooses low ranks, which are of --method tucker; it is not given."
         )

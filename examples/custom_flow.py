@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from freia_kd.domain import Domain
 from freia_kd.flows import Base, ConditionalFlow, GaussianBase, build_flow
-from freia_kd.flows.blocks import BoundedLogit
+from freia_kd.flows.squash import BoundedLogit
 
 
 class ClassShear(ConditionalFlow):

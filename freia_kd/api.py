@@ -210,7 +210,7 @@ def distill(
             can be made is checked before any work.
         synthesizer: What makes the inputs: synthesizers, or their names or paths
             `package.module:Class`, which `+` joins; each makes an equal share. By default
-            `"bdnf+spectral"`, or `"bdnf"` for vectors.
+            `"bdnf+leaves"`, or `"bdnf"` for vectors.
         training: How the students are trained, if not as the preset says.
         preset: How much work to do.
         set_size: How many synthetic inputs to make, if not as many as the preset says.

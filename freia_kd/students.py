@@ -15,7 +15,8 @@ from torch import Tensor
 from .compression import Compression, Tucker, match_batchnorm, method_of
 from .config import BatchNormMode, Config
 from .errors import ConfigError
-from .synthesizers.noise import Noise, Normal, Spectral
+from .synthesizers.leaves import Leaves
+from .synthesizers.noise import Noise, Normal
 from .teachers import Classifier, Teacher
 from .training import Progress
 
@@ -210,13 +211,16 @@ def _plain(found: Any) -> Any:
 def calibration_set(teacher: Teacher, seed: int = 0, size: int = CALIBRATION_SIZE) -> Tensor:
     """Noise of the teacher's domain, on which a student is built: the same for the same seed.
 
-    1/f noise in [0, 1] for images, and normal vectors in the teacher's units. It needs no
-    synthesizer, so that a target that cannot be reached is found before any long work.
+    Dead leaves for images, and normal vectors in the teacher's units. It needs no training, so
+    that a target that cannot be reached is found before any long work. (Of a ResNet14 on
+    Fashion-MNIST, a development teacher, student 1 has 21.9 % accuracy with its batch statistics
+    frozen, 73.8 % where they are matched on 1/f noise, 76.3 % on dead leaves and 78.7 % on real
+    images.)
 
     Returns:
         Inputs with shape `(size, *shape)`, where the teacher is.
     """
-    noise: Noise = Spectral() if teacher.domain.is_image else Normal()
+    noise: Noise = Leaves() if teacher.domain.is_image else Normal()
     noise.fit(teacher)
     device = next(teacher.parameters()).device
     return noise.draw(size, seeded_generator(seed, "calibration set", device))

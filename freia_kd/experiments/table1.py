@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 import torch
 
-from ..comparing.methods import BASELINE, DEFAULT, REFERENCE, Method, build_methods
+from ..comparing.methods import BASELINE, REFERENCE, Method, build_methods
 from ..comparing.runner import run_all, worker_faults
 from ..comparing.summary import recovered
 from ..comparing.trials import Trial, TrialOptions
@@ -27,6 +27,7 @@ from ..report.schema import Proportion, Spread, TablePart, TableResult
 from ..report.storage import write_table1
 from ..runs import Run
 from ..students import as_specs
+from ..synthesizers import IMAGE_DEFAULT
 from ..synthesizers.bdnf import PUBLISHED
 from ..teachers import save_classifier, train_new
 from ..training import Progress
@@ -45,7 +46,7 @@ APPROACHES = {
     "T+BDNF": "bdnf",
     "T+Sample": "samples",
     "T+BDNF(Sample)": "bdnf(samples)",
-    "T+our default": DEFAULT,
+    "T+our default": IMAGE_DEFAULT,
     TRAINED: "",
 }
 
@@ -246,7 +247,7 @@ def _faults(
 
 def choose_preset(name: str, row: str, preset: Size) -> Preset:
     """How much work a row does. Our default learns as we do, all else as in the paper."""
-    ours = APPROACHES[row] == DEFAULT
+    ours = APPROACHES[row] == IMAGE_DEFAULT
     if preset == "paper":
         return get_preset("standard" if ours else "paper")
     sizes = QUICK[TABLE1[name].arch]

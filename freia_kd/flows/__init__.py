@@ -35,10 +35,16 @@ _PARTS = {
     "NSF": "spline",
     "INN": "compose",
     "INNFlow": "compose",
+    "Composition": "compose",
     "ConditionalFlow": "contract",
     "Base": "bases",
     "GaussianBase": "bases",
     "SpectralBase": "bases",
+    "dequantize": "density",
+    "Decoder": "export",
+    "export_decoder": "export",
+    "as_conditional_flow": "adapters",
+    "as_distribution": "adapters",
 }
 
 
@@ -52,6 +58,29 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_PARTS])
 
 
+def default_flow(domain: Domain) -> tuple[str, dict[str, Any]]:
+    """The architecture that suits a domain, and its options: what the flow `"auto"` is.
+
+    Vectors and images of up to 32 x 32 pixels get NICE, whose parameters grow with the number of
+    pixels (10 million at 3 x 32 x 32). Larger ones get a Glow that halves them to 32 x 32 or fewer
+    first: its parameters hardly grow with the image. Sides that cannot be halved stay with NICE.
+
+    Example:
+        >>> from freia_kd.domain import Domain
+        >>> default_flow(Domain((3, 32, 32), 10)), default_flow(Domain((3, 224, 224), 10))
+        (('nice', {}), ('glow', {'halvings': 3, 'hidden_features': 64}))
+    """
+    if not domain.is_image or max(domain.shape[1:]) <= 32:
+        return "nice", {}
+    _, height, width = domain.shape
+    halvings = 0
+    while max(height, width) > 32 << halvings and (height | width) % (4 << halvings) == 0:
+        halvings += 1
+    if halvings == 0:
+        return "nice", {}
+    return "glow", {"halvings": halvings, "hidden_features": 64}
+
+
 def build_flow(
     flow: str, domain: Domain, base: Base | None = None, **options: Any
 ) -> ConditionalFlow:
@@ -59,6 +88,7 @@ def build_flow(
 
     What `flow` names is one of
 
+    - `"auto"`: the one that :func:`default_flow` chooses;
     - a known architecture, or one that another package registers under the entry-point group
       `freia_kd.flows`;
     - a YAML file (a path that ends in `.yaml` or `.yml`), see :func:`.recipe.read_flow`;
@@ -88,6 +118,9 @@ def build_flow(
         from .recipe import read_flow
 
         return read_flow(flow, domain, base, **options)
+    if flow == "auto":
+        flow, chosen = default_flow(domain)
+        options = chosen | options
     target = FLOWS[flow]
     if inspect.isclass(target) and issubclass(target, ConditionalFlow):
         made = _call(flow, target, (domain.shape, domain.classes, base), options)

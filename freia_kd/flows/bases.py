@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -18,6 +20,14 @@ from ..domain import Domain
 CONTRASTS = tuple(np.geomspace(0.5, 12.0, 8).round(3).tolist())  # of SpectralBase
 
 
+def full_precision(value: Tensor) -> AbstractContextManager[object]:
+    """A region without autocast (and without a trace in exported programs, where there is none)."""
+    kind = value.device.type
+    if torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
+
+
 class Base(nn.Module, ABC):
     """A density over latents with shape `(B, *shape)`, with exact `log_prob` and `sample`.
 
@@ -25,7 +35,13 @@ class Base(nn.Module, ABC):
     density is roughly a standard Gaussian. A flow may conjugate its layers with them
     (:math:`u = W^{-1} g(W z)`): their log-determinants cancel, and the layers work in
     coordinates of one scale. They are the identity unless a base says otherwise.
+
+    `squash_tail` says from which value on a squash of this base to pixels needs heavy tails (see
+    :class:`~freia_kd.flows.squash.BoundedLogit`): `None` for a base that stays where float32
+    holds a logit.
     """
+
+    squash_tail: ClassVar[float | None] = None
 
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()
@@ -163,6 +179,7 @@ class SpectralBase(Base):
         (torch.Size([4, 1, 8, 8]), torch.Size([4]))
     """
 
+    squash_tail: ClassVar[float | None] = 4.0
     dct_channels: Tensor
     dct_rows: Tensor
     dct_columns: Tensor
@@ -269,13 +286,13 @@ class SpectralBase(Base):
 
     def dct(self, z: Tensor) -> Tensor:
         """The orthonormal DCT over channels, rows and columns, `(B, C, H, W)` to the same shape."""
-        with torch.autocast(z.device.type, enabled=False):  # densities keep their precision
+        with full_precision(z):  # densities keep their precision
             y = self.dct_rows @ z @ self.dct_columns.T
             return torch.einsum("kc,bchw->bkhw", self.dct_channels, y)
 
     def inverse_dct(self, y: Tensor) -> Tensor:
         """The inverse of :meth:`dct`, which is its transpose."""
-        with torch.autocast(y.device.type, enabled=False):
+        with full_precision(y):
             z = torch.einsum("kc,bkhw->bchw", self.dct_channels, y)
             return self.dct_rows.T @ z @ self.dct_columns
 
@@ -287,10 +304,10 @@ class SpectralBase(Base):
 
     def log_prob(self, z: Tensor) -> Tensor:
         y = self.dct(z)
-        dims = y[0].numel()
+        dims = math.prod(self.shape)
         # Only the constant components, (B, C), differ between the means.
         size = math.sqrt(self.shape[1] * self.shape[2])
-        with torch.autocast(z.device.type, enabled=False):
+        with full_precision(z):
             means = size * self.means @ self.dct_channels.T  # (K, C)
         constant, constant_std = y[:, :, 0, 0], self.std[:, :, 0, 0]
         distance = (y.flatten(1).unsqueeze(1) / self.std.flatten(1)).square().sum(-1)  # (B, J)
@@ -311,7 +328,7 @@ class SpectralBase(Base):
     ) -> Tensor:
         device = self.std.device
         j = torch.randint(len(self.std), (n,), generator=generator, device=device)
-        k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        k = torch.multinomial(self.weights, max(n, 1), replacement=True, generator=generator)[:n]
         white = torch.randn(
             n, *self.shape, generator=generator, device=device, dtype=self.std.dtype
         )

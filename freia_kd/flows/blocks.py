@@ -15,15 +15,15 @@ as there are classes), and :func:`unpack_labels` reads it back: the subnets of
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from FrEIA.modules import InvertibleModule
 from torch import Tensor, nn
 
-from .bases import dct_matrix
+from .bases import dct_matrix, full_precision
 
 Dims = Sequence[tuple[int, ...]]
 Output = tuple[tuple[Tensor, ...], Tensor]
@@ -51,7 +51,7 @@ def pack_labels(soft: Tensor, dims: Sequence[int]) -> Tensor:
     """
     packed = label_dims(soft.shape[1], dims)
     padded = F.pad(soft, (0, math.prod(packed) - soft.shape[1]))
-    return padded.reshape(-1, *packed[1:], packed[0]).movedim(-1, 1)
+    return padded.reshape(soft.shape[0], *packed[1:], packed[0]).movedim(-1, 1)
 
 
 def unpack_labels(packed: Tensor, classes: int) -> Tensor:
@@ -59,8 +59,54 @@ def unpack_labels(packed: Tensor, classes: int) -> Tensor:
     return packed.movedim(1, -1).flatten(1)[:, :classes]
 
 
+def bounded(value: Tensor, clamp: float) -> Tensor:
+    r""":math:`\kappa\tanh(v)` as :math:`\kappa(2\sigma(2v) - 1)`, a quarter of its time."""
+    return clamp * (2 * torch.sigmoid(2 * value) - 1)
+
+
+CONSTANTS = frozenset(
+    [
+        "w_perm",
+        "w_perm_inv",
+        "w_0",
+        "perm",
+        "perm_inv",
+        "M",
+        "M_inv",
+        "b",
+        "logDetM",
+        "haar_weights",
+        "downsample_kernel",
+    ]
+)
+"""What FrEIA keeps as parameters that are never trained, by name."""
+
+
+def keep_constants(net: nn.Module) -> None:
+    """Makes the constants of FrEIA's modules buffers of the same names, in place.
+
+    As parameters, unfreezing trains them (or crashes on integers), and averages of weights corrupt
+    them: the flow is then no longer invertible.
+    """
+    for module in net.modules():
+        if not isinstance(module, InvertibleModule):
+            continue
+        fixed = getattr(module, "fixed", False) is True  # an OrthogonalTransform's, all of it
+        for name, parameter in list(module._parameters.items()):
+            if parameter is None or parameter.requires_grad:
+                continue
+            if fixed or name in CONSTANTS or not parameter.is_floating_point():
+                delattr(module, name)
+                module.register_buffer(name, parameter.detach())
+
+
 class Block(InvertibleModule):
-    """What the blocks here share: one input, whose shape is also that of the output."""
+    """What the blocks here share: one input, whose shape is also that of the output.
+
+    `takes_labels` says that the condition are labels with shape `(B, classes)`, not packed ones.
+    """
+
+    takes_labels: ClassVar[bool] = False
 
     def __init__(self, dims_in: Dims, dims_c: Dims | None = None) -> None:
         super().__init__(list(dims_in), list(dims_c or []))
@@ -72,38 +118,54 @@ class Block(InvertibleModule):
         return input_dims
 
 
-class BoundedLogit(Block):
-    r"""Pixels in [0, 1] to unbounded values, elementwise.
+class AffineCoupling(Block):
+    r"""An affine coupling of the last channels by the first ones, with the labels as biases.
 
-    .. math:: u = \mathrm{logit}(\min(\max(x, \alpha), 1 - \alpha)), \qquad x = \sigma(u)
+    .. math:: y_1 = x_1, \qquad y_2 = x_2 \odot e^{s(x_1, c)} + t(x_1, c), \qquad
+              s = \kappa \tanh(\hat s)
 
-    Forward is `x` to `u` with :math:`\log|\det \partial u/\partial x| = \sum_i
-    \mathrm{softplus}(u_i) + \mathrm{softplus}(-u_i)`; reverse has the opposite sign. Reverse is
-    exact for every `u`, its log-determinant and gradient are finite for every finite `u`, and
-    :math:`x` is always within [0, 1].
-
-    No continuous bijection from the real line reaches 0 and 1, so exact black and white pixels
-    must be moved to be finite: forward is the exact inverse between :math:`\alpha` and
-    :math:`1 - \alpha`, and treats what is closer to an end as if it were that close. RealNVP
-    (Dinh et al., 2017, section 4.1) shrinks all pixels instead, and its inverse leaves [0, 1].
+    (Dinh et al., 2017, equations 7 and 8.) The log-determinant of forward is :math:`\sum_i s_i`.
+    FrEIA's `AffineCouplingOneSided` computes the same. Here the labels go to the subnet as they
+    are and not as channels, which costs it copies; after a :class:`Conv1x1` this is a step of
+    Glow in 0.8 of the time (`benchmarks/flows.py`).
 
     Arguments:
-        dims_in: The shape of the input, as a list with one entry.
-        alpha: How close to 0 and 1 a pixel may be. With the default, `u` is within 9.21 and a
-            round trip of it in float32 is off by at most 6e-4.
+        dims_in: The shape `(C, ...)` of the input, as a list with one entry.
+        dims_c: The shape `(classes,)` of the labels, as a list with one entry, or none.
+        subnet_constructor: Makes a net from numbers of channels `(c_in, c_out)`. It is called
+            with the first channels, and with the labels if there are any.
+        clamp: The bound :math:`\kappa`.
+        split_len: The share of the channels that pass unchanged.
+
+    Raises:
+        ValueError: If there is only one channel.
 
     Example:
-        >>> block = BoundedLogit([(1,)])
-        >>> (u,), ladj = block([torch.tensor([[0.0], [0.5], [1.0]])])
-        >>> u.flatten().round(decimals=2).tolist()
-        [-9.21..., 0.0, 9.21...]
+        >>> block = AffineCoupling([(4,)], subnet_constructor=nn.Linear)
+        >>> (y,), ladj = block([torch.ones(2, 4)])
+        >>> y.shape, ladj.shape
+        (torch.Size([2, 4]), torch.Size([2]))
     """
 
-    def __init__(self, dims_in: Dims, dims_c: Dims | None = None, *, alpha: float = 1e-4) -> None:
+    takes_labels = True
+
+    def __init__(
+        self,
+        dims_in: Dims,
+        dims_c: Dims | None = None,
+        *,
+        subnet_constructor: Callable[[int, int], nn.Module],
+        clamp: float = 1.0,
+        split_len: float = 0.5,
+    ) -> None:
         super().__init__(dims_in, dims_c)
-        if not 0 < alpha < 0.5:
-            raise ValueError(f"Expected 0 < alpha < 0.5; got {alpha}.")
-        self.alpha = alpha
+        channels = self.dims_in[0][0]
+        keep = round(channels * split_len)
+        if not 0 < keep < channels:
+            raise ValueError(f"Expected at least 2 channels to couple; got {self.dims_in[0]}.")
+        self.sizes = [keep, channels - keep]
+        self.clamp = clamp
+        self.subnet = subnet_constructor(keep, 2 * (channels - keep))
 
     def forward(
         self,
@@ -112,10 +174,15 @@ class BoundedLogit(Block):
         rev: bool = False,
         jac: bool = True,
     ) -> Output:
-        (value,) = x_or_z
-        u = value if rev else torch.logit(value.clamp(self.alpha, 1 - self.alpha))
-        ladj = (F.softplus(u) + F.softplus(-u)).flatten(1).sum(1)
-        return ((torch.sigmoid(u),), -ladj) if rev else ((u,), ladj)
+        (x,) = x_or_z
+        x1, x2 = x.split(self.sizes, 1)
+        parameters = self.subnet(x1, *((c or []) if self.dims_c else [])).to(x.dtype)
+        s, t = parameters.split(self.sizes[1], 1)
+        s = bounded(s, self.clamp)
+        ladj = s.flatten(1).sum(1)
+        if rev:
+            return (torch.cat([x1, (x2 - t) * torch.exp(-s)], 1),), -ladj
+        return (torch.cat([x1, x2 * torch.exp(s) + t], 1),), ladj
 
 
 class ClassAffine(Block):
@@ -128,8 +195,8 @@ class ClassAffine(Block):
 
     Arguments:
         dims_in: The shape `(C, ...)` of the input, as a list with one entry.
-        dims_c: The shape of the packed labels (see :func:`pack_labels`), as a list with one entry,
-            or none for a single scale and shift for all.
+        dims_c: The shape `(classes,)` of the labels, or that of packed ones (see
+            :func:`pack_labels`), as a list with one entry; none for one scale and shift for all.
         classes: The number of classes, if there is a condition.
         clamp: The bound :math:`\kappa`.
 
@@ -139,6 +206,8 @@ class ClassAffine(Block):
         >>> y.shape, ladj.tolist()
         (torch.Size([2, 4]), [0.0, 0.0])
     """
+
+    takes_labels = True
 
     def __init__(
         self,
@@ -167,19 +236,20 @@ class ClassAffine(Block):
         jac: bool = True,
     ) -> Output:
         (x,) = x_or_z
+        n = x.shape[0]
         scale: Tensor
         shift: Tensor
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             if self.classes is None:
-                scale, shift = self.scale.expand(len(x), -1), self.shift.expand(len(x), -1)
+                scale, shift = self.scale.expand(n, -1), self.shift.expand(n, -1)
             elif c is None or len(c) != 1:
-                raise ValueError("Expected one condition, the packed labels; got none or several.")
+                raise ValueError("Expected one condition, the labels; got none or several.")
             else:
                 labels = unpack_labels(c[0], self.classes).to(self.scale.dtype)
                 scale, shift = labels @ self.scale, labels @ self.shift
-        log_scale = self.clamp * torch.tanh(scale)
+        log_scale = bounded(scale, self.clamp)
         ladj = log_scale.sum(1) * math.prod(x.shape[2:])
-        view = (-1, x.shape[1]) + (1,) * (x.ndim - 2)
+        view = (n, x.shape[1]) + (1,) * (x.ndim - 2)
         log_scale, shift = log_scale.reshape(view), shift.reshape(view)
         if rev:
             return ((x - shift) * torch.exp(-log_scale),), -ladj
@@ -206,6 +276,7 @@ class Conv1x1(Block):
 
     permutation: Tensor
     sign: Tensor
+    fixed: Tensor | None
 
     def __init__(
         self, dims_in: Dims, dims_c: Dims | None = None, *, initial: Tensor | None = None
@@ -228,6 +299,7 @@ class Conv1x1(Block):
         self.lower = nn.Parameter(lower.tril(-1).to(dtype))
         self.upper = nn.Parameter(upper.triu(1).to(dtype))
         self.log_scale = nn.Parameter(diagonal.abs().log().to(dtype))
+        self.register_buffer("fixed", None, persistent=False)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """The unit lower and the upper triangular factor, both with shape `(C, C)`."""
@@ -238,13 +310,17 @@ class Conv1x1(Block):
 
     def matrix(self, inverse: bool = False) -> Tensor:
         """`W` or its inverse, with shape `(C, C)`."""
+        if self.fixed is not None:
+            return self.fixed[int(inverse)]
         lower, upper = self.factors()
-        if not inverse:
-            return self.permutation @ lower @ upper
-        y = torch.linalg.solve_triangular(
-            lower, self.permutation.T, upper=False, unitriangular=True
-        )
-        return torch.linalg.solve_triangular(upper, y, upper=True)
+        weight = self.permutation @ lower @ upper
+        return torch.linalg.inv(weight) if inverse else weight
+
+    @torch.no_grad()
+    def fix(self) -> None:
+        """Keeps `W` and its inverse as they are now: what runtimes without an inverse need."""
+        self.fixed = None
+        self.fixed = torch.stack([self.matrix(), self.matrix(inverse=True)])
 
     def forward(
         self,
@@ -254,10 +330,10 @@ class Conv1x1(Block):
         jac: bool = True,
     ) -> Output:
         (x,) = x_or_z
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             weight = self.matrix(inverse=rev)
             y = F.linear(x, weight) if x.ndim == 2 else F.conv2d(x, weight[:, :, None, None])
-        ladj = (self.log_scale.sum() * math.prod(x.shape[2:])).expand(len(x))
+        ladj = (self.log_scale.sum() * math.prod(x.shape[2:])).expand(x.shape[0])
         return (y,), -ladj if rev else ladj
 
 
@@ -293,9 +369,9 @@ class DCT(Block):
     ) -> Output:
         (x,) = x_or_z
         rows, columns = (self.rows.T, self.columns.T) if rev else (self.rows, self.columns)
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             y = rows @ x.reshape(-1, len(rows), len(columns)) @ columns.T
-        return (y.reshape(x.shape),), x.new_zeros(len(x))
+        return (y.reshape(x.shape),), x.new_zeros(x.shape[0])
 
 
 class Permute(Block):
@@ -338,7 +414,7 @@ class Permute(Block):
     ) -> Output:
         (x,) = x_or_z
         order = self.inverse if rev else self.permutation
-        return (x.index_select(1, order),), x.new_zeros(len(x))
+        return (x.index_select(1, order),), x.new_zeros(x.shape[0])
 
 
 class Squeeze(Block):
@@ -367,14 +443,67 @@ class Squeeze(Block):
         jac: bool = True,
     ) -> Output:
         (x,) = x_or_z
-        y = F.pixel_unshuffle(x, 2) if rev == self.undo else F.pixel_shuffle(x, 2)
-        return (y,), x.new_zeros(len(x))
+        return (_shuffle(x, down=rev == self.undo),), x.new_zeros(x.shape[0])
 
     def output_dims(self, input_dims: Dims) -> Dims:
         ((channels, height, width),) = input_dims
         if self.undo:
             return [(channels // 4, 2 * height, 2 * width)]
         return [(4 * channels, height // 2, width // 2)]
+
+
+def _shuffle(x: Tensor, down: bool) -> Tensor:
+    """Pixels to channels or back. PyTorch's own leave an empty batch in the old shape."""
+    if x.shape[0] > 0:
+        return F.pixel_unshuffle(x, 2) if down else F.pixel_shuffle(x, 2)
+    _, channels, height, width = x.shape
+    if down:
+        return x.reshape(0, 4 * channels, height // 2, width // 2)
+    return x.reshape(0, channels // 4, 2 * height, 2 * width)
+
+
+class Haar(Squeeze):
+    r"""Blocks of 2 x 2 pixels to their details and their mean, `(C, H, W)` to `(4C, H/2, W/2)`.
+
+    The first 3C channels of forward are the orthonormal Haar details, the last C the means, in
+    the units of a pixel: :math:`\log|\det| = -CHW/4 \cdot \log 2`; reverse and `undo` have the
+    opposite sign. FrEIA's `HaarDownsampling` writes into its input in reverse, and keeps its
+    kernel as a parameter.
+
+    Arguments:
+        dims_in: The shape of the input, as a list with one entry.
+        undo: Whether forward is from channels to pixels.
+    """
+
+    matrix: Tensor
+
+    def __init__(self, dims_in: Dims, dims_c: Dims | None = None, *, undo: bool = False) -> None:
+        super().__init__(dims_in, dims_c, undo=undo)
+        signs = [[1.0, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1], [0.5] * 4]
+        matrix = torch.tensor(signs, dtype=torch.get_default_dtype()) / 2
+        self.register_buffer("matrix", torch.stack([matrix, torch.linalg.inv(matrix)]), False)
+
+    def forward(
+        self,
+        x_or_z: Sequence[Tensor],
+        c: Sequence[Tensor] | None = None,
+        rev: bool = False,
+        jac: bool = True,
+    ) -> Output:
+        (x,) = x_or_z
+        down = rev == self.undo
+        y = _shuffle(x, down=True) if down else x
+        n, channels, height, width = y.shape
+        k = channels // 4
+        y = y.reshape((n, k, 4, height * width) if down else (n, 4, k, height * width))
+        with full_precision(x):
+            if down:
+                y = torch.einsum("jk,bckp->bjcp", self.matrix[0], y)
+            else:
+                y = torch.einsum("kj,bjcp->bckp", self.matrix[1], y)
+        y = y.reshape(n, channels, height, width)
+        ladj = x.new_full((n,), -math.log(2) * channels * height * width / 4)
+        return (y if down else _shuffle(y, down=False),), ladj if down else -ladj
 
 
 class Partial(Block):
@@ -385,12 +514,14 @@ class Partial(Block):
 
     Arguments:
         dims_in: The shape `(C, ...)` of the input, as a list with one entry.
-        dims_c: The shape of the condition, as a list with one entry, or none.
+        dims_c: The shape `(classes,)` of the labels, as a list with one entry, or none.
         keep: How many channels pass unchanged.
         inner: The net for the others: a FrEIA module with one input and one output of equal
             shape that returns tuples, such as `SequenceINN(..., force_tuple_output=True)`. It is
             given the same list of conditions.
     """
+
+    takes_labels = True
 
     def __init__(
         self,
@@ -417,5 +548,6 @@ class Partial(Block):
     ) -> Output:
         (x,) = x_or_z
         options: dict[str, Any] = {"c": c} if self.dims_c else {}
-        (y,), ladj = self.inner([x[:, self.keep :]], rev=rev, jac=jac, **options)
-        return (torch.cat([x[:, : self.keep], y], 1),), ladj
+        kept, rest = x.split([self.keep, x.shape[1] - self.keep], 1)
+        (y,), ladj = self.inner([rest], rev=rev, jac=jac, **options)
+        return (torch.cat([kept, y], 1),), ladj

@@ -11,6 +11,7 @@ from torch import Tensor
 from .bases import Base
 from .blocks import Permute
 from .compose import INN, INNFlow
+from .squash import Squash
 
 
 class NICE(INNFlow):
@@ -25,7 +26,7 @@ class NICE(INNFlow):
 
     Arguments:
         shape: The shape of one input: `(D,)`, or `(C, H, W)` for images in [0, 1].
-        classes: The number of classes.
+        classes: The number of classes; `None` for a flow without a condition.
         base: The base density; a standard Gaussian by default.
         transforms: The number of couplings.
         hidden_features: The width of the subnets.
@@ -35,6 +36,8 @@ class NICE(INNFlow):
             batches of 64, slower for single inputs. A round trip is then exact to some 5e-3 only.
         whiten: Whether to work in the whitened coordinates of the base: for a spectral base, the
             frequencies of the image, each in units of its standard deviation.
+        squash: As for :class:`~freia_kd.flows.compose.INNFlow`, which maps images to [0, 1].
+        alpha: The `alpha` of the squash; by default its own.
 
     References:
         | NICE: Non-linear Independent Components Estimation (Dinh et al., 2014), section 3.3
@@ -53,7 +56,7 @@ class NICE(INNFlow):
     def __init__(
         self,
         shape: Sequence[int],
-        classes: int,
+        classes: int | None,
         base: Base | None = None,
         *,
         transforms: int = 8,
@@ -62,12 +65,14 @@ class NICE(INNFlow):
         clamp: float = 1.0,
         bf16: bool = False,
         whiten: bool = True,
+        squash: Squash = "auto",
+        alpha: float | None = None,
     ) -> None:
         def couple(inn: INN) -> None:
             inn.coupling(hidden_features=hidden_features, layers=layers, clamp=clamp, bf16=bf16)
 
-        inn = alternate(math.prod(shape), classes, transforms, couple)
-        super().__init__(inn, shape, classes, base, whiten=whiten)
+        inn = alternate(math.prod(shape), classes or 0, transforms, couple)
+        super().__init__(inn, shape, classes, base, whiten=whiten, squash=squash, alpha=alpha)
 
 
 def alternate(features: int, classes: int, transforms: int, couple: Callable[[INN], None]) -> INN:

@@ -11,14 +11,14 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-import torch.nn.functional as F
-from FrEIA.modules import AffineCouplingOneSided, InvertibleModule
+from FrEIA.modules import InvertibleModule
 from normflows.flows import Flow
 from torch import Tensor, nn
 
 from .adapters.common import as_log_det
 from .adapters.freia import fit_condition
-from .blocks import ClassAffine, Conv1x1, label_dims
+from .blocks import AffineCoupling, ClassAffine, Conv1x1, keep_constants
+from .contract import one_hot
 from .subnets import ConvSubnet, DenseSubnet
 
 
@@ -51,6 +51,7 @@ class FreiaLayer(Flow):
                 f"Expected a block with one input and {int(bool(context))} conditions for "
                 f"{context} context features; got {block.dims_in} and {block.dims_c}."
             )
+        keep_constants(block)
         self.block = block
         self.context = context
 
@@ -84,13 +85,13 @@ class FreiaLayer(Flow):
 
     def _features(self, context: Tensor | None, value: Tensor) -> Tensor:
         if context is not None and context.ndim == 1 and not context.is_floating_point():
-            context = F.one_hot(context, self.context)
-        expected = (len(value), self.context)
+            context = one_hot(context, self.context)
+        expected = (value.shape[0], self.context)
         if context is None or tuple(context.shape) != expected:
             got = None if context is None else tuple(context.shape)
             raise ValueError(
                 f"Expected a context with shape {expected}, or class indices with shape "
-                f"({len(value)},) and an integer dtype; got {got}."
+                f"({value.shape[0]},) and an integer dtype; got {got}."
             )
         return context.to(value.dtype)
 
@@ -101,9 +102,9 @@ class ConditionalAffineCoupling(FreiaLayer):
     .. math:: x_1 = z_1, \qquad x_2 = (z_2 - t(z_1, c))\, e^{-s(z_1, c)}
 
     where :math:`z_1` is the first half of the channels and :math:`s` is bounded by the clamp. It
-    is FrEIA's `AffineCouplingOneSided`. The context is a bias of every hidden layer of the subnet,
-    which costs the same at all image sizes. It starts as the identity. As always in normflows, put
-    a `Permute` or another mixing layer between two of them.
+    is :class:`~freia_kd.flows.blocks.AffineCoupling`. The context is a bias of every hidden layer
+    of the subnet, which costs the same at all image sizes. It starts as the identity. As always in
+    normflows, put a `Permute` or another mixing layer between two of them.
 
     Arguments:
         shape: The shape of one input, `(D,)` or `(C, H, W)`.
@@ -141,17 +142,14 @@ class ConditionalAffineCoupling(FreiaLayer):
     ) -> None:
         if shape[0] < 2:
             raise ValueError(f"Expected at least two channels to couple; got the shape {shape}.")
-        conditions = [label_dims(context, shape)] if context else []
+        conditions = [(context,)] if context else []
         subnet = partial(
             DenseSubnet if len(shape) == 1 else ConvSubnet,
             classes=context,
-            planes=conditions[0][0] if context else 0,
+            planes=0,
             hidden_features=hidden_features,
         )
-        options = {"clamp": clamp, "clamp_activation": "TANH"}
-        block = AffineCouplingOneSided(
-            [shape], dims_c=conditions, subnet_constructor=subnet, **options
-        )
+        block = AffineCoupling([shape], conditions, subnet_constructor=subnet, clamp=clamp)
         super().__init__(block, context)
 
 
@@ -195,7 +193,7 @@ class ConditionalGlowBlock(Flow):
     ) -> None:
         super().__init__()
         dims = [tuple(shape)]
-        labels = [label_dims(context, shape)] if context else []
+        labels = [(context,)] if context else []
         rotation = nn.init.orthogonal_(torch.empty(shape[0], shape[0]))
         self.layers = nn.ModuleList(  # in normflows' order, from latents to data
             [
@@ -209,7 +207,7 @@ class ConditionalGlowBlock(Flow):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         r"""Maps latents to data: `x` and :math:`\log|\det \partial x/\partial z|`, `(B,)`."""
-        ladj = z.new_zeros(len(z))
+        ladj = z.new_zeros(z.shape[0])
         for layer in self.layers:
             z, part = layer(z, context)
             ladj = ladj + part
@@ -217,7 +215,7 @@ class ConditionalGlowBlock(Flow):
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         r"""Maps data to latents, with :math:`\log|\det \partial z/\partial x|`, `(B,)`."""
-        ladj = z.new_zeros(len(z))
+        ladj = z.new_zeros(z.shape[0])
         for layer in list(self.layers)[::-1]:
             z, part = layer.inverse(z, context)  # type: ignore[operator]
             ladj = ladj + part

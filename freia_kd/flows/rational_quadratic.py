@@ -134,6 +134,7 @@ class SplineCoupling(Block):
         x1, x2 = x[:, : self.keep], x[:, self.keep :]
         conditions = list(c or []) if self.dims_c else []
         parameters = self.subnet(torch.cat([x1, *conditions], 1)).to(x.dtype)
-        parameters = parameters.reshape(len(x), x2.shape[1], -1, *x.shape[2:]).movedim(2, -1)
+        shape = (x.shape[0], x2.shape[1], 3 * self.bins - 1, *x.shape[2:])
+        parameters = parameters.reshape(shape).movedim(2, -1)
         y2, ladj = rational_quadratic(x2, parameters, self.bound, rev)
         return (torch.cat([x1, y2], 1),), ladj.flatten(1).sum(1)

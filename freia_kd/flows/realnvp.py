@@ -11,6 +11,7 @@ from torch import Tensor
 from .bases import Base
 from .blocks import Permute
 from .compose import INN, INNFlow, multiscale
+from .squash import Squash
 
 
 class RealNVP(INNFlow):
@@ -25,7 +26,7 @@ class RealNVP(INNFlow):
 
     Arguments:
         shape: The shape of one input: `(C, H, W)` for images in [0, 1], or `(D,)`.
-        classes: The number of classes.
+        classes: The number of classes; `None` for a flow without a condition.
         base: The base density; a standard Gaussian by default.
         levels: The number of scales; by default 3, or as many as the height and width allow.
         checkerboard: The number of pairs of couplings with checkerboard masks in each scale.
@@ -36,6 +37,11 @@ class RealNVP(INNFlow):
         bf16: Whether the subnets compute in bfloat16.
         whiten: Whether to work in the whitened coordinates of the base; by default for vectors
             only.
+        halvings: How often images are halved before the first scale (see
+            :func:`~freia_kd.flows.compose.multiscale`): for large ones, whose parameters then
+            hardly grow with their side.
+        squash: As for :class:`~freia_kd.flows.compose.INNFlow`, which maps images to [0, 1].
+        alpha: The `alpha` of the squash; by default its own.
         channels_last: Whether images are laid out with the channels last in memory, which makes
             training faster, the more so with `bf16`.
         compile: Whether the net is compiled by `torch.compile` when it is first used: a training
@@ -58,7 +64,7 @@ class RealNVP(INNFlow):
     def __init__(
         self,
         shape: Sequence[int],
-        classes: int,
+        classes: int | None,
         base: Base | None = None,
         *,
         levels: int | None = None,
@@ -69,6 +75,9 @@ class RealNVP(INNFlow):
         clamp: float = 1.0,
         bf16: bool = False,
         whiten: bool | None = None,
+        halvings: int = 0,
+        squash: Squash = "auto",
+        alpha: float | None = None,
         channels_last: bool = True,
         compile: bool = False,
     ) -> None:
@@ -89,10 +98,28 @@ class RealNVP(INNFlow):
             inn.append(Permute, permutation=order.argsort())
             pairs(inn, channelwise)
 
-        inn = multiscale(tuple(shape), classes, levels, fill)
-        layout = {"channels_last": channels_last, "compile": compile}
+        def detail(inn: INN) -> None:
+            inn.coupling(
+                hidden_features=hidden_features,
+                layers=layers,
+                clamp=clamp,
+                bf16=bf16,
+                split_len=0.25,
+            )
+
+        inn = multiscale(tuple(shape), classes or 0, levels, fill, halvings, detail)
         whiten = len(shape) == 1 if whiten is None else whiten
-        super().__init__(inn, shape, classes, base, whiten=whiten, **layout)
+        super().__init__(
+            inn,
+            shape,
+            classes,
+            base,
+            squash=squash,
+            alpha=alpha,
+            whiten=whiten,
+            channels_last=channels_last,
+            compile=compile,
+        )
 
 
 def checkered(dims: Sequence[int]) -> Tensor:

@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 import torch
 import yaml
 from FrEIA.modules import (
-    AffineCouplingOneSided,
     GINCouplingBlock,
     GLOWCouplingBlock,
     InvertibleModule,
@@ -22,7 +21,7 @@ from ..domain import Domain
 from ..errors import UsageError
 from ..registry import import_object
 from .bases import Base, GaussianBase, SpectralBase
-from .blocks import DCT, Conv1x1, Permute, Squeeze
+from .blocks import DCT, AffineCoupling, Conv1x1, Permute, Squeeze
 from .compose import INN, INNFlow
 from .glow import rotation
 
@@ -30,7 +29,7 @@ Options: TypeAlias = dict[str, Any]
 
 BASES: dict[str, type[Base]] = {"gaussian": GaussianBase, "spectral": SpectralBase}
 KINDS: dict[str, type[InvertibleModule]] = {
-    "one-sided": AffineCouplingOneSided,
+    "one-sided": AffineCoupling,
     "glow": GLOWCouplingBlock,
     "rnvp": RNVPCouplingBlock,
     "gin": GINCouplingBlock,

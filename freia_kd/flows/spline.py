@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from .bases import Base
 from .compose import INN, INNFlow
 from .nice import alternate
+from .squash import Squash
 
 
 class NSF(INNFlow):
@@ -17,7 +18,7 @@ class NSF(INNFlow):
 
     Arguments:
         shape: The shape of one input: `(D,)`, or `(C, H, W)` for images in [0, 1].
-        classes: The number of classes.
+        classes: The number of classes; `None` for a flow without a condition.
         base: The base density; a standard Gaussian by default.
         transforms: The number of couplings.
         bins: The number of bins of a spline.
@@ -27,6 +28,8 @@ class NSF(INNFlow):
         bf16: Whether the subnets compute in bfloat16.
         whiten: Whether to work in the whitened coordinates of the base, in which `bound` counts
             standard deviations.
+        squash: As for :class:`~freia_kd.flows.compose.INNFlow`, which maps images to [0, 1].
+        alpha: The `alpha` of the squash; by default its own.
 
     References:
         | Neural Spline Flows (Durkan et al., 2019)
@@ -44,7 +47,7 @@ class NSF(INNFlow):
     def __init__(
         self,
         shape: Sequence[int],
-        classes: int,
+        classes: int | None,
         base: Base | None = None,
         *,
         transforms: int = 6,
@@ -54,11 +57,13 @@ class NSF(INNFlow):
         layers: int = 2,
         bf16: bool = False,
         whiten: bool = True,
+        squash: Squash = "auto",
+        alpha: float | None = None,
     ) -> None:
         def couple(inn: INN) -> None:
             inn.spline(
                 bins=bins, bound=bound, hidden_features=hidden_features, layers=layers, bf16=bf16
             )
 
-        inn = alternate(math.prod(shape), classes, transforms, couple)
-        super().__init__(inn, shape, classes, base, whiten=whiten)
+        inn = alternate(math.prod(shape), classes or 0, transforms, couple)
+        super().__init__(inn, shape, classes, base, whiten=whiten, squash=squash, alpha=alpha)

@@ -2,7 +2,8 @@
 
 A FrEIA coupling block makes its subnets by `subnet_constructor(c_in, c_out)`, where `c_in` counts
 the channels of the condition, which come last. A `functools.partial` of the classes here is such a
-constructor, and can be pickled.
+constructor, and can be pickled. :class:`~freia_kd.flows.blocks.AffineCoupling` hands the labels
+over apart from the channels, which saves copies: for it make them with `planes=0`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class ClassSubnet(nn.Module):
         c_out: The number of channels that go out.
         classes: The number of classes; 0 for none.
         planes: How many of the channels are packed labels (see
-            :func:`freia_kd.flows.blocks.pack_labels`).
+            :func:`freia_kd.flows.blocks.pack_labels`); 0 where labels come apart from them.
         hidden_features: The width of the hidden layers.
         layers: How many hidden layers there are.
         bf16: Whether to compute in bfloat16. What comes out has the dtype of what came in, so
@@ -66,27 +67,40 @@ class ClassSubnet(nn.Module):
         """The hidden layer of that index, or the last one for -1."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps `(B, c_in, ...)` to `(B, c_out, ...)`."""
-        h = x[:, : self.features_in]
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Maps `(B, c_in, ...)` to `(B, c_out, ...)`.
+
+        Arguments:
+            x: The channels, and the packed labels if there are `planes`.
+            labels: Labels with shape `(B, classes)`, if not.
+        """
+        h = x
+        if self.planes:
+            h, packed = x.split([self.features_in, self.planes], 1)
+            labels = unpack_labels(packed, self.classes)
+        h = h.to(torch.bfloat16) if self.bf16 else h
         biases: tuple[Tensor, ...] | None = None
         if self.classes:
-            labels = unpack_labels(x[:, self.features_in :], self.classes)
-            bias = (labels @ self.biases).reshape(len(x), -1, *(1,) * (x.ndim - 2))
+            assert labels is not None, "made with planes=0, so the coupling hands labels over"
+            bias = (labels.to(self.biases.dtype) @ self.biases).to(h.dtype)
+            bias = bias.reshape(*bias.shape, *(1,) * (x.ndim - 2))
             biases = bias.chunk(len(self.layers), 1)
-        if self.bf16:
-            with torch.autocast(x.device.type, dtype=torch.bfloat16):
-                return self.run(h, biases).to(x.dtype)
-        return self.run(h, biases).to(x.dtype)
-
-    def run(self, h: Tensor, biases: tuple[Tensor, ...] | None) -> Tensor:
         for index, layer in enumerate(self.layers):
-            h = layer(h)
+            h = self.apply_layer(layer, h)
             # In place, since fresh memory costs more than these operations do.
             if biases is not None:
                 h = h.add_(biases[index].to(h.dtype))
             h = F.relu_(h)
-        return self.last(h)
+        return self.apply_layer(self.last, h).to(x.dtype)
+
+    def apply_layer(self, layer: nn.Module, h: Tensor) -> Tensor:
+        """A layer, in bfloat16 if asked for: cast here, since autocast costs more than the cast."""
+        if not self.bf16:
+            return layer(h)
+        weight, bias = (p.to(h.dtype) for p in layer.parameters())
+        if isinstance(layer, nn.Conv2d):
+            return F.conv2d(h, weight, bias, padding=layer.padding)
+        return F.linear(h, weight, bias)
 
 
 class DenseSubnet(ClassSubnet):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -26,27 +25,22 @@ from ..report.schema import (
     SynthesizerResult,
     TeacherResult,
 )
-from ..students import Student, StudentSpec
+from ..students import StudentSpec
 from ..teachers import Classifier
 from .job import Job
-from .student import read_student, training_stages
+from .student import compressed_paths, read_student, training_stages
 from .synthesis import heldout_set, picture_name
 
 
-def measure(job: Job, compressed: Sequence[Student]) -> Report:
-    """The report of a run whose students are all trained; only here are evaluation data read.
-
-    Arguments:
-        job: The job.
-        compressed: Its students before any training.
-    """
+def measure(job: Job) -> Report:
+    """The report of a run whose students are all trained; only here are evaluation data read."""
     data = None if job.evaluation is None else job.evaluation.load(job.teacher.domain, "test")
     answers = None if data is None else predict(job.teacher, data)
     students = []
     with job.run.stage("measure"):
         with job.run.progress.stage("measure", len(job.specs)) as stage:
-            for spec, before in zip(job.specs, compressed, strict=True):
-                students.append(_measure_student(job, spec, before, data, answers))
+            for spec in job.specs:
+                students.append(_measure_student(job, spec, data, answers))
                 stage.update(len(students), {})
         for suffix in (".pt", ".safetensors"):
             with atomic(job.run / f"student{suffix}") as temporary:
@@ -77,12 +71,12 @@ def measure(job: Job, compressed: Sequence[Student]) -> Report:
 def _measure_student(
     job: Job,
     spec: StudentSpec,
-    before: Student,
     data: LabelledData | None,
     answers: Tensor | None,
 ) -> StudentResult:
     heldout = heldout_set(job.run.folder, spec.name)
     stages = training_stages(job, spec)
+    before = read_student(job, compressed_paths(job, spec)[-1])
     trained = [read_student(job, paths[-1]) for paths in stages.values()]
     after = trained[-1].classifier
     said = None if data is None else predict(after, data)

@@ -129,6 +129,8 @@ def reopen_job(
     loaded = _load_again(old, teacher, arch, domain)
     chosen, synthesizers = _synthesizers_again(old, synthesizer, folder)
     samples = _sample_path(old) if samples is None else samples
+    if training is None:
+        _expect_trusted("loss", old.training.divergence)
     few = _load_samples(samples, True, loaded, synthesizers)
     sizes = None if preset is None else get_preset(preset)
     if isinstance(preset, Preset):  # one by name says nothing of what was chosen beside it

@@ -25,25 +25,23 @@ def run_job(job: Job) -> Report:
     """
     if job.is_finished:
         return read_report(job.run.folder)
-    compressed = make_students(job)
-    report = measure(job, [stages[-1] for stages in compressed])  # real data may be read from here
+    make_students(job)
+    report = measure(job)  # real data may be read from here
     with job.run.stage("report"):
         write_report(job.run.folder, report)
     return report
 
 
-def make_students(job: Job) -> list[list[Student]]:
-    """All but the report: compresses and distils; returns the students as compressed."""
-    compressed = compress_students(job)
+def make_students(job: Job) -> None:
+    """All but the report: compresses and distils the students."""
     inputs = calibration_set(job.teacher, job.config.seed)
-    for spec, stages in zip(job.specs, compressed, strict=True):
-        training, heldout = synthesize(job, spec, stages[0])
-        train_student_of(job, spec, stages[0], training, heldout, inputs)
-    return compressed
+    for spec, student in zip(job.specs, compress_students(job), strict=True):
+        training, heldout = synthesize(job, spec, student)
+        train_student_of(job, spec, student, training, heldout, inputs)
 
 
-def compress_students(job: Job) -> list[list[Student]]:
-    """The students before any training, each after each of its methods."""
+def compress_students(job: Job) -> list[Student]:
+    """The students after their first methods, before any training."""
     if not job.run.record.students:
         _remember(job)
     inputs = calibration_set(job.teacher, job.config.seed)
@@ -72,7 +70,7 @@ def run_extraction(job: Job) -> Path:
     for spec in job.specs if own else [None]:
         first = None
         if spec is not None:
-            first = compress_student(job, spec, calibration_set(job.teacher, job.config.seed))[0]
+            first = compress_student(job, spec, calibration_set(job.teacher, job.config.seed))
         synthesize(job, spec, first)
     return job.run.folder
 

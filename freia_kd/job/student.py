@@ -19,26 +19,26 @@ from ..teachers import Classifier, read_checkpoint, save_classifier
 from .job import Job
 
 
-def compress_student(job: Job, spec: StudentSpec, inputs: Tensor) -> list[Student]:
-    """A student before any training, after each of its methods.
+def compress_student(job: Job, spec: StudentSpec, inputs: Tensor) -> Student:
+    """A student after its first method, before any training.
 
-    The last is what `freiakd compress` writes. What was built once is read from the folder, since
-    latencies, by which a search may go, are never measured the same again.
+    After each method it is left in the folder, after the last one as `freiakd compress` writes it.
+    What was built once is read from there, since latencies, by which a search may go, are never
+    measured the same again.
     """
-    stage, paths = f"compress {spec.name}", _compressed_paths(job, spec)
-    if job.run.done(stage) and all(path.exists() for path in paths):
-        return [read_student(job, path) for path in paths]
-    students, student = list[Student](), Student(job.teacher)
-    with job.run.stage(stage):
-        for method, path in zip(spec.methods, paths, strict=True):
-            student = extend(student, method, spec.bn, inputs, job.run.progress)
-            write_student(path, student)
-            write_json(_searches_path(job, path), student.searches)
-            students.append(student)
-    return students
+    stage, paths = f"compress {spec.name}", compressed_paths(job, spec)
+    if not (job.run.done(stage) and all(path.exists() for path in paths)):
+        student = Student(job.teacher)
+        with job.run.stage(stage):
+            for method, path in zip(spec.methods, paths, strict=True):
+                student = extend(student, method, spec.bn, inputs, job.run.progress)
+                write_student(path, student)
+                write_json(_searches_path(job, path), student.searches)
+    return read_student(job, paths[0])
 
 
-def _compressed_paths(job: Job, spec: StudentSpec) -> list[Path]:
+def compressed_paths(job: Job, spec: StudentSpec) -> list[Path]:
+    """The files of a student before any training, one for each of its methods."""
     earlier = [f"checkpoints/compressed-{spec.name}-{m.name}" for m in spec.methods[:-1]]
     return [job.run / f"{stem}.safetensors" for stem in [*earlier, f"compressed-{spec.name}"]]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..flows import density
 from ..flows.contract import ConditionalFlow
 from .contract import Batch, Terms
 
@@ -57,12 +58,12 @@ class ReverseLikelihood:
                 "Expected real samples and their classes in batch.x and batch.y; got none. "
                 "Without real samples use the data-free objective alone."
             )
-        x = self._spread(batch.x, batch.generator)
+        x = self._spread(batch.x, batch.generator, flow.edge)
         return Terms(reverse=-flow.log_prob(x, batch.y).mean())
 
-    def _spread(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _spread(self, x: Tensor, generator: torch.Generator | None, edge: float) -> Tensor:
         if x.ndim == 4:
-            return dequantize(x, generator) if self.dequantize else x
+            return density.dequantize(x, generator, edge=edge)[0] if self.dequantize else x
         if not self.noise:
             return x
         device = x.device if generator is None else generator.device
@@ -77,6 +78,4 @@ def dequantize(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         x: Pixels in [0, 1], of any shape.
         generator: The source of the uniform noise.
     """
-    device = x.device if generator is None else generator.device
-    noise = torch.rand(x.shape, generator=generator, device=device, dtype=x.dtype)
-    return (255 * x + noise.to(x.device)) / 256
+    return density.dequantize(x, generator)[0]

@@ -62,7 +62,7 @@ class BDNFOptions(Config):
     """
 
     title: ClassVar[str] = "bdnf"
-    flow: str = "nice"
+    flow: str = "auto"
     base: Literal["spectral", "gaussian"] = "spectral"
     prior: bool = True
     alpha: NonNegative = 1e-2

@@ -89,7 +89,11 @@ class Synthesizer(ABC):
 
     @classmethod
     def unsupported_reason(
-        cls, teacher: Teacher, samples: LabelledData | None = None, student: bool = True
+        cls,
+        teacher: Teacher,
+        samples: LabelledData | None = None,
+        student: bool = True,
+        options: Any = None,
     ) -> str | None:
         """Why the method cannot work with a teacher, or `None` if it can.
 
@@ -97,6 +101,7 @@ class Synthesizer(ABC):
             teacher: The teacher.
             samples: The real samples that there are.
             student: Whether there will be a student.
+            options: The options that it will have, for methods that need one given.
         """
         if cls.needs_images and not teacher.domain.is_image:
             return "makes images, and the teacher takes vectors"

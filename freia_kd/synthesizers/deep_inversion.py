@@ -56,7 +56,8 @@ class AdaptiveDeepInversionOptions(DeepInversionOptions):
     """The hyper-parameters of Adaptive DeepInversion, for CIFAR-10.
 
     Arguments:
-        competition: The weight of the divergence between teacher and student.
+        competition: The weight of the divergence between teacher and student; the paper's code has
+            10, beside norms of the statistics.
         temperature: Divides both logits in it; not in the paper, its code has 3.
 
     Raises:
@@ -64,7 +65,7 @@ class AdaptiveDeepInversionOptions(DeepInversionOptions):
     """
 
     title: ClassVar[str] = "adaptive-deepinversion"
-    competition: NonNegative = 10.0
+    competition: NonNegative = 1.0
     temperature: Positive = 3.0
 
 
@@ -139,9 +140,9 @@ class AdaptiveDeepInversion(DeepInversion):
 
     name = "adaptive-deepinversion"
     Options = AdaptiveDeepInversionOptions
-    presets: ClassVar = {  # a step costs twice as much; the weight's ratio to `statistics` is kept
-        "quick": {**QUICK, **WEIGHTS, "images": 128, "competition": 0.3},
-        "standard": {**STANDARD, **WEIGHTS, "images": 256, "competition": 0.3},
+    presets: ClassVar = {  # a step costs twice as much
+        "quick": {**QUICK, **WEIGHTS, "images": 128},
+        "standard": {**STANDARD, **WEIGHTS, "images": 256},
     }
     needs_student = True
 

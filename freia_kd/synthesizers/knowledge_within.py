@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from .contract import TEACHER_BATCH_SIZE
 from .inversion import QUICK, STANDARD, Inversion, InversionOptions, Loss, unit
 from .noise import Noise
 
+Target = Literal["probability", "logit"]
 EPSILON = 1e-5  # what batch normalisation adds to a variance
 
 
@@ -35,7 +36,9 @@ class KnowledgeWithinOptions(InversionOptions):
 
     Arguments:
         statistics: The weight of the batch-norm statistics.
-        inception: The weight of the class logit.
+        target: What the inception scheme raises for the wanted class: its log-`"probability"`, or
+            its `"logit"`, which grows without end and in the teacher's own units.
+        inception: The weight of that.
         smoothness: The weight of the smoothness prior, which the inception scheme has.
         blur: The standard deviation of that prior's Gaussian kernel, in pixels.
 
@@ -45,7 +48,8 @@ class KnowledgeWithinOptions(InversionOptions):
 
     title: ClassVar[str] = "kw"
     statistics: NonNegative = 5.0
-    inception: NonNegative = 0.1
+    target: Target = "probability"
+    inception: NonNegative = 1.0
     smoothness: NonNegative = 1.0
     blur: Positive = 1.0
 
@@ -117,7 +121,8 @@ class KnowledgeWithin(Inversion):
             if "statistics" in self.terms:
                 terms["statistics"] = options.statistics * gaussian_divergence(records)
             if "inception" in self.terms:
-                terms["inception"] = -options.inception * logits.gather(1, y[:, None]).mean()
+                scores = logits if options.target == "logit" else F.log_softmax(logits, 1)
+                terms["inception"] = -options.inception * scores.gather(1, y[:, None]).mean()
                 terms["smoothness"] = options.smoothness * roughness(scaled, options.blur)
             return Terms(**terms)
 
@@ -125,11 +130,12 @@ class KnowledgeWithin(Inversion):
 
 
 class KWInception(KnowledgeWithin):
-    r"""The inception scheme: images of a large class logit, and smooth.
+    r"""The inception scheme: images of a wanted class, and smooth.
 
-    .. math:: -\langle t_y(x) \rangle + w\,\langle (x - G * x)^2 \rangle
+    .. math:: -\langle \log p_T(y|x) \rangle + w\,\langle (x - G * x)^2 \rangle
 
-    with the logit t of the wanted class y, and a Gaussian kernel G.
+    with a Gaussian kernel G. A departure: published summaries speak of the class logit
+    (`target="logit"`), which has the teacher's units and no end.
     """
 
     name = "kw-inception"

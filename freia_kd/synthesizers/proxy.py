@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -50,6 +50,18 @@ class Proxy(AugmentedBank):
     name = "proxy"
     real_images = "unlabelled proxy images given by the user"
     Options = ProxyOptions
+
+    @classmethod
+    def unsupported_reason(
+        cls,
+        teacher: Teacher,
+        samples: LabelledData | None = None,
+        student: bool = True,
+        options: Any = None,
+    ) -> str | None:
+        if not getattr(options, "source", ""):
+            return "needs images of yours, and its option source names none"
+        return super().unsupported_reason(teacher, samples, student, options)
 
     def fit(
         self,

@@ -39,6 +39,13 @@ def test_a_mirror_is_exact_and_takes_half_of_the_images():
     assert 150 < mirrored.sum() < 250
 
 
+def test_maps_of_turns_and_mirrors_keep_distances():
+    change = Augmentation(**{**STILL, "rotation": 40.0}, flip=True)
+    maps = change._maps(200, generator(), torch.device("cpu"))[:, :, :2]
+    torch.testing.assert_close(maps @ maps.mT, torch.eye(2).expand(200, 2, 2))
+    assert 70 < (torch.linalg.det(maps) < 0).sum() < 130
+
+
 def test_a_shift_moves_the_image():
     x = torch.zeros(300, 1, 40, 40)
     x[:, :, 18:22, 18:22] = 1

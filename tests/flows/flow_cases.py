@@ -15,13 +15,14 @@ from FrEIA.modules import (
 )
 
 from freia_kd.flows.bases import SpectralBase
-from freia_kd.flows.blocks import DCT, BoundedLogit, ClassAffine, Conv1x1, Permute, Squeeze
-from freia_kd.flows.compose import INN, INNFlow
+from freia_kd.flows.blocks import DCT, AffineCoupling, ClassAffine, Conv1x1, Permute, Squeeze
+from freia_kd.flows.compose import INN, Composition, INNFlow
 from freia_kd.flows.contract import ConditionalFlow
 from freia_kd.flows.glow import Glow
 from freia_kd.flows.nice import NICE
 from freia_kd.flows.realnvp import RealNVP
 from freia_kd.flows.spline import NSF
+from freia_kd.flows.squash import BoundedLogit, Linear, ShrunkLogit
 
 CLASSES = 3
 
@@ -81,6 +82,13 @@ def couplings(shape: tuple[int, ...], module_class, classes: int = CLASSES) -> I
     return INNFlow(inn, (torch.Size(shape).numel(),), CLASSES)
 
 
+def step() -> INNFlow:
+    """A step of Glow: the convolution, then the coupling that hands the labels over apart."""
+    inn = INN([(4, 2, 2)], classes=CLASSES).append(Conv1x1, initial=LINEAR)
+    inn.coupling(hidden_features=6).append(Conv1x1, initial=torch.linalg.inv(LINEAR))
+    return INNFlow(inn, (16,), CLASSES)
+
+
 def splines(shape: tuple[int, ...]) -> INNFlow:
     inn = INN([shape], classes=CLASSES).spline(bins=4, bound=3.0, hidden_features=6)
     return INNFlow(inn, (torch.Size(shape).numel(),), CLASSES)
@@ -122,6 +130,16 @@ ARCHITECTURES = [
     ),
     Case("spline-2d", partial(NSF, (2,), CLASSES, transforms=3, bound=3.0, bins=5, **small)),
     Case("spline-image", partial(NSF, (1, 3, 3), CLASSES, transforms=2, bound=3.0, **small)),
+    Case(
+        "glow-halved",
+        partial(Glow, (1, 4, 8), CLASSES, halvings=1, steps=1, levels=1, **small),
+        spread=0.1,
+    ),
+    Case("glow-shrunk", partial(Glow, (1, 4, 4), CLASSES, squash="shrunk", steps=1, **small)),
+    Case(
+        "composition",
+        lambda: Composition(NICE((4,), CLASSES, **small), NSF((4,), CLASSES, **small)),
+    ),
     Case("composed", nested),
     Case("composed-unconditional", partial(nested, 0), conditional=False),
 ]
@@ -140,11 +158,10 @@ BLOCKS = [
         conditional=False,
         identity=False,
     ),
-    Case(
-        "logit",
-        partial(block, (4,), (BoundedLogit, {}), AFFINE),
-        identity=False,
-    ),
+    Case("logit", partial(block, (4,), (BoundedLogit, {}), AFFINE), identity=False),
+    Case("tailed", partial(block, (4,), (BoundedLogit, {"tail": 0.5}), AFFINE), identity=False),
+    Case("shrunk", partial(block, (4,), (ShrunkLogit, {}), AFFINE), identity=False),
+    Case("linear", partial(block, (4,), (Linear, {}), AFFINE), identity=False),
     Case("dct-vector", partial(block, (5,), (DCT, {}), AFFINE), identity=False),
     Case("dct-image", partial(block, (2, 3, 4), (DCT, {}), AFFINE), identity=False),
     Case(
@@ -153,6 +170,10 @@ BLOCKS = [
         identity=False,
     ),
     Case("one-sided", partial(couplings, (4,), AffineCouplingOneSided)),
+    Case("coupling", partial(couplings, (5,), AffineCoupling)),
+    Case("coupling-image", partial(couplings, (3, 2, 2), AffineCoupling)),
+    Case("coupling-alone", partial(couplings, (4,), AffineCoupling, 0), conditional=False),
+    Case("fused-step", step, identity=False),  # LINEAR is undone to float32 only
     Case("rnvp-image", partial(couplings, (2, 2, 2), RNVPCouplingBlock)),
     Case("gin", partial(couplings, (4,), GINCouplingBlock)),
     Case("glow-alone", partial(couplings, (4,), GLOWCouplingBlock, 0), conditional=False),

@@ -30,7 +30,7 @@ def latents(flow, spread=0.7, seed=2):
 def inputs(flow):
     """Points that the flow can encode, not from the flow itself."""
     u = latents(flow, seed=3)
-    from_unit = any(type(m).__name__ == "BoundedLogit" for m in flow.modules())
+    from_unit = any(type(m).__name__.endswith("Logit") for m in flow.modules())
     return torch.sigmoid(u) if from_unit else u
 
 

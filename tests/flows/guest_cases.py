@@ -17,7 +17,7 @@ from normflows.distributions.base import ConditionalDiagGaussian
 from torch import nn
 
 from freia_kd.flows.adapters import as_conditional_flow
-from freia_kd.flows.blocks import BoundedLogit
+from freia_kd.flows.squash import BoundedLogit
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,8 @@ def test_states_load_in_another_process(tmp_path):
         saved[case.name] = {"state": flow.state_dict(), "x": x, "log_prob": log_prob}
     torch.save(saved, tmp_path / "states.pt")
     environment = os.environ | {"PYTHONHASHSEED": "77", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = str(Path(__file__).parent)
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     command = [sys.executable, "-c", LOADER, str(tmp_path / "states.pt")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

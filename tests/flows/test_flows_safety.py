@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from freia_kd.flows.bases import SpectralBase
 from freia_kd.flows.compose import INN, INNFlow
+from freia_kd.flows.export import export_decoder
 from freia_kd.flows.glow import Glow
 from freia_kd.flows.nice import NICE
 from freia_kd.flows.realnvp import RealNVP
@@ -165,13 +166,61 @@ def test_layout_and_compilation_change_no_value(option, monkeypatch):
     torch.compiler.reset()
 
 
+TINY = {
+    "nice": partial(NICE, (2,), 3, transforms=2, hidden_features=4),
+    "glow": partial(Glow, (1, 2, 2), 3, steps=1, hidden_features=4),
+    "realnvp": partial(RealNVP, (1, 2, 2), 3, hidden_features=4, checkerboard=1, channelwise=0),
+    "spline": partial(NSF, (2,), 3, transforms=1, hidden_features=4),
+}
+
+
+def batch(flow, n):
+    generator = torch.Generator().manual_seed(n)
+    z = torch.randn(n, *flow.shape, generator=generator)
+    return z, torch.rand(n, *flow.shape, generator=generator), torch.arange(n) % 3
+
+
 @pytest.mark.skipif(not flow_laws.CAN_EXPORT, reason="torch.export refuses autocast before 2.5")
-@pytest.mark.parametrize("name", TRACED)
-def test_flows_export(name):
-    flow = shaken(TRACED[name]()).eval()
-    exported = torch.export.export(Both(flow), values(flow)).module()
-    found, expected = exported(*values(flow)), Both(flow)(*values(flow))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("name", TINY)
+def test_flows_export_with_a_dynamic_batch(name, strict):
+    both = Both(shaken(TINY[name]())).eval()
+    shapes = ({0: torch.export.Dim("batch", min=1)},) * 3
+    program = torch.export.export(both, batch(both.flow, 4), dynamic_shapes=shapes, strict=strict)
+    for n in (1, 4, 7):
+        found, expected = program.module()(*batch(both.flow, n)), both(*batch(both.flow, n))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_functions_of_torch_map_over_hard_labels(name):
+    flow = shaken(TINY[name]())
+    z, x, c = batch(flow, 5)
+
+    def log_prob(x, c):
+        return flow.log_prob(x[None], c[None])[0]
+
+    torch.testing.assert_close(torch.func.vmap(log_prob)(x, c), flow.log_prob(x, c))
+
+    def decode(z, c):
+        return flow.decode(z[None], c[None])[0].flatten()
+
+    jacobians = torch.func.vmap(torch.func.jacrev(decode))(z, c).reshape(5, *[z[0].numel()] * 2)
+    expected = flow.decode(z, c)[1]
+    torch.testing.assert_close(torch.linalg.slogdet(jacobians)[1], expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_samplers_run_in_onnxruntime(name, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    flow = shaken(TINY[name]())
+    session = runtime.InferenceSession(str(export_decoder(flow, tmp_path / "flow.onnx")))
+    for n in (1, 6):
+        z, _, c = batch(flow, n)
+        (x,) = session.run(None, {"z": z.numpy(), "c": c.numpy()})
+        expected = flow.decode(z, c)[0].detach()
+        torch.testing.assert_close(torch.from_numpy(x), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_flows_train_under_ddp():
@@ -218,7 +267,11 @@ def test_wrong_inputs_raise_before_any_work(value, c, message):
     [
         (lambda: NICE((1,), 3), "at least 2 dimensions to couple; got 1"),
         (lambda: Glow((1, 28, 28), 3, levels=3), "can be halved 3 times; got .28, 28."),
-        (lambda: RealNVP((1, 7, 8), 3), "Use levels between 1 and 0"),
+        (lambda: RealNVP((1, 7, 8), 3), r"an even height and width; got \(7, 8\)"),
+        (lambda: Glow((1,), 3), "at least 2 dimensions to couple; got 1"),
+        (lambda: RealNVP((1,), 3), "at least 2 dimensions to couple; got 1"),
+        (lambda: Glow((3, 8, 8), 3, squash="tanh"), "Expected a squash .auto.*got .tanh."),
+        (lambda: NICE((2,), 3, alpha=0.1), "a squash by name for alpha=0.1; got None"),
         (lambda: NICE((4,), 3, SpectralBase((1, 2, 2))), r"a base over \(4,\); got one over"),
         (
             lambda: INNFlow(INN([(3,)], classes=3).affine(), (4,), 3),

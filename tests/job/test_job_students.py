@@ -7,7 +7,7 @@ from job_cases import NOISE, TINY, make_data, make_resnet, make_teacher, student
 import freia_kd
 from freia_kd import StudentSpec, distill, resume
 from freia_kd.compression import Prune, Quantize, Tucker
-from freia_kd.config import Preset
+from freia_kd.config import DistillationOptions, Preset
 from freia_kd.data.synthetic import SyntheticSet
 from freia_kd.evaluation import accuracy, agreement, predict, share_equal
 from freia_kd.job import reopen_job
@@ -168,3 +168,16 @@ def test_a_student_is_read_back_as_it_was(chain, teacher, tmp_path):
         write_student(tmp_path / "again.safetensors", student)
         first = (chain.folder / "student-chain.safetensors").read_bytes()
         assert (tmp_path / "again.safetensors").read_bytes() == first
+
+
+def test_training_leaves_what_compression_made_alone(teacher, tmp_path):
+    """Seen to fail: the student was trained in place, and its scores were shown for both."""
+    training = DistillationOptions(steps=30, batch_size=32, learning_rate=5e-3)
+    result = distill(teacher, out=tmp_path / "run", students=["3"], training=training, **NOISE)
+    (student,) = result.report.students
+    heldout = SyntheticSet(tmp_path / "run/synthetic/heldout")
+    untrained = freia_kd.load_student(tmp_path / "run/compressed-3.safetensors")
+    trained = result.student("3")
+    assert student.compressed.agreement.value == agreement(untrained, heldout, "odd")
+    assert student.distilled.agreement.value == agreement(trained, heldout, "odd")
+    assert student.compressed.agreement != student.distilled.agreement

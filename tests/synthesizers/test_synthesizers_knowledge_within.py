@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import integrate, ndimage, stats
+from scipy.special import log_softmax
 from tiny_batchnorm import DOMAIN, draw, features, generator, make_teacher
 
 from freia_kd.domain import DOMAINS, Domain
@@ -45,12 +46,16 @@ def test_losses_have_their_terms(name):
     assert [key for key, _ in loss(*draw()).items()] == TERMS[name]
 
 
-def test_every_term_is_that_of_the_docstring():
+@pytest.mark.parametrize("target", ["probability", "logit"])
+def test_every_term_is_that_of_the_docstring(target):
     teacher, (x, y) = make_teacher(), draw()
-    options = KnowledgeWithinOptions(statistics=2.0, inception=3.0, smoothness=5.0, blur=0.8)
+    options = KnowledgeWithinOptions(
+        target=target, statistics=2.0, inception=3.0, smoothness=5.0, blur=0.8
+    )
     terms = dict(KWMixture(options).loss(teacher, None)(x, y).items())
-    logits = teacher.net(x).numpy()
-    assert terms["inception"].item() == pytest.approx(-3 * logits[np.arange(6), y].mean(), rel=1e-5)
+    scores = teacher.net(x).numpy()
+    scores = scores if target == "logit" else log_softmax(scores, 1)
+    assert terms["inception"].item() == pytest.approx(-3 * scores[np.arange(6), y].mean(), rel=1e-5)
     assert terms["smoothness"].item() == pytest.approx(5 * roughness_by_hand(x, 0.8), rel=1e-4)
     layers = []
     for h, layer in zip(features(teacher.net, x), (teacher.net[1], teacher.net[4]), strict=True):
@@ -63,6 +68,11 @@ def test_every_term_is_that_of_the_docstring():
         )
         layers.append(np.mean([divergence_by_hand(*pair) for pair in pairs]))
     assert terms["statistics"].item() == pytest.approx(2 * np.mean(layers), rel=1e-4)
+
+
+def test_a_target_that_nobody_knows_is_refused():
+    with pytest.raises(ValueError, match="target probability or logit; got 'odds'"):
+        KnowledgeWithinOptions(target="odds")
 
 
 def divergence_by_hand(mean_p, std_p, mean_q, std_q):
@@ -101,6 +111,7 @@ def test_statistics_of_dead_channels_are_finite():
 def test_optimisation_does_what_each_scheme_says():
     teacher, banks = make_teacher(), {}
     weights = {"images": 30, "batch_size": 30, "inception": 1.0, "statistics": 1.0}
+    weights["target"] = "logit"
     options = KnowledgeWithinOptions(**weights, steps=20, learning_rate=0.2)
     untrained = KnowledgeWithinOptions(**weights, steps=1, learning_rate=1e-9)
     loss = KWMixture(options).loss(teacher, None)

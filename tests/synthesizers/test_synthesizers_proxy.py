@@ -4,7 +4,7 @@ import torch
 
 from freia_kd.domain import Domain
 from freia_kd.errors import UsageError
-from freia_kd.synthesizers import build_synthesizers
+from freia_kd.synthesizers import build_synthesizers, expect_supported, supported
 from freia_kd.synthesizers.proxy import Proxy, ProxyOptions
 from freia_kd.teachers import Teacher
 from freia_kd.teachers.mlp import MLP
@@ -54,6 +54,13 @@ def test_vectors(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.eye(3, dtype=np.float32))
     synthesizer = fitted(teacher, source=str(tmp_path / "a.npz"))
     assert len(synthesizer.sample(50, generator=generator())[0].unique(dim=0)) == 50
+
+
+def test_it_is_able_where_it_has_a_source(teacher, source):
+    assert "proxy" not in supported(teacher)
+    expect_supported([Proxy(ProxyOptions(source=source))], teacher)
+    with pytest.raises(UsageError, match=r"'proxy' needs images of yours.*names none"):
+        expect_supported([Proxy()], teacher)
 
 
 def test_a_source_is_needed(teacher):

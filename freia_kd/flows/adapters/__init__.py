@@ -30,7 +30,7 @@ HOSTS = {
 def as_conditional_flow(
     flow: nn.Module,
     shape: tuple[int, ...],
-    classes: int,
+    classes: int | None,
     base: Base | None = None,
     squash: nn.Module | None = None,
     condition: ConditionSpec = "one-hot",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...optional import require as require
 from ..bases import Base
-from ..contract import ConditionalFlow
+from ..contract import ConditionalFlow, one_hot
 
 ConditionSpec = Literal["one-hot", "index"] | Callable[[Tensor], Any] | None
 """How the host sees the condition, see :func:`freia_kd.flows.adapters.as_conditional_flow`."""
@@ -36,12 +36,13 @@ def as_log_det(ladj: Tensor | float, like: Tensor) -> Tensor:
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
     ladj = torch.as_tensor(ladj, dtype=dtype, device=like.device)
-    if ladj.ndim > 1 or (ladj.ndim == 1 and len(ladj) not in (1, len(like))):
+    n = like.shape[0]
+    if ladj.ndim > 1 or (ladj.ndim == 1 and ladj.shape[0] not in (1, n)):
         raise ValueError(
-            f"Expected a log-determinant with shape (), (1,) or ({len(like)},) from the host; "
+            f"Expected a log-determinant with shape (), (1,) or ({n},) from the host; "
             f"got {tuple(ladj.shape)}."
         )
-    return ladj.expand(len(like))
+    return ladj.expand(n)
 
 
 def anchor(module: nn.Module) -> Tensor:
@@ -58,13 +59,13 @@ def split(value: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
     """Cuts `(B, *shape)` into parts with shapes `(B, *shapes[i])`, in row-major order."""
     sizes = [math.prod(shape) for shape in shapes]
     pieces = value.flatten(1).split(sizes, dim=1)
-    return [p.reshape(len(p), *shape) for p, shape in zip(pieces, shapes, strict=True)]
+    return [p.reshape(p.shape[0], *shape) for p, shape in zip(pieces, shapes, strict=True)]
 
 
 def join(parts: Sequence[Tensor], shape: tuple[int, ...]) -> Tensor:
     """The inverse of :func:`split`."""
     flat = [part.flatten(1) for part in parts]
-    return (flat[0] if len(flat) == 1 else torch.cat(flat, 1)).reshape(-1, *shape)
+    return (flat[0] if len(flat) == 1 else torch.cat(flat, 1)).reshape(flat[0].shape[0], *shape)
 
 
 def gaussian(
@@ -107,14 +108,14 @@ class Condition(nn.Module):
         ValueError: If `spec` is none of the choices.
     """
 
-    def __init__(self, spec: ConditionSpec, classes: int, used: bool = True) -> None:
+    def __init__(self, spec: ConditionSpec, classes: int | None, used: bool = True) -> None:
         super().__init__()
         if not (spec is None or callable(spec) or spec in ("one-hot", "index")):
             raise ValueError(
                 f"Expected condition 'one-hot', 'index', a callable or None; got {spec!r}."
             )
-        self.spec = spec if used else None
-        self.classes = classes
+        self.spec = spec if used and classes else None
+        self.classes = classes or 0
 
     def forward(self, c: Tensor, dtype: torch.dtype) -> Any:
         """The host's condition for class indices `(B,)` or soft labels `(B, classes)`.
@@ -130,9 +131,8 @@ class Condition(nn.Module):
                     "Expected class indices with shape (B,), since condition='index'; got soft "
                     f"labels with shape {tuple(c.shape)}."
                 )
-            return c
-        soft = c if c.ndim == 2 else nn.functional.one_hot(c, self.classes)
-        soft = soft.to(dtype)
+            return c.to(torch.int64)
+        soft = one_hot(c, self.classes).to(dtype)
         return soft if self.spec == "one-hot" else self.spec(soft)
 
 
@@ -181,7 +181,7 @@ class GuestBase(Base):
         if c is None and self.conditional:
             classes = self.condition.classes
             indices = torch.arange(classes, device=z.device)
-            each = [self.log_prob(z, k.expand(len(z))) for k in indices]
+            each = [self.log_prob(z, k.expand(z.shape[0])) for k in indices]
             return torch.logsumexp(torch.stack(each), 0) - math.log(classes)
         return as_log_det(self.density(z, self._context(c, z.dtype)), z)
 
@@ -239,7 +239,7 @@ class GuestFlow(ConditionalFlow):
     def __init__(
         self,
         shape: tuple[int, ...],
-        classes: int,
+        classes: int | None,
         base: Base,
         squash: nn.Module | None,
         condition: Condition,
@@ -265,28 +265,33 @@ class GuestFlow(ConditionalFlow):
     def host_encode(self, x: list[Tensor], context: Any) -> tuple[list[Tensor], Tensor | float]:
         r"""The host's map from inputs to latents, and :math:`\log|\det \partial z/\partial x|`."""
 
-    def decode_unbounded(self, z: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    def decode_unbounded(self, z: Tensor, c: Any = None) -> tuple[Tensor, Tensor]:
         parts = split(z, self.latent_shapes)
-        u, ladj = self.host_decode(parts, self.condition(c, z.dtype))
+        u, ladj = self.host_decode(parts, self._context(c, z.dtype))
         return join(u, self.shape), as_log_det(ladj, z)
 
-    def encode_unbounded(self, u: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_unbounded(self, u: Tensor, c: Any = None) -> tuple[Tensor, Tensor]:
         parts = split(u, self.input_shapes)
-        z, ladj = self.host_encode(parts, self.condition(c, u.dtype))
+        z, ladj = self.host_encode(parts, self._context(c, u.dtype))
         return join(z, self.shape), as_log_det(ladj, u)
 
-    def base_log_prob(self, z: Tensor, c: Tensor) -> Tensor:
+    def base_log_prob(self, z: Tensor, c: Any = None) -> Tensor:
         r""":math:`\log p_Z(z|c)` with shape `(B,)`."""
         if isinstance(self.base, GuestBase):
             return self.base.log_prob(z, c)
         return super().base_log_prob(z, c)
 
     def sample_base(
-        self, c: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None
+        self, c: Any, temperature: float = 1.0, generator: torch.Generator | None = None
     ) -> Tensor:
         if isinstance(self.base, GuestBase):
-            return self.base.sample(len(c), temperature, generator, c)
+            given = None if isinstance(c, int) else c
+            n = c if given is None else given.shape[0]
+            return self.base.sample(n, temperature, generator, given)
         return super().sample_base(c, temperature, generator)
+
+    def _context(self, c: Any, dtype: torch.dtype) -> Any:
+        return None if c is None else self.condition(c, dtype)
 
     def probe(self) -> None:
         """Sends two rows through a copy of the host's flow, so that misfits show at once.
@@ -299,7 +304,7 @@ class GuestFlow(ConditionalFlow):
         guest = copy.deepcopy(self).eval()
         value = anchor(guest).new_full((2, *self.shape), 0.25)
         value[1] = 0.75
-        c = torch.arange(2, device=value.device)
+        c = torch.arange(2, device=value.device) % self.classes if self.classes else None
         call = guest.encode_unbounded if self.native == "encode" else guest.decode_unbounded
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):

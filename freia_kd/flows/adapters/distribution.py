@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,11 +16,13 @@ from ..contract import ConditionalFlow
 class FlowDistribution(Distribution):
     r"""The densities :math:`p_X(x|c)` of a flow for `B` conditions, as one distribution.
 
-    `batch_shape` is `(B,)` and `event_shape` the shape of one input.
+    `batch_shape` is `(B,)` and `event_shape` the shape of one input. Without conditions it is the
+    flow's only density, or the mixture of its classes, and `batch_shape` is `()`.
 
     Arguments:
         flow: The flow.
-        c: Class indices with shape `(B,)` or soft labels with shape `(B, classes)`.
+        c: Class indices with shape `(B,)` or soft labels with shape `(B, classes)`, or `None`.
+        validate_args: Whether `log_prob` refuses inputs outside `support`.
 
     Raises:
         ValueError: If the condition does not fit the flow.
@@ -37,17 +40,36 @@ class FlowDistribution(Distribution):
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     has_rsample = True
 
-    def __init__(self, flow: ConditionalFlow, c: Tensor) -> None:
-        flow.check(torch.zeros(len(c), *flow.shape), c)
-        super().__init__(torch.Size((len(c),)), torch.Size(flow.shape), validate_args=False)
+    def __init__(
+        self, flow: ConditionalFlow, c: Tensor | None = None, validate_args: bool = True
+    ) -> None:
+        if c is not None:
+            flow.check_condition(c, c.shape[0] if c.ndim else 0)
+        batch = torch.Size(() if c is None else c.shape[:1])
+        super().__init__(batch, torch.Size(flow.shape), validate_args=False)
         self.flow = flow
         self.c = c
+        self._check = validate_args
 
     @property
     def support(self) -> constraints.Constraint:
-        """Pixels in [0, 1] if the flow has a squash, real numbers if not."""
-        bounded = constraints.unit_interval if self.flow.squash is not None else constraints.real
-        return constraints.independent(bounded, len(self.event_shape))
+        """The flow's own: pixels from 0 to 1 (or as the squash has it), real numbers if not."""
+        low, high = self.flow.support
+        one = constraints.real if low == -math.inf else constraints.interval(low, high)
+        return constraints.independent(one, len(self.event_shape))
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> FlowDistribution:
+        """The same densities for a larger `batch_shape`, as PyTorch's distributions have it."""
+        new = self._get_checked_instance(FlowDistribution, _instance)
+        new.flow, new.c, new._check = self.flow, self.c, self._check
+        if self.c is not None:
+            event = self.c.shape[1:]
+            new.c = self.c.reshape(*self.batch_shape, *event).expand(*batch_shape, *event)
+            new.c = new.c.reshape(-1, *event)
+        Distribution.__init__(
+            new, torch.Size(batch_shape), torch.Size(self.event_shape), validate_args=False
+        )
+        return new
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The log-density in nats.
@@ -57,11 +79,18 @@ class FlowDistribution(Distribution):
 
         Returns:
             A tensor with shape `(*sample_shape, B)`.
+
+        Raises:
+            ValueError: If a value lies outside the support.
         """
         leading = value.shape[: value.ndim - len(self.event_shape)]
         shape = torch.broadcast_shapes(leading, self.batch_shape)
-        x = value.expand(*shape, *self.event_shape).reshape(-1, *self.event_shape)
-        return self.flow.log_prob(x, self._conditions(shape)).reshape(shape)
+        x = value.expand(*shape, *self.event_shape).reshape(math.prod(shape), *self.event_shape)
+        if self.c is None:
+            log_prob = self.flow.log_marginal(x, check=self._check)
+        else:
+            log_prob = self.flow.log_prob(x, self._conditions(shape), check=self._check)
+        return log_prob.reshape(shape)
 
     def rsample(
         self,
@@ -77,7 +106,8 @@ class FlowDistribution(Distribution):
             temperature: See :meth:`ConditionalFlow.sample`.
         """
         shape = (*sample_shape, *self.batch_shape)
-        x = self.flow.sample(self._conditions(shape), temperature, generator)
+        c = math.prod(shape) if self.c is None else self._conditions(shape)
+        x = self.flow.sample(c, temperature, generator)
         return x.reshape(*shape, *self.event_shape)
 
     def sample(
@@ -91,15 +121,17 @@ class FlowDistribution(Distribution):
             return self.rsample(sample_shape, generator, temperature)
 
     def _conditions(self, shape: Sequence[int]) -> Tensor:
+        assert self.c is not None
         event = self.c.shape[1:]
-        return self.c.expand(*shape, *event).reshape(-1, *event)
+        c = self.c.reshape(*self.batch_shape, *event)
+        return c.expand(*shape, *event).reshape(math.prod(shape), *event)
 
 
-def as_distribution(flow: ConditionalFlow, c: Tensor) -> FlowDistribution:
-    """A flow, given conditions, as a `torch.distributions.Distribution`.
+def as_distribution(
+    flow: ConditionalFlow, c: Tensor | None = None, validate_args: bool = True
+) -> FlowDistribution:
+    """A flow, given conditions or none, as a `torch.distributions.Distribution`.
 
-    Arguments:
-        flow: The flow.
-        c: Class indices with shape `(B,)` or soft labels with shape `(B, classes)`.
+    Arguments as those of :class:`FlowDistribution`.
     """
-    return FlowDistribution(flow, c)
+    return FlowDistribution(flow, c, validate_args)

@@ -9,7 +9,7 @@ from FrEIA.modules import InvertibleModule
 from torch import Tensor, nn
 
 from ..bases import Base, GaussianBase
-from ..blocks import label_dims, pack_labels
+from ..blocks import keep_constants, label_dims, pack_labels
 from .common import Condition, ConditionSpec, GuestFlow, anchor
 
 
@@ -22,9 +22,9 @@ class FreiaFlow(GuestFlow):
 
     The parameters are registered as `blocks`, in an order that follows from the graph alone:
     FrEIA orders the branches of a `GraphINN` by memory address, so that its own state dict may
-    load with branches swapped in another process (FrEIA issue 168). Integer parameters, such as
-    FrEIA's permutations, become buffers of the same name: averages of weights would corrupt them,
-    and unfreezing crash.
+    load with branches swapped in another process (FrEIA issue 168). Constants, such as FrEIA's
+    permutations and fixed kernels, become buffers of the same name
+    (:func:`freia_kd.flows.blocks.keep_constants`).
 
     Arguments:
         flow: The network.
@@ -43,7 +43,7 @@ class FreiaFlow(GuestFlow):
         self,
         flow: InvertibleModule,
         shape: tuple[int, ...],
-        classes: int,
+        classes: int | None,
         base: Base | None = None,
         squash: nn.Module | None = None,
         condition: ConditionSpec = "one-hot",
@@ -61,7 +61,7 @@ class FreiaFlow(GuestFlow):
         )
         self.condition_shapes = conditions
         self.blocks = nn.ModuleList(_blocks(flow))
-        _integers_to_buffers(flow)
+        keep_constants(flow)
         self._flow = (flow,)  # in a tuple: its parameters are registered as blocks
         if base is None:
             self.base.to(anchor(self.blocks))
@@ -82,7 +82,9 @@ class FreiaFlow(GuestFlow):
         self, parts: list[Tensor], context: Any, rev: bool
     ) -> tuple[list[Tensor], Tensor | float]:
         options = {"c": self._fit(context)} if self.condition_shapes else {}
-        out, ladj = self.flow(tuple(parts), rev=rev, **options)
+        # FrEIA's git master takes a tensor only here, and 0.2 takes one too.
+        value = parts[0] if isinstance(self.flow, SequenceINN) else tuple(parts)
+        out, ladj = self.flow(value, rev=rev, **options)
         return [out] if isinstance(out, Tensor) else list(out), ladj
 
     def _fit(self, context: Any) -> list[Tensor]:
@@ -143,14 +145,6 @@ def _condition_shapes(flow: InvertibleModule) -> list[tuple[int, ...]]:
         return []
     unused = next(iter(found.values()))
     return [found.get(i, unused) for i in range(max(found) + 1)]
-
-
-def _integers_to_buffers(flow: nn.Module) -> None:
-    for module in flow.modules():
-        for name, parameter in list(module._parameters.items()):
-            if parameter is not None and not parameter.is_floating_point():
-                delattr(module, name)
-                module.register_buffer(name, parameter.detach())
 
 
 def _blocks(flow: InvertibleModule) -> list[nn.Module]:

@@ -44,7 +44,7 @@ class NflowsFlow(GuestFlow):
         self,
         flow: nn.Module,
         shape: tuple[int, ...],
-        classes: int,
+        classes: int | None,
         base: Base | None = None,
         squash: nn.Module | None = None,
         condition: ConditionSpec = "one-hot",

@@ -69,7 +69,7 @@ class NormflowsFlow(GuestFlow):
         self,
         flow: nn.Module,
         shape: tuple[int, ...],
-        classes: int,
+        classes: int | None,
         base: Base | None = None,
         squash: nn.Module | None = None,
         condition: ConditionSpec = "one-hot",
@@ -101,7 +101,7 @@ class NormflowsFlow(GuestFlow):
     def _chain(self, value: Tensor, maps: list[Any], context: Any) -> tuple[Tensor, Tensor]:
         conditional = isinstance(self.flow, normflows.ConditionalNormalizingFlow)
         options = {"context": context} if conditional else {}
-        total = value.new_zeros(len(value))
+        total = value.new_zeros(value.shape[0])
         for layer in maps:
             value, ladj = layer(value, **options)
             total = total + as_log_det(ladj, value)

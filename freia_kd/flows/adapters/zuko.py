@@ -50,7 +50,7 @@ class ZukoFlow(GuestFlow):
         self,
         flow: nn.Module,
         shape: tuple[int, ...],
-        classes: int,
+        classes: int | None,
         base: Base | None = None,
         squash: nn.Module | None = None,
         condition: ConditionSpec = "one-hot",
@@ -111,7 +111,7 @@ def inverse_and_ladj(transform: Any, y: Tensor) -> tuple[Tensor, Tensor]:
     from zuko.transforms import AutoregressiveTransform, ComposedTransform, CouplingTransform
 
     if isinstance(transform, ComposedTransform):
-        total = y.new_zeros(len(y))
+        total = y.new_zeros(y.shape[0])
         for part in reversed(transform.transforms):
             y, ladj = inverse_and_ladj(part, y)
             total = total + ladj
