@@ -86,7 +86,7 @@ def finished(teacher, evaluation, tiny, tiny_bdnf, tmp_path_factory):
         teacher,
         students=("1", "3"),
         preset=tiny,
-        synthesizer=[tiny_bdnf, "spectral"],
+        synthesizer=[tiny_bdnf, "leaves"],
         device="cpu",
         out=out,
         eval_data=evaluation,

@@ -103,7 +103,9 @@ def test_code_of_ones_own_must_be_named(tmp_path, monkeypatch):
     assert f"pass --arch {arch}" in fails(path, "--to", "torch", code=2)
     (row,) = json.loads(call(path, "--to", "torch", "--arch", arch, "--json").stdout)
     assert row["compared_on"] == "draws of normal noise"
-    assert f"pass --arch {arch}" in fails(tmp_path / "own.pt", "--to", "safetensors", code=2)
+    assert f"pass --arch {arch}" in fails(
+        tmp_path / "own.pt", "--to", "safetensors", "--force", code=2
+    )
 
 
 @pytest.mark.parametrize(
@@ -147,7 +149,7 @@ def test_a_missing_extra_is_said_before_any_work(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     before = sorted(p.name for p in run.iterdir())
     message = fails(run, "--to", "torch-export", "--to", "onnx", code=2)
-    assert "pip install freia_kd[onnx]" in message
+    assert "pip install 'freia_kd[onnx]'" in message
     assert sorted(p.name for p in run.iterdir()) == before
 
 
