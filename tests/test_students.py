@@ -15,7 +15,7 @@ from freia_kd.students import (
     calibration_set,
     seeded_generator,
 )
-from freia_kd.synthesizers.noise import Spectral
+from freia_kd.synthesizers.leaves import Leaves
 from freia_kd.teachers import Teacher, build_net
 
 LOW = Tucker(layers={"fc1": 0.4})
@@ -140,7 +140,7 @@ def test_the_calibration_set_is_noise_of_the_domain(teacher):
     assert torch.equal(inputs, calibration_set(teacher, 3))
     assert not torch.equal(inputs, calibration_set(teacher, 4))
     assert torch.equal(torch.get_rng_state(), state)
-    noise = Spectral()
+    noise = Leaves()
     noise.fit(teacher)
     other = noise.draw(CALIBRATION_SIZE, seeded_generator(3, "calibration set"))
     assert torch.equal(inputs, other)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -65,8 +63,7 @@ def train_student_of(
         heldout: What chooses its weights.
         inputs: The calibration set.
     """
-    # Training changes a net in place, and the report measures the untrained one as well.
-    student = replace(first, classifier=copy.deepcopy(first.classifier))
+    student = first
     for number, (stage, paths) in enumerate(training_stages(job, spec).items()):
         if job.run.done(stage) and all(path.exists() for path in paths):
             student = read_student(job, paths[-1])

@@ -388,5 +388,5 @@ def test_a_teacher_that_eats_0_to_255_gets_the_same_images():
 
 
 def test_a_form_that_nobody_knows_is_refused():
-    with pytest.raises(ValueError, match="deepinversion.form: expected 'norms' or 'divergence'"):
+    with pytest.raises(ValueError, match=r"deepinversion.form: expected 'norms' or 'divergence'"):
         DeepInversionOptions(form="l2")

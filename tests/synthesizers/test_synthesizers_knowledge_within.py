@@ -71,7 +71,7 @@ def test_every_term_is_that_of_the_docstring(target):
 
 
 def test_a_target_that_nobody_knows_is_refused():
-    with pytest.raises(ValueError, match="target probability or logit; got 'odds'"):
+    with pytest.raises(ValueError, match=r"kw\.target: expected 'probability' or 'logit'"):
         KnowledgeWithinOptions(target="odds")
 
 

@@ -295,14 +295,15 @@ def test_teacher_and_student_stay_as_they_are(row):
 @of_all
 def test_what_it_needs_is_asked_for_before_any_work(row):
     kind, teacher, samples = kind_of(row), teacher_of(), samples_of()
-    assert kind.unsupported_reason(teacher, samples) is None
+    options = build(row).options
+    assert kind.unsupported_reason(teacher, samples, options=options) is None
     plain = teacher_of(VECTORS)
     bare = Teacher(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3)), DOMAIN, "bare")
     found = {
-        "needs_images": kind.unsupported_reason(plain, samples_of(VECTORS)),
-        "needs_batchnorm": kind.unsupported_reason(bare, samples),
-        "needs_samples": kind.unsupported_reason(teacher),
-        "needs_student": kind.unsupported_reason(teacher, samples, student=False),
+        "needs_images": kind.unsupported_reason(plain, samples_of(VECTORS), options=options),
+        "needs_batchnorm": kind.unsupported_reason(bare, samples, options=options),
+        "needs_samples": kind.unsupported_reason(teacher, options=options),
+        "needs_student": kind.unsupported_reason(teacher, samples, False, options),
     }
     assert {need: reason is not None for need, reason in found.items()} == {
         need: getattr(kind, need) or (need == "needs_images" and kind.needs_batchnorm)
