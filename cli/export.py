@@ -53,20 +53,20 @@ def command(
     header = ["file", "runs in", "bytes", "largest difference", "same class", "latency", "torch"]
     rows = [
         [
-            Path(result["file"]).name,
-            result["runtime"],
-            f"{result['bytes']:,}",
-            f"{result['max_difference']:.1e}",
-            f"{100 * result['same_top1']:.1f} %",
-            f"{result['latency_ms']:.2f} ms",
-            f"{result['eager_latency_ms']:.2f} ms",
+            Path(result.file).name,
+            result.runtime,
+            f"{result.bytes:,}",
+            f"{result.max_difference:.1e}",
+            f"{100 * result.same_top1:.1f} %",
+            f"{result.latency_ms:.2f} ms",
+            f"{result.eager_latency_ms:.2f} ms",
         ]
         for result in results
     ]
     print_table(header, rows)
     first = results[0]
     click.echo(
-        f"Written to {Path(first['file']).parent}. Each file was compared with the student on "
-        f"{first['inputs']} {first['compared_on']}, together and one by one. Latencies are those "
+        f"Written to {Path(first.file).parent}. Each file was compared with the student on "
+        f"{first.inputs} {first.compared_on}, together and one by one. Latencies are those "
         "of one input on the CPU."
     )

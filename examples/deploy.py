@@ -31,9 +31,9 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         source = sys.argv[1] if len(sys.argv) > 1 else untrained(folder)
         (result,) = export(source, ["onnx"], Path(folder) / "student.onnx")
-        session = onnxruntime.InferenceSession(result["file"])  # all that a deployment needs
+        session = onnxruntime.InferenceSession(result.file)  # all that a deployment needs
         shape = session.get_inputs()[0].shape[1:]
         pixels = np.random.default_rng(0).random((8, *shape), dtype=np.float32)
         (logits,) = session.run(["logits"], {"pixels": pixels})
-        print(f"{result['bytes']:,} bytes, at most {result['max_difference']:.0e} from torch")
+        print(f"{result.bytes:,} bytes, at most {result.max_difference:.0e} from torch")
         print("classes of 8 random images:", logits.argmax(1))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import replace as replaced
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from ..flows.bases import SpectralBase
 from ..teachers import read_checkpoint
 from ..version import __version__
 from .formats import FORMATS
-from .verify import export_classifier
+from .verify import Exported, export_classifier
 
 PathLike = str | os.PathLike[str]
 INPUTS = 64  # that each file is compared on
@@ -38,7 +38,7 @@ def export(
     seconds: float = 0.2,
     trusted: Trusted = (),
     replace: bool = True,
-) -> list[dict[str, Any]]:
+) -> list[Exported]:
     """Exports a student, and compares each file with it in the file's own runtime.
 
     The comparison reads the run's held-out synthetic set; without one it draws noise of the
@@ -58,8 +58,7 @@ def export(
         replace: Whether files that exist may be replaced.
 
     Returns:
-        For each file the fields of :class:`~freia_kd.exporting.Exported`, and
-        `compared_on`.
+        What was measured of each file.
 
     Raises:
         CheckpointError: If there is no such student, or its file is not sound.
@@ -82,13 +81,11 @@ def export(
     classifier = load_classifier(source, arch, domain, trusted)
     meta = {**read_checkpoint(source).own, "export": _provenance(source)}
     inputs, compared_on = _comparison_inputs(Path(path), classifier.domain)
-    return [
-        {
-            **export_classifier(classifier, target, name, inputs, meta, seconds, trusted).to_dict(),
-            "compared_on": compared_on,
-        }
+    made = (
+        export_classifier(classifier, target, name, inputs, meta, seconds, trusted)
         for name, target in targets.items()
-    ]
+    )
+    return [replaced(result, compared_on=compared_on) for result in made]
 
 
 def _find_student(path: Path, student: str | None) -> Path:

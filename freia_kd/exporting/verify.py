@@ -45,6 +45,7 @@ class Exported:
         same_top1: The share of inputs that get the same class.
         latency_ms: The median time of one input in that runtime, in milliseconds.
         eager_latency_ms: The same of the classifier in torch, measured in turn with it.
+        compared_on: What the inputs were.
     """
 
     file: str
@@ -57,6 +58,7 @@ class Exported:
     same_top1: float
     latency_ms: float
     eager_latency_ms: float
+    compared_on: str = "the inputs given"
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON types."""

@@ -44,7 +44,7 @@ def test_report_and_files(finished):
     assert report.real_data.evaluation == "real"
     assert report.real_data.evaluation_count == 50
     assert list(report.seconds) == [
-        *("compress 1", "compress 3", "bdnf", "spectral"),
+        *("compress 1", "compress 3", "bdnf", "leaves"),
         *("synthetic/heldout", "synthetic/train", "student-1", "student-3", "measure"),
     ]
     assert report.provenance.seed == 0
@@ -55,7 +55,7 @@ def test_report_and_files(finished):
         *("run.json", "metrics.jsonl", "report.md", "report.html", "curves.png"),
         *("compressed-1.safetensors", "compressed-3.safetensors"),
         *(f"student{k}{s}" for k in ("", "-1", "-3") for s in (".pt", ".safetensors")),
-        *("inputs-bdnf.png", "inputs-spectral.png"),
+        *("inputs-bdnf.png", "inputs-leaves.png"),
     } <= names
     assert not [n for n in names if n.startswith(".")]
 
