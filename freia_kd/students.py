@@ -168,7 +168,7 @@ def build(
 
     Example:
         >>> from freia_kd.domain import Domain
-        >>> teacher = Teacher(nn.Linear(64, 64), Domain((64,), 64), "custom")
+        >>> teacher = Teacher(torch.nn.Linear(64, 64), Domain((64,), 64), "custom")
         >>> spec = StudentSpec((Tucker(layers={"all": 0.25}),))
         >>> build(teacher, spec, torch.rand(8, 64)).steps[0]["layers"][""]["ranks"]
         [16]

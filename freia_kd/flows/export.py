@@ -62,7 +62,7 @@ def export_decoder(flow: ConditionalFlow, path: str | Path) -> Path:
     except ImportError as error:
         raise ImportError(
             "Expected the library onnxscript, which is not installed; install it by "
-            "`pip install freia_kd[onnx]`."
+            "`pip install 'freia_kd[onnx]'`."
         ) from error
     decoder = Decoder(flow)
     z = torch.zeros(2, *flow.shape, dtype=flow.dtype, device=flow.device)

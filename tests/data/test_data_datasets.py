@@ -19,9 +19,9 @@ from freia_kd.data.datasets import (
     measure_domain,
     resize_images,
 )
+from freia_kd.data.sources import TORCHVISION
 from freia_kd.domain import DOMAINS, Domain
 from freia_kd.errors import UsageError
-from freia_kd.pipeline import TORCHVISION
 
 GREY = Domain((1, 6, 5), 3)
 COLOUR = Domain((3, 6, 5), 3)

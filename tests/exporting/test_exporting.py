@@ -282,7 +282,7 @@ def test_nets_that_cannot_be_exported(format, tmp_path):
 def test_a_missing_library_names_the_extra(library, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)
     classifier, _ = make("mlp")
-    with pytest.raises(ImportError, match=rf"{library},.*`pip install freia_kd\[onnx\]"):
+    with pytest.raises(ImportError, match=rf"{library},.*`pip install 'freia_kd\[onnx\]'"):
         export_classifier(classifier, tmp_path / "a.onnx", "onnx", pixels(TABLE))
 
 

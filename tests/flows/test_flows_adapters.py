@@ -313,7 +313,7 @@ def test_a_missing_library_is_named_with_its_extra(library, monkeypatch):
     adapter = import_module(f"freia_kd.flows.adapters.{library}")
     for name in [n for n in sys.modules if n.partition(".")[0] == library]:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match=rf"pip install freia_kd\[{library}\]"):
+    with pytest.raises(ImportError, match=rf"pip install 'freia_kd\[{library}\]'"):
         getattr(adapter, f"{library.capitalize()}Flow")(nn.Identity(), (2,), CLASSES)
 
 

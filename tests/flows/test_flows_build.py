@@ -53,7 +53,7 @@ def flow_of_another_domain(domain, base):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("nise", {}, "Unknown flow 'nise'; known ones are nice, glow, realnvp, spline"),
+        ("nise", {}, "Unknown flow 'nise'; did you mean 'nice'?"),
         ("nice", {"levels": 2}, "'levels'; known ones are transforms, hidden_features"),
         ("math:pi", {}, "Expected a flow class or a function"),
         ("math:nothing", {}, "has no attribute"),

@@ -130,7 +130,7 @@ def test_mlp_flattens_images_and_reads_its_widths_off_the_weights():
         ("lenet5", Domain((1, 28, 28), 10), r"Expected inputs of shape \(C, 32, 32\)"),
         ("lenet5", Domain((2,), 10), r"Expected inputs of shape \(C, 32, 32\)"),
         ("resnet14", Domain((2,), 10), r"Expected images of shape \(C, H, W\)"),
-        ("lenet6", Domain((2,), 10), "Unknown architecture 'lenet6'; known ones are lenet5"),
+        ("lenet6", Domain((2,), 10), "Unknown architecture 'lenet6'; did you mean 'lenet5'?"),
         ("torch.nn:Linear", Domain((2,), 10), "without arguments failed"),
         ("math:pi", Domain((2,), 10), "Expected an nn.Module.*got float"),
         ("collections:OrderedDict", Domain((2,), 10), "Expected an nn.Module.*got OrderedDict"),
