@@ -93,12 +93,14 @@ def compared(teacher_file, out, synthesizers):
     return [row["method"] for row in data["rows"]]
 
 
+@pytest.mark.slow
 def test_compare_finds_it_in_the_current_folder(fresh, teacher_file, tmp_path, tiny, monkeypatch):
     monkeypatch.chdir(EXAMPLES)
     path = "custom_synthesizer:Strokes"
     assert path in compared(teacher_file, tmp_path / "out", f"spectral,{path}")
 
 
+@pytest.mark.slow
 def test_compare_finds_it_by_entry_point(fresh, teacher_file, tmp_path, tiny, monkeypatch):
     """As a package would register it whose pyproject.toml has the lines of the docstring."""
     text = (EXAMPLES / "custom_synthesizer.py").read_text()

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLE = str(Path(__file__).parents[2] / "examples" / "density.py")
 
 
+@pytest.mark.slow
 def test_digits_are_modelled_drawn_and_classified(tmp_path):
     picture = tmp_path / "density.png"
     command = [sys.executable, EXAMPLE, "--steps", "30", "--width", "8", "--test-images", "100"]
