@@ -28,12 +28,14 @@ def command(as_json: bool, **given: Any) -> None:
     from freia_kd import api
 
     progress = make_progress(as_json)
-    place, sets = api.extract(**arguments, out=folder, again=typed["resume"], progress=progress)
+    run_folder, sets = api.extract(
+        **arguments, out=folder, again=typed["resume"], progress=progress
+    )
     if as_json:
-        print_json({"run": str(place), "sets": sets})
+        print_json({"run": str(run_folder), "sets": sets})
         return
     for name, size in sets.items():
-        click.echo(f"{place / name}: {size:,} synthetic inputs")
-    for picture in sorted(place.glob("synthetic*.png")):
+        click.echo(f"{run_folder / name}: {size:,} synthetic inputs")
+    for picture in sorted(run_folder.glob("inputs-*.png")):
         click.echo(f"Picture: {picture}")
-    click.echo(f"Next: freiakd distill --resume --out {place}")
+    click.echo(f"Next: freiakd distill --resume --out {run_folder}")

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from freia_kd.config import Config, Count, Positive
-from freia_kd.synthesizers.contract import Synthesizer, draw_labels
+from freia_kd.synthesizers.contract import Synthesizer, sample_labels
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Strokes(Synthesizer):
     @torch.no_grad()
     def sample(self, n, labels=None, generator=None):
         classes, tries = self.teacher.domain.classes, self.options.tries
-        labels = draw_labels(n, classes, labels, generator)
+        labels = sample_labels(n, classes, labels, generator)
         soft, kept = F.one_hot(labels, classes) if labels.ndim == 1 else labels, []
         for c in soft.to(next(self.teacher.parameters()).device).split(256):
             x = self.draw(len(c) * tries, generator)

@@ -156,7 +156,7 @@ def train_teacher(
         UsageError: If there is no such data or architecture, or they do not fit.
         TrainingError: If the loss is not finite.
     """
-    source, place = os.fspath(data), choose_device(device)
+    source, chosen = os.fspath(data), choose_device(device)
 
     def load(split: Split, domain: Domain | None) -> LabelledData:
         fitting = domain is not None
@@ -170,7 +170,7 @@ def train_teacher(
     if epochs is None:
         epochs = EPOCHS if domain.is_image else -(-TABLE_STEPS // max(1, len(train) // batch_size))
     classifier = train_new(
-        arch, train, domain, epochs, batch_size, learning_rate, seed, place, progress
+        arch, train, domain, epochs, batch_size, learning_rate, seed, chosen, progress
     )
     save_classifier(out, classifier)
     test = load("test", domain)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Domain:
-    r"""What a classifier eats: the shape of one input, how many classes, how pixels are normalised.
+    r"""What a classifier takes: the shape of one input, its classes, how pixels are normalised.
 
     Images live in pixel space :math:`[0, 1]`; the classifier sees
     :math:`(x - \mathrm{mean}) / \mathrm{std}` per channel. Vectors (the 2-D toy, tables) are
@@ -79,7 +79,7 @@ class Domain:
         return all(s**2 < 0.99 * m * (1 - m) for m, s in zip(means, stds, strict=True))
 
     def normalize(self, x: Tensor) -> Tensor:
-        """Maps pixels in [0, 1] with shape `(B, *shape)` to what the classifier eats.
+        """Maps pixels in [0, 1] with shape `(B, *shape)` to what the classifier takes.
 
         Raises:
             ValueError: If `x` does not have the shape of this domain.

@@ -135,7 +135,7 @@ def open_comparison(
             methods = build_methods(synthesizers, sizes.name)
         with collected:
             specs = as_specs(students)
-    place = choose_device(device)
+    chosen = choose_device(device)
     if evaluation is not None:
         evaluation.check()
     taught = teacher if isinstance(teacher, Teacher) else load_teacher(teacher, arch, domain)
@@ -163,13 +163,13 @@ def open_comparison(
         training=training or sizes.training,
         set_size=set_size or sizes.set_size,
         heldout_size=sizes.heldout_size,
-        device=place.type,
+        device=chosen.type,
     )
     if run is None:
         run = Run.create(out, "compare", config.to_dict(), progress)
     else:
         _add_work(run, config)
-    run.record.evaluation = None if evaluation is None else evaluation.place
+    run.record.evaluation = None if evaluation is None else evaluation.source_fields
     options = TrialOptions(given, few, sizes, training, set_size, arch, domain, device)
     trials = list(_trials(run.folder, [BASELINE, *methods], specs, seeds, options))
     if real is not None:
@@ -191,12 +191,12 @@ def _faults(
 
 def _remembered(run: Run) -> RealData | None:
     """The evaluation data of a comparison, without which it would lose its accuracies."""
-    place = run.record.evaluation
-    if place is not None and place["source"] is None:
+    source = run.record.evaluation
+    if source is not None and source["source"] is None:
         raise UsageError(
             "The evaluation data of this comparison were in memory; pass them again, as eval_data=."
         )
-    return None if place is None else RealData(**place)
+    return None if source is None else RealData(**source)
 
 
 def _load_samples(samples: Source, domain: Domain) -> LabelledData:
@@ -220,9 +220,12 @@ def _add_work(run: Run, config: ComparisonConfig) -> None:
         UsageError: If anything else differs from it.
     """
     old = run.record.config
-    methods, place = config.methods, old.get("teacher")  # a file may have moved: its hash counts
+    methods, teacher_file = (
+        config.methods,
+        old.get("teacher"),
+    )  # a file may have moved: its hash counts
     known = {name: methods.get(name, options) for name, options in old["methods"].items()}
-    same = {**config.to_dict(), "teacher": place, "methods": known, "seeds": old["seeds"]}
+    same = {**config.to_dict(), "teacher": teacher_file, "methods": known, "seeds": old["seeds"]}
     run.expect_config(same)
     more = {"methods": {**known, **methods}, "seeds": max(old["seeds"], config.seeds)}
     run.record.config = {**old, **more}
@@ -238,5 +241,5 @@ def _trials(
     for seed in range(seeds):
         for method in methods:
             stem = re.sub(r"[^A-Za-z0-9+-]+", "-", method.name).strip("-")
-            place = folder.absolute() / "trials" / f"{stem}-{seed}"
-            yield Trial(method, seed, tuple(specs), place, options)
+            trial_folder = folder.absolute() / "trials" / f"{stem}-{seed}"
+            yield Trial(method, seed, tuple(specs), trial_folder, options)

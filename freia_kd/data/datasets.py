@@ -40,7 +40,7 @@ DATASETS = Registry(
 )
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".pgm", ".ppm", ".tif", ".tiff"}
-MOST_FAULTS = 20
+MAX_FAULTS = 20
 
 
 @dataclass(eq=False)
@@ -345,8 +345,8 @@ def read_folder(
 
 
 def _refuse(folder: Path, faults: list[str]) -> None:
-    shown = "\n  ".join(faults[:MOST_FAULTS])
-    rest = f"\n  and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
+    shown = "\n  ".join(faults[:MAX_FAULTS])
+    rest = f"\n  and {len(faults) - MAX_FAULTS} more" if len(faults) > MAX_FAULTS else ""
     raise UsageError(f"{folder} has {len(faults)} faulty files:\n  {shown}{rest}")
 
 

@@ -46,7 +46,7 @@ class RealData:
     resize: bool = False
 
     @property
-    def place(self) -> dict[str, Any]:
+    def source_fields(self) -> dict[str, Any]:
         """The fields as plain JSON types; data in memory have no source in it."""
         if isinstance(self.source, Dataset):
             return {"source": None}

@@ -196,7 +196,7 @@ def table1(
     with collect_faults(_faults(names, preset, seeds, workers, executor)):
         pass
     sets = {n: load_dataset(n, DOMAINS[n], "train", data_root, download) for n in names}
-    place = str(choose_device(device))
+    chosen = str(choose_device(device))
     config = TableConfig(preset, OPTIONS).to_dict()
     if resume:
         run = Run.open(out, "table1", progress)
@@ -212,7 +212,7 @@ def table1(
             for row in APPROACHES
         }
         for name in names:
-            _train_teacher(run, name, seed, preset, sets[name], place)
+            _train_teacher(run, name, seed, preset, sets[name], chosen)
         trials |= new
         ended = run_all(run, [*new.values()], f"trials {seed}", workers, executor)
         failed |= {trial.title: error for trial, error in ended}
@@ -224,7 +224,7 @@ def table1(
             seeds=seed + 1,
             failed=failed,
             seconds=run.record.seconds,
-            provenance=provenance.record(options, place),
+            provenance=provenance.record(options, chosen),
         )
         write_table1(run.folder, result)
     return result

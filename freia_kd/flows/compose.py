@@ -371,7 +371,7 @@ class Composition(ConditionalFlow):
     r"""Flows one after the other, as one: :math:`u = f_n(\dots f_1(z))`.
 
     The base is that of the first, the squash that of the last; what lies between is left out.
-    Log-determinants add up. Any flows will do, guests of other libraries too.
+    Log-determinants add up. Any flows will do, external ones of other libraries too.
 
     Arguments:
         flows: The flows, from latents to inputs, all over one shape and one number of classes.

@@ -1,4 +1,4 @@
-"""The one contract that every conditional flow of this package, or a guest's, fulfils."""
+"""The one contract that every conditional flow of this package, or an external flow, fulfils."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ class Job:
         """Whether the report that the folder holds is of these students and evaluation data."""
         record, wanted = self.run.record, self.evaluation
         known = wanted is None or (
-            wanted.place == record.evaluation and wanted.place["source"] is not None
+            wanted.source_fields == record.evaluation and wanted.source_fields["source"] is not None
         )
         same = record.students == {spec.name: spec.to_dict() for spec in self.specs}
         students = [file for spec in self.specs for file in self.student_files(spec.name)]

@@ -58,7 +58,7 @@ def open_job(
     """A new run; arguments and errors as of :func:`freia_kd.distill`."""
     with collect_faults() as collected:
         with collected:
-            place = choose_device(device)
+            chosen_device = choose_device(device)
         with collected:
             sizes = get_preset(preset)
         with collected:
@@ -88,14 +88,14 @@ def open_job(
         heldout_size=sizes.heldout_size,
         on_the_fly=on_the_fly,
         seed=seed,
-        device=place.type,
+        device=chosen_device.type,
     )
     specs = [spec.changed(bn=spec.bn or sizes.bn) for spec in specs]
     _check_specs(specs, teacher)
     stem = "teacher" if path == IN_MEMORY else Path(path).stem
     folder = Path(out) if out is not None else new_folder(stem)
     run = Run.create(folder, "distill", config.to_dict(), progress)
-    return Job(teacher.to(place), run, config, specs, synthesizers, few, evaluation)
+    return Job(teacher.to(chosen_device), run, config, specs, synthesizers, few, evaluation)
 
 
 def reopen_job(
@@ -167,12 +167,12 @@ def reopen_job(
     added = [spec for name, spec in specs.items() if name not in known]
     _check_specs(added, loaded)
     specs = specs or {spec.name: spec.changed(bn=old.bn) for spec in as_specs(["1"])}
-    place = record.evaluation
-    if evaluation is None and place is not None and place["source"] is not None:
-        evaluation = RealData(**place)
+    remembered = record.evaluation
+    if evaluation is None and remembered is not None and remembered["source"] is not None:
+        evaluation = RealData(**remembered)
     loaded = loaded.to(torch.device(old.device))
     job = Job(loaded, run, config, list(specs.values()), synthesizers, few, evaluation)
-    if evaluation is None and place is not None and not job.is_finished:
+    if evaluation is None and remembered is not None and not job.is_finished:
         raise UsageError(
             "The evaluation data of this run were in memory; pass them again, as eval_data=."
         )

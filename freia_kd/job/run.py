@@ -87,4 +87,4 @@ def _remember(job: Job) -> None:
     record = job.run.record
     record.students |= {spec.name: spec.to_dict() for spec in job.specs}
     if job.evaluation is not None:
-        record.evaluation = job.evaluation.place
+        record.evaluation = job.evaluation.source_fields

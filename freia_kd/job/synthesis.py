@@ -36,15 +36,15 @@ def synthesize(
         student: That student before its training.
     """
     own = spec is not None and needs_students(job.synthesizers)
-    place = f"synthetic-{spec.name}" if spec is not None and own else "synthetic"
-    waiting = job.config.on_the_fly or not job.run.done(f"{place}/heldout")
-    if waiting or not job.run.done(f"{place}/train"):
+    name = f"synthetic-{spec.name}" if spec is not None and own else "synthetic"
+    waiting = job.config.on_the_fly or not job.run.done(f"{name}/heldout")
+    if waiting or not job.run.done(f"{name}/train"):
         for synthesizer in job.synthesizers:
             _fit(job, synthesizer, spec, student)
-    heldout = _make_set(job, f"{place}/heldout", job.config.heldout_size)
+    heldout = _make_set(job, f"{name}/heldout", job.config.heldout_size)
     if not job.config.on_the_fly:
-        return _make_set(job, f"{place}/train", job.config.set_size), heldout
-    seeds = seeded_generator(job.config.seed, f"{place} on the fly")
+        return _make_set(job, f"{name}/train", job.config.set_size), heldout
+    seeds = seeded_generator(job.config.seed, f"{name} on the fly")
     sources = [s.part(heldout=False) for s in job.synthesizers]
     return OnTheFlySet(
         sources, job.teacher, int(torch.randint(2**62, (), generator=seeds))
@@ -85,21 +85,21 @@ def _diagnose(job: Job, synthesizer: Synthesizer, stage: str) -> None:
 
 
 @torch.no_grad()
-def _make_set(job: Job, place: str, size: int) -> SyntheticSet:
-    if not job.run.done(place):
-        with job.run.stage(place):
-            writer = SyntheticWriter(job.run / place, job.teacher.domain)
+def _make_set(job: Job, name: str, size: int) -> SyntheticSet:
+    if not job.run.done(name):
+        with job.run.stage(name):
+            writer = SyntheticWriter(job.run / name, job.teacher.domain)
             shards = -(-size // SHARD)
-            sources = [s.part(heldout=place.endswith("heldout")) for s in job.synthesizers]
-            with job.run.progress.stage(f"make {place}", shards) as stage:
+            sources = [s.part(heldout=name.endswith("heldout")) for s in job.synthesizers]
+            with job.run.progress.stage(f"make {name}", shards) as stage:
                 for shard in range(writer.shards, shards):
                     generator = seeded_generator(
-                        job.config.seed, f"{place} shard {shard}", job.device
+                        job.config.seed, f"{name} shard {shard}", job.device
                     )
                     count = min(SHARD, size - shard * SHARD)
                     writer.append(*generate_labelled(sources, job.teacher, count, generator))
                     stage.update(shard + 1, {})
-    return SyntheticSet(job.run / place)
+    return SyntheticSet(job.run / name)
 
 
 def _plot(job: Job, synthesizer: Synthesizer) -> None:

@@ -14,7 +14,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 Form = Literal["norms", "divergence"]
 FLOOR = 1e-3  # of a layer's mean running variance, which is added to every variance
-TINY = 1e-12  # for layers that are dead altogether
+EPS = 1e-12  # for layers that are dead altogether
 
 
 class LayerStatistics(NamedTuple):
@@ -80,7 +80,7 @@ def gaussian_divergence(record: LayerStatistics) -> Tensor:
 
     It stays the same when all features are multiplied by a number.
     """
-    floor = FLOOR * record.running_variance.mean() + TINY
+    floor = FLOOR * record.running_variance.mean() + EPS
     ours, theirs = record.variance + floor, record.running_variance + floor
     shift = (record.mean - record.running_mean).square()
     return (((ours + shift) / theirs - 1 - (ours / theirs).log()) / 2).mean()

@@ -46,7 +46,7 @@ class Distill:
         contrast: The range of a random factor a, drawn per image, by which the teacher sees
             :math:`1/2 + a (x - 1/2)`; `None` shows the images as they are. The paper's code has
             (1, 2) with one factor per batch, and :math:`a (x - 1/2)` itself is what the teacher's
-            net eats.
+            net takes.
         prior: The log-density of inputs, see :mod:`freia_kd.objectives.image_priors`.
         prior_weight: The weight w of the prior.
         batchnorm: How statistics are weighted.
@@ -127,7 +127,7 @@ class Exact:
     density and :math:`p_Y(y|x)` the teacher's softmax. It is at least 0 on average, and 0 when the
     flow samples Bayes' posterior of a class. The terms are, in this order, `cls`, `volume`,
     `prior`, `labels` and `base`; the last two have no gradient, unless the base is learned (a
-    guest's) and z was drawn by reparametrisation. Classes are uniform, so that
+    external flow's) and z was drawn by reparametrisation. Classes are uniform, so that
     :math:`\log p_Y(y) = -\log K`. For soft labels the first is the cross-entropy, and the total a
     divergence up to a constant.
 

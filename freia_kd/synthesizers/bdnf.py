@@ -26,7 +26,7 @@ from ..objectives.image_priors import BasePrior
 from ..objectives.monitors import Diagnostics, diagnose_flow
 from ..teachers.classifier import Classifier, Teacher
 from ..training import Checkpoints, Stateful, TrainingLoop, own_generator
-from .contract import Synthesizer, draw_labels
+from .contract import Synthesizer, sample_labels
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ class BDNF(Synthesizer):
         generator: torch.Generator,
     ) -> Batch:
         n = self.options.batch_size
-        c = draw_labels(n, flow.classes, None, generator)
+        c = sample_labels(n, flow.classes, None, generator)
         z = flow.sample_base(c, generator=generator)
         if samples is None:
             return Batch(z, c, generator=generator)
@@ -258,7 +258,7 @@ class BDNF(Synthesizer):
     def sample(
         self, n: int, labels: Tensor | None = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        c = draw_labels(n, self.flow.classes, labels, generator)
+        c = sample_labels(n, self.flow.classes, labels, generator)
         device = next(self.flow.parameters()).device
         parts = [self.flow.sample(part.to(device), generator=generator) for part in c.split(256)]
         return torch.cat(parts), c

@@ -201,7 +201,7 @@ class Synthesizer(ABC):
 TEACHER_BATCH_SIZE = 128  # larger batches are slower on CPUs
 
 
-def draw_labels(
+def sample_labels(
     n: int, classes: int, labels: Tensor | None, generator: torch.Generator | None
 ) -> Tensor:
     """The labels given, or class indices drawn uniformly, with shape `(n,)`.

@@ -17,7 +17,7 @@ from ..errors import CheckpointError
 from ..objectives.contract import Terms
 from ..teachers.classifier import Classifier, Teacher
 from ..training import Checkpoints, Stateful, TrainingLoop, own_generator
-from .contract import Synthesizer, draw_labels
+from .contract import Synthesizer, sample_labels
 from .generators import (
     DenseGenerator,
     Generator,
@@ -159,7 +159,7 @@ class KegNet(Synthesizer):
         self, net: Generator, decoder: nn.Module, teacher: Teacher, generator: torch.Generator
     ) -> Terms:
         options, domain = self.options, teacher.domain
-        c = draw_labels(options.batch_size, domain.classes, None, generator)
+        c = sample_labels(options.batch_size, domain.classes, None, generator)
         z = torch.randn(len(c), options.latents, generator=generator, device=c.device)
         x = as_inputs(net(z, c), domain)
         y, u = as_distribution(c, domain.classes), domain.normalize(x)
@@ -209,10 +209,10 @@ class KegNet(Synthesizer):
         self, n: int, labels: Tensor | None = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         device = next(self.nets[0].parameters()).device
-        labels = draw_labels(n, self.domain.classes, labels, generator)
-        place = generator.device if generator else None
-        which = torch.randint(len(self.nets), (n,), generator=generator, device=place).to(device)
-        z = torch.randn(n, self.options.latents, generator=generator, device=place).to(device)
+        labels = sample_labels(n, self.domain.classes, labels, generator)
+        where = generator.device if generator else None
+        which = torch.randint(len(self.nets), (n,), generator=generator, device=where).to(device)
+        z = torch.randn(n, self.options.latents, generator=generator, device=where).to(device)
         c = labels.to(device)
         x = torch.empty(n, *self.domain.shape, device=device)
         for index, net in enumerate(self.nets):

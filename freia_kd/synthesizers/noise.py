@@ -14,7 +14,7 @@ from ..data.datasets import LabelledData
 from ..flows.bases import SpectralBase
 from ..teachers.classifier import Classifier, Teacher
 from ..training import Checkpoints
-from .contract import TEACHER_BATCH_SIZE, Synthesizer, draw_labels
+from .contract import TEACHER_BATCH_SIZE, Synthesizer, sample_labels
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Noise(Synthesizer):
         if labels is None:
             x = self.draw(n, generator)
             return x, self._label(x)
-        labels = draw_labels(n, self.teacher.domain.classes, labels, generator)
+        labels = sample_labels(n, self.teacher.domain.classes, labels, generator)
         wanted = labels if labels.ndim == 1 else labels.argmax(1)
         return self._reject(wanted.to(self.device), generator), labels
 

@@ -18,7 +18,7 @@ from ..teachers.classifier import Classifier, Teacher
 from ..training import Checkpoints, Stateful, TrainingLoop, own_generator
 from .unconditional import InputGenerator, Unconditional
 
-TINY = 1e-12
+EPS = 1e-12
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def class_diversity(logits: Tensor) -> Tensor:
         logits: The teacher's logits t with shape `(B, classes)`.
     """
     mean = logits.softmax(1).mean(0)
-    return torch.xlogy(mean, mean.clamp(min=TINY)).sum()
+    return torch.xlogy(mean, mean.clamp(min=EPS)).sum()
 
 
 def sample_diversity(x: Tensor, logits: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ def sample_diversity(x: Tensor, logits: Tensor) -> Tensor:
     """
     x1, x2 = x.chunk(2)
     p1, p2 = logits.softmax(1).chunk(2)
-    return torch.dist(p2, p1) / torch.dist(x2, x1).clamp(min=TINY)
+    return torch.dist(p2, p1) / torch.dist(x2, x1).clamp(min=EPS)
 
 
 class IncrementPenalty:

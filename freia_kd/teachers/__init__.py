@@ -1,6 +1,6 @@
 """Classifiers: known architectures, safe loading and saving, and a plain training loop."""
 
-from .build import TEACHERS, build_net
+from .build import ARCHITECTURES, build_net
 from .classifier import Classifier, Teacher, check_classifier
 from .loading import (
     Checkpoint,
@@ -12,7 +12,7 @@ from .loading import (
 from .training import train_classifier, train_new
 
 __all__ = [
-    "TEACHERS",
+    "ARCHITECTURES",
     "Checkpoint",
     "Classifier",
     "Teacher",

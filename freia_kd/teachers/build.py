@@ -11,7 +11,7 @@ from ..domain import Domain
 from ..errors import UsageError
 from ..registry import Registry
 
-TEACHERS = Registry(
+ARCHITECTURES = Registry(
     "freia_kd.teachers",
     {
         "lenet5": "freia_kd.teachers.lenet5:LeNet5",
@@ -32,7 +32,7 @@ def build_net(arch: str, domain: Domain, state: dict[str, Tensor] | None = None)
     - a net, which is copied.
 
     Arguments:
-        arch: A name of `TEACHERS`, or a path `package.module:Class`.
+        arch: A name of `ARCHITECTURES`, or a path `package.module:Class`.
         domain: The domain that the net is for.
         state: The weights to be loaded later, from which a net may read its widths.
 
@@ -45,7 +45,7 @@ def build_net(arch: str, domain: Domain, state: dict[str, Tensor] | None = None)
         >>> net.fc2.out_features
         10
     """
-    target = TEACHERS[arch]
+    target = ARCHITECTURES[arch]
     if isinstance(target, nn.Module):
         return copy.deepcopy(target)
     net = _call(arch, target, domain, state)

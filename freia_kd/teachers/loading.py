@@ -23,7 +23,7 @@ from torch.nn.parameter import is_lazy
 from ..domain import DOMAINS, Domain
 from ..errors import CheckpointError, UsageError
 from ..files import atomic
-from .build import TEACHERS, build_net
+from .build import ARCHITECTURES, build_net
 from .classifier import Classifier, check_logits, check_weights
 
 PathLike = str | os.PathLike[str]
@@ -226,18 +226,18 @@ def recognise_arch(state: dict[str, Tensor]) -> str:
         >>> recognise_arch(LeNet5(1, 10).state_dict())
         'lenet5'
     """
-    for name in TEACHERS.builtin:
+    for name in ARCHITECTURES.builtin:
         if _has_shapes_of(name, state):
             return name
     raise UsageError(
         f"The architecture of these weights is not one of the known ones "
-        f"({', '.join(TEACHERS)}); name it with --arch NAME|package.module:Class. "
+        f"({', '.join(ARCHITECTURES)}); name it with --arch NAME|package.module:Class. "
         f"The weights are {_some(list(state))}."
     )
 
 
 def _has_shapes_of(arch: str, state: dict[str, Tensor]) -> bool:
-    make = TEACHERS[arch]
+    make = ARCHITECTURES[arch]
     try:
         sizes = make.sizes(state)
     except LookupError:
@@ -263,8 +263,8 @@ def load_classifier(
 
     Arguments:
         path: The checkpoint, see :func:`read_checkpoint`.
-        arch: A name of `TEACHERS` or a path `package.module:Class`; recognised from the weights
-            or the file's metadata if not given.
+        arch: A name of `ARCHITECTURES` or a path `package.module:Class`; recognised from the
+            weights or the file's metadata if not given.
         domain: The input domain; needed unless this package wrote the file.
         build: Makes the net that a checkpoint's weights are of, with other values, from the
             checkpoint, the architecture and the domain; by default :func:`build_net` does.
@@ -339,10 +339,10 @@ def _recorded_domain(path: PathLike, checkpoint: Checkpoint) -> Domain | None:
 
 def _check_sizes(path: PathLike, state: dict[str, Tensor], domain: Domain, arch: str) -> None:
     """Compares the inputs and classes of a known architecture's weights with the domain's."""
-    if arch not in TEACHERS.builtin:
+    if arch not in ARCHITECTURES.builtin:
         return
     try:
-        got = TEACHERS[arch].sizes(state)
+        got = ARCHITECTURES[arch].sizes(state)
     except LookupError:
         return  # another net: the comparison of keys will say so
     expected = {

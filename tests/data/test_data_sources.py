@@ -169,8 +169,10 @@ def test_data_fit_the_domain_or_are_refused():
 
 def test_the_place_is_what_a_record_can_hold(tmp_path):
     source = RealData(tmp_path / "x.npz", root=tmp_path, resize=True)
-    assert RealData(**source.place) == RealData(str(tmp_path / "x.npz"), str(tmp_path), False, True)
-    assert RealData(TensorDataset(torch.zeros(1))).place == {"source": None}
+    assert RealData(**source.source_fields) == RealData(
+        str(tmp_path / "x.npz"), str(tmp_path), False, True
+    )
+    assert RealData(TensorDataset(torch.zeros(1))).source_fields == {"source": None}
 
 
 def test_data_sets_of_torch_serve_as_samples_and_for_evaluation(tmp_path, mnist):

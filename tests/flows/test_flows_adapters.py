@@ -1,4 +1,4 @@
-"""Flows of FrEIA, normflows, zuko and nflows as guests: laws of conditional flows, and traps."""
+"""Flows of FrEIA, normflows, zuko and nflows adapted: laws of conditional flows, and traps."""
 
 import subprocess
 import sys
@@ -12,8 +12,8 @@ import normflows as nf
 import pytest
 import torch
 import zuko
+from external_cases import CLASSES, EXTERNAL, GLOW, dense
 from flow_laws import LABELS, close, inputs, latents
-from guest_cases import CLASSES, GLOW, GUESTS, dense
 from torch import nn
 
 from freia_kd.flows.adapters import as_conditional_flow, as_distribution
@@ -21,12 +21,12 @@ from freia_kd.flows.adapters.common import as_log_det, join, split
 from freia_kd.flows.adapters.normflows import as_normflows
 from freia_kd.flows.bases import GaussianBase
 
-BY_NAME = {case.name: case for case in GUESTS}
-PLANE = [case for case in GUESTS if case.fresh().shape == (2,)]
-every = pytest.mark.parametrize("case", GUESTS, ids=lambda case: case.name)
+BY_NAME = {case.name: case for case in EXTERNAL}
+PLANE = [case for case in EXTERNAL if case.fresh().shape == (2,)]
+every = pytest.mark.parametrize("case", EXTERNAL, ids=lambda case: case.name)
 plane = pytest.mark.parametrize("case", PLANE, ids=lambda case: case.name)
 
-# The others are about bases without a class and soft labels, see below for those of guests.
+# The others are about bases without a class and soft labels, see below for those of external flows.
 LAWS = [
     flow_laws.round_trip,
     flow_laws.log_det_of_decode,
@@ -45,7 +45,7 @@ def seed(n=0):
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 @every
-def test_laws_of_guests(case, law):
+def test_laws_of_external_flows(case, law):
     law(case)
 
 
@@ -163,7 +163,7 @@ def test_a_base_without_condition_is_the_mixture_of_classes(case):
 
 
 @every
-def test_training_the_adapter_trains_the_guest(case):
+def test_training_the_adapter_trains_the_external_flow(case):
     flow = case.fresh().float()
     host = {id(p) for p in flow.flow.parameters()}
     assert host <= {id(p) for p in flow.parameters()}
@@ -268,7 +268,7 @@ def test_a_base_of_ones_own_replaces_that_of_the_host():
     assert flow.sample_base(LABELS, temperature=0.0, generator=seed()).abs().max() == 0
 
 
-def test_wrapping_does_not_initialise_the_actnorm_of_the_guest():
+def test_wrapping_does_not_initialise_the_actnorm_of_the_external_flow():
     host = nf.NormalizingFlow(nf.distributions.DiagGaussian(2), [nf.flows.ActNorm(2)])
     flow = as_conditional_flow(host, (2,), CLASSES)
     assert host.flows[0].data_dep_init_done == 0
@@ -326,7 +326,7 @@ def test_no_host_is_imported_before_it_is_needed():
     assert run.stdout.strip() == "set()"
 
 
-# Ours as guests of others
+# Ours in other libraries
 
 
 def ours():

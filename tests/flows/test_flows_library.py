@@ -9,8 +9,8 @@ import FrEIA.framework as ff
 import FrEIA.modules as fm
 import pytest
 import torch
+from external_cases import dense
 from flow_laws import close
-from guest_cases import dense
 from torch import nn
 from torch.distributed import HashStore
 from torch.nn.parallel import DistributedDataParallel
@@ -153,7 +153,7 @@ def test_flows_without_classes(make, shape):
     close(distribution.log_prob(x), log_prob, 1e-6)
 
 
-def test_guests_without_classes():
+def test_external_flows_without_classes():
     inn = ff.SequenceINN(2)
     inn.append(fm.GLOWCouplingBlock, subnet_constructor=dense)
     flow = as_conditional_flow(inn, (2,), None).double()
@@ -289,7 +289,7 @@ def constants():
     return as_conditional_flow(inn, (2, 4, 4), 3)
 
 
-def test_constants_of_guests_survive_training():
+def test_constants_of_external_flows_survive_training():
     torch.manual_seed(0)
     flow = constants()
     flow.requires_grad_(False)

@@ -7,7 +7,7 @@ from torch import nn
 
 from freia_kd.domain import Domain
 from freia_kd.errors import UsageError
-from freia_kd.teachers import TEACHERS, build_net, recognise_arch
+from freia_kd.teachers import ARCHITECTURES, build_net, recognise_arch
 from freia_kd.teachers.lenet5 import LeNet5
 from freia_kd.teachers.mlp import MLP
 from freia_kd.teachers.resnet14 import ResidualBlock, ResNet14
@@ -45,7 +45,7 @@ def test_recognised_from_its_own_weights(arch):
 
 
 def test_table_of_cases_holds_every_builtin_architecture():
-    assert set(DOMAINS) == set(TEACHERS.builtin)
+    assert set(DOMAINS) == set(ARCHITECTURES.builtin)
 
 
 def test_lenet5_has_the_published_keys_and_shapes():

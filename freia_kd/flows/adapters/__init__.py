@@ -1,4 +1,4 @@
-"""Flows of other libraries as guests of this package, and ours as guests of theirs.
+"""Flows of other libraries in this package, and ours in theirs.
 
 :func:`as_conditional_flow` takes a flow of FrEIA, normflows, zuko or nflows;
 :func:`as_distribution` and :func:`freia_kd.flows.adapters.normflows.as_normflows` go the other

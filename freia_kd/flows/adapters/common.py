@@ -301,15 +301,15 @@ class GuestFlow(ConditionalFlow):
         Raises:
             ValueError: If the host refuses it.
         """
-        guest = copy.deepcopy(self).eval()
-        value = anchor(guest).new_full((2, *self.shape), 0.25)
+        copied = copy.deepcopy(self).eval()
+        value = anchor(copied).new_full((2, *self.shape), 0.25)
         value[1] = 0.75
         c = torch.arange(2, device=value.device) % self.classes if self.classes else None
-        call = guest.encode_unbounded if self.native == "encode" else guest.decode_unbounded
+        call = copied.encode_unbounded if self.native == "encode" else copied.decode_unbounded
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 out, _ = call(value, c)
-                guest.base_log_prob(out, c)
+                copied.base_log_prob(out, c)
         except Exception as error:
             shape = ", ".join(map(str, self.shape))
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Flows of FrEIA, normflows, zuko and nflows as guests, for the laws in `flow_laws.py`."""
+"""Flows of FrEIA, normflows, zuko and nflows as external flows, for the laws in `flow_laws.py`."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -215,7 +215,7 @@ def nflows_multiscale():
 plain = {"conditional": False}
 no_heat = {"temperature": False}
 
-GUESTS = [
+EXTERNAL = [
     Guest("freia-sequence", freia_sequence),
     Guest("freia-unconditional", partial(freia_sequence, conditional=False), **plain),
     Guest("freia-images", freia_images),
