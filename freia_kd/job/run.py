@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch import Tensor
+
 from ..errors import UsageError
 from ..report.schema import Report
 from ..report.storage import read_report, write_report
-from ..students import Student, calibration_set
+from ..students import Student, StudentSpec, calibration_set
 from .job import Job
 from .measure import measure
 from .student import compress_student, train_student_of
@@ -45,9 +47,20 @@ def compress_students(job: Job) -> list[Student]:
     if not job.run.record.students:
         _remember(job)
     inputs = calibration_set(job.teacher, job.config.seed)
-    compressed = [compress_student(job, spec, inputs) for spec in job.specs]
+    compressed = [_compress(job, spec, inputs) for spec in job.specs]
     add_students(job)
     return compressed
+
+
+def _compress(job: Job, spec: StudentSpec, inputs: Tensor) -> Student:
+    """A student after its first method; one that cannot be made leaves the run to the others."""
+    try:
+        return compress_student(job, spec, inputs)
+    except UsageError:
+        job.run.record.students.pop(spec.name, None)
+        if job.run.record.done:
+            job.run.write()
+        raise
 
 
 def run_extraction(job: Job) -> Path:

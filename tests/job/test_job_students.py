@@ -9,6 +9,7 @@ from freia_kd import StudentSpec, distill, resume
 from freia_kd.compression import Prune, Quantize, Tucker
 from freia_kd.config import DistillationOptions, Preset
 from freia_kd.data.synthetic import SyntheticSet
+from freia_kd.errors import UsageError
 from freia_kd.evaluation import accuracy, agreement, predict, share_equal
 from freia_kd.job import reopen_job
 from freia_kd.job.student import read_student, write_student
@@ -181,3 +182,11 @@ def test_training_leaves_what_compression_made_alone(teacher, tmp_path):
     assert student.compressed.agreement.value == agreement(untrained, heldout, "odd")
     assert student.distilled.agreement.value == agreement(trained, heldout, "odd")
     assert student.compressed.agreement != student.distilled.agreement
+
+
+def test_a_student_that_cannot_be_made_leaves_the_run_to_the_others(teacher, tmp_path):
+    impossible = StudentSpec((Tucker(target="latency", goal=1e-6),))
+    with pytest.raises(UsageError, match=r"(?i)cannot reach|latency"):
+        distill(teacher, out=tmp_path / "run", students=["3", impossible], **NOISE)
+    report = resume(tmp_path / "run", teacher=teacher).report
+    assert [student.name for student in report.students] == ["3"]
