@@ -41,6 +41,11 @@ run_options = options(
     samples_option,
     option("--resize", "Resize samples of another size."),
     option(
+        "--proxy FOLDER|FILE.npz",
+        "Unlabelled images from anywhere, shown beside what --synthesizer makes, an equal share.",
+        click.Path(exists=True),
+    ),
+    option(
         "--synthesizer NAME[+NAME]|MODULE:CLASS",
         f"What makes the inputs, an equal share each: {', '.join(SYNTHESIZERS.builtin)}, or one of "
         f"your own. By default {IMAGE_DEFAULT}, and {VECTOR_DEFAULT} for vectors.",
@@ -58,7 +63,10 @@ run_options = options(
         "The weight of the samples while a flow learns; by default the paper's 0.01. With 0.1 its "
         "images follow the samples more closely.",
     ),
-    option("--flow NAME|FILE.yaml|MODULE:FUNCTION", "The flow of bdnf; by default nice."),
+    option(
+        "--flow NAME|FILE.yaml|MODULE:FUNCTION",
+        "The flow of bdnf; by default nice, and a Glow for images above 32 x 32.",
+    ),
     preset_option("standard"),
     seed_option,
     device_option,
@@ -185,6 +193,9 @@ def _changes(faults: Faults, given: dict[str, Any], settings: dict[str, Any]) ->
     changes = {
         k: v for k, v in settings.items() if k.rpartition(".")[0] not in COMPRESSIONS.builtin
     }
+    proxy = given.pop("proxy")
+    if proxy is not None:
+        changes[_proxy_source()] = proxy
     for name in ("gamma", "flow"):
         value = given.pop(name)
         if value is not None:
@@ -223,11 +234,21 @@ def _synthesizers(
     if not changes:
         return names
     names = names or _default_synthesizer(given["teacher"], domain)
+    proxy, _, _ = _proxy_source().partition(".")
+    if _proxy_source() in changes and proxy not in names.split("+"):
+        names = f"{names}+{proxy}"
     has_flow = any("flow" in get_synthesizer(name).known_options() for name in names.split("+"))
     for key in () if has_flow else {"flow", "gamma"} & set(changes):
         del changes[key]
         faults.add(f"--{key} is of bdnf, and the synthesizer is {names}.")
     return build_synthesizers(names, preset, {**base, **changes})
+
+
+def _proxy_source() -> str:
+    """The option of the synthesizer that shows proxy images which says where they are."""
+    from freia_kd.synthesizers.proxy import Proxy
+
+    return f"{Proxy.name}.source"
 
 
 def _default_synthesizer(teacher: str | None, domain: Domain | None) -> str:

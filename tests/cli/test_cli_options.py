@@ -1,5 +1,7 @@
 """Faults of options: all of them together, each as it was typed, before any work."""
 
+import json
+
 import numpy as np
 import pytest
 from cli_calls import call, fails, faults
@@ -95,3 +97,17 @@ def test_what_is_read_is_never_written(teacher_file, tmp_path):
     np.savez(tmp_path / "x.npz", x=np.zeros((4, 1, 8, 8), np.uint8), y=np.arange(4))
     data = tmp_path / "x.npz"
     assert "expected a file" in fails("train-teacher", data, "--out", data, "--force")
+
+
+def test_proxy_images_are_shown_beside_the_rest(teacher_file, tmp_path):
+    np.savez(tmp_path / "any.npz", images=np.zeros((12, 20, 28, 3), dtype=np.uint8))
+    words = ["distill", "--teacher", teacher_file, "--preset", "quick", "--set-size", 48]
+    words += ["--set", "bdnf.steps=2", "--set", "bdnf.batch_size=4", "--set", "student.steps=2"]
+    run = tmp_path / "run"
+    result = call(*words, "--proxy", tmp_path / "any.npz", "--out", run, "--json")
+    made = {s["name"]: s for s in json.loads(result.stdout)["synthesizers"]}
+    assert set(made) == {"bdnf", "leaves", "proxy"}
+    assert made["proxy"]["options"]["source"] == str(tmp_path / "any.npz")
+    assert "proxy" in made["proxy"]["real_images"]
+    refused = call("distill", "--resume", "--out", run, "--proxy", tmp_path, code=2)
+    assert "proxy.source was" in refused.stderr
