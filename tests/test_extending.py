@@ -36,7 +36,7 @@ def spelled():
 
 
 SPELLED = dict(spelled())
-WORDS = {"samples"}  # which are also an option's name
+WORDS = {"proxy", "samples"}  # which are also an option's name
 
 
 @pytest.mark.parametrize("table", list(TABLES))
