@@ -443,8 +443,19 @@ def extract(
 ) -> tuple[Path, dict[str, int]]:
     """The first half of :func:`distill` or, with `again`, of :func:`resume`: the synthetic sets.
 
+    Arguments:
+        teacher: A checkpoint, or a teacher in memory; of a run that goes on, the run's if `None`.
+        out: The run's folder.
+        again: Whether to go on with the run in it.
+        options: What else the verb takes.
+
     Returns:
         The run's folder, and the number of inputs of each set in it.
+
+    Raises:
+        UsageError: If the options do not fit together, or a synthesizer learns from a student.
+        CheckpointError: If the teacher's file is not sound, or the folder holds no run.
+        TrainingError: If a loss stays non-finite.
     """
     job = (
         reopen_job(out or "", teacher=teacher, **options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -116,12 +116,6 @@ class Domain:
             return cls(**fields)
         except TypeError as error:
             raise ValueError(f"Not a domain: {fields!r} ({error}).") from error
-
-    def with_channels(self, channels: int) -> Domain:
-        """The same domain for images of another number of channels (one statistic for all)."""
-        return replace(
-            self, shape=(channels, *self.shape[1:]), mean=self.mean[:1], std=self.std[:1]
-        )
 
 
 # Inputs are 32 x 32, as in KegNet and BDNF (28 x 28 sets and the 8 x 8 digits are resized).

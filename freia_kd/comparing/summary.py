@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ..data.datasets import LabelledData
 from ..job.synthesis import picture_name
+from ..report.comparison import method_rows
 from ..report.schema import MethodRow, Proportion, Spread, TrialResult, recovery
 from ..training import Progress
-from .methods import BASELINE, REFERENCE
 from .trials import Trial
 
 Results = Mapping[tuple[str, int], TrialResult]  # by method and seed
@@ -66,48 +66,11 @@ def summarise(
         results: Their results, with accuracies if they were measured.
         scores: The independent agreement of each method that was judged.
     """
-    groups: dict[str, list[Trial]] = {}
-    for trial in trials:
-        groups.setdefault(trial.method.name, []).append(trial)
-
-    def place(name: str) -> tuple[bool, float]:
-        return name == REFERENCE.name, -scores[name].mean if name in scores else 1.0
-
-    return [_row(groups[name], results, scores) for name in sorted(groups, key=place)]
-
-
-def _row(trials: Sequence[Trial], results: Results, scores: Mapping[str, Spread]) -> MethodRow:
-    method, students = trials[0].method, [spec.name for spec in trials[0].students]
-    own = [results[method.name, trial.seed] for trial in trials]
-
-    def over_seeds(value: Callable[[TrialResult, str], float | None]) -> dict[str, Spread | None]:
-        return {name: Spread.of([value(result, name) for result in own]) for name in students}
-
-    def gained(result: TrialResult, name: str) -> float | None:
-        low, high = (results.get((m.name, result.seed)) for m in (BASELINE, REFERENCE))
-        if low is None or high is None or method.kind != "method":
-            return None
-        return recovered(result.accuracy, low.accuracy, high.accuracy, name)
-
-    seconds = Spread.of([sum(result.stages.values()) for result in own])
-    assert seconds is not None
-    return MethodRow(
-        method=method.name,
-        kind=method.kind,
-        seeds=len(trials),
-        independent=scores.get(method.name),
-        own=over_seeds(lambda result, name: _value(result.agreement.get(name))),
-        accuracy=over_seeds(lambda result, name: _value(result.accuracy.get(name))),
-        recovery=over_seeds(gained),
-        seconds=seconds,
-        images=max(result.images for result in own),
-        warnings=sorted({warning for result in own for warning in result.warnings}),
-        picture=_picture(trials[0]),
-    )
-
-
-def _value(share: Proportion | None) -> float | None:
-    return None if share is None else share.value
+    kinds = {trial.method.name: trial.method.kind for trial in trials}
+    first = {trial.method.name: trial for trial in reversed(trials)}
+    pictures = {n: picture for n, trial in first.items() if (picture := _picture(trial))}
+    own = [results[trial.method.name, trial.seed] for trial in trials]
+    return method_rows(own, scores, kinds, pictures)
 
 
 def _picture(trial: Trial) -> str | None:

@@ -13,7 +13,7 @@ import torch
 from ..compression import load_teacher
 from ..config import Device, DistillationOptions, Preset, collect_faults, get_preset
 from ..data.datasets import LabelledData
-from ..data.sources import RealData, Source
+from ..data.sources import PathLike, RealData, Source
 from ..device import choose_device
 from ..domain import Domain
 from ..errors import UsageError
@@ -31,7 +31,6 @@ from ..teachers import Teacher
 from ..training import Checkpoints, Progress
 from .job import Job, JobConfig
 
-PathLike = str | os.PathLike[str]
 IN_MEMORY = "in memory"  # in place of a teacher's file
 Synthesizers = str | Synthesizer | Sequence[str | Synthesizer]
 
