@@ -9,7 +9,7 @@ from dataclasses import replace
 from ..data.datasets import LabelledData
 from ..job.synthesis import picture_name
 from ..report.comparison import method_rows
-from ..report.schema import MethodRow, Proportion, Spread, TrialResult, recovery
+from ..report.schema import MethodRow, Spread, TrialResult
 from ..training import Progress
 from .trials import Trial
 
@@ -35,25 +35,6 @@ def collect_results(
             results[trial.method.name, trial.seed] = replace(result, accuracy=measured)
             stage.update(done, {})
     return results
-
-
-def recovered(
-    student: Mapping[str, Proportion],
-    compressed: Mapping[str, Proportion],
-    reference: Mapping[str, Proportion],
-    name: str,
-) -> float | None:
-    """The recovery of a student by name (:func:`~freia_kd.report.schema.recovery`).
-
-    Arguments:
-        student: The accuracies of the method's students; none where a trial failed.
-        compressed: Those without any training.
-        reference: Those after training on real data.
-        name: The student.
-    """
-    if not all(name in accuracies for accuracies in (student, compressed, reference)):
-        return None
-    return recovery(compressed[name].value, student[name].value, reference[name].value)
 
 
 def summarise(

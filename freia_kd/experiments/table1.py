@@ -12,7 +12,6 @@ import torch
 
 from ..comparing.methods import BASELINE, REFERENCE, Method, build_methods
 from ..comparing.runner import run_all, worker_faults
-from ..comparing.summary import recovered
 from ..comparing.trials import Trial, TrialOptions
 from ..compression import load_classifier
 from ..config import Config, Device, DistillationOptions, Preset, collect_faults, get_preset
@@ -23,6 +22,7 @@ from ..domain import DOMAINS
 from ..errors import unknown
 from ..evaluation import accuracy
 from ..report import provenance
+from ..report.comparison import recovered
 from ..report.schema import Proportion, Spread, TablePart, TableResult
 from ..report.storage import write_table1
 from ..runs import Run

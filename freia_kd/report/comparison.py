@@ -19,6 +19,25 @@ from .schema import (
 from .words import spread
 
 
+def recovered(
+    student: Mapping[str, Proportion],
+    compressed: Mapping[str, Proportion],
+    reference: Mapping[str, Proportion],
+    name: str,
+) -> float | None:
+    """The recovery of a student by name (:func:`~.schema.recovery`).
+
+    Arguments:
+        student: The accuracies of the method's students; none where a trial failed.
+        compressed: Those without any training.
+        reference: Those after training on real data.
+        name: The student.
+    """
+    if not all(name in accuracies for accuracies in (student, compressed, reference)):
+        return None
+    return recovery(compressed[name].value, student[name].value, reference[name].value)
+
+
 def method_rows(
     trials: Sequence[TrialResult],
     independent: Mapping[str, Spread],
@@ -61,12 +80,9 @@ def _row(
     def over_seeds(value: Callable[[TrialResult, str], float | None]) -> dict[str, Spread | None]:
         return {name: Spread.of([value(t, name) for t in own]) for name in own[0].agreement}
 
-    def recovered(trial: TrialResult, name: str) -> float | None:
-        low, high = (bounds.get((k, trial.seed), {}).get(name) for k in ("baseline", "reference"))
-        value = trial.accuracy.get(name)
-        if kind != "method" or low is None or high is None or value is None:
-            return None
-        return recovery(low.value, value.value, high.value)
+    def gained(trial: TrialResult, name: str) -> float | None:
+        low, high = (bounds.get((k, trial.seed), {}) for k in ("baseline", "reference"))
+        return recovered(trial.accuracy, low, high, name) if kind == "method" else None
 
     seconds = Spread.of([sum(trial.stages.values()) for trial in own])
     assert seconds is not None  # a method has a trial
@@ -77,7 +93,7 @@ def _row(
         independent=independent,
         own=over_seeds(lambda trial, name: _value(trial.agreement[name])),
         accuracy=over_seeds(lambda trial, name: _value(trial.accuracy.get(name))),
-        recovery=over_seeds(recovered),
+        recovery=over_seeds(gained),
         seconds=seconds,
         images=0 if kind == "baseline" else max(trial.images for trial in own),
         warnings=sorted({warning for trial in own for warning in trial.warnings}),
