@@ -251,6 +251,8 @@ class DistillationOptions(Config):
             the student starts with (L2-SP, Li et al., 2018); 0 for none.
         ema: The decay of the exponential moving average of the weights, which is what the student
             ends with; 0 for the last weights themselves.
+        balanced: Whether inputs are drawn so that the teacher's classes come up alike
+            (:func:`~freia_kd.data.balance.class_balance`), and not all alike.
         steps: Training steps.
         batch_size: Inputs in a step.
         learning_rate: Adam's, falling to 0 as a cosine. `None` is 2e-3, or 2e-4 for students with
@@ -284,6 +286,7 @@ class DistillationOptions(Config):
     mixup: NonNegative = 0.0
     pull: NonNegative = 0.0
     ema: Decay = 0.0
+    balanced: bool = True
     steps: Count = 2_000
     batch_size: Count = 256
     learning_rate: NonNegative | None = None
@@ -370,7 +373,7 @@ def get_preset(name: str | Preset) -> Preset:
         "paper": lambda: Preset(
             "paper",
             6_400,
-            training=training("forward-kl", 1.0, steps=5_000, learning_rate=1e-5),
+            training=training("forward-kl", 1.0, balanced=False, steps=5_000, learning_rate=1e-5),
             bn="freeze",
         ),
     }

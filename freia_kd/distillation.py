@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .compression.batchnorm import batchnorm_layers
 from .config import DistillationOptions
+from .data.balance import class_balance, draw_rows
 from .data.synthetic import SyntheticSet
 from .errors import UsageError
 from .evaluation import agreement
@@ -86,7 +87,8 @@ def train_student(
     Arguments:
         student: The student, on the device to train on.
         data: Synthetic inputs with the teacher's logits: a stored set, from which rows are drawn
-            at random, or inputs made on the fly for every step.
+            at random (`options.balanced` says how), or inputs made on the fly for every step,
+            which are balanced, or not, where they are made.
         options: How to train.
         generator: The source of the order of the data, on the CPU; by default one that torch's
             global generator seeds.
@@ -109,9 +111,10 @@ def train_student(
     student.eval().requires_grad_(True)
     start = [p.detach().clone() for p in student.parameters()]
     early, late = _phases(options)
+    rows = _rows(data, options, generator)
 
     def batches(step: int) -> tuple[Tensor, Tensor]:
-        return _batch(student, data, step, options, generator, teacher)
+        return _batch(student, data, rows(step), options, generator, teacher)
 
     def later(step: int) -> tuple[Tensor, Tensor]:
         return batches(step + early)
@@ -129,20 +132,29 @@ def _phases(options: DistillationOptions) -> tuple[int, int]:
     return early, options.steps - early
 
 
+def _rows(
+    data: SyntheticSet | OnTheFlySet, options: DistillationOptions, generator: torch.Generator
+) -> Callable[[int], Tensor]:
+    """Which rows of the data a step learns from."""
+    size = options.batch_size
+    if not isinstance(data, SyntheticSet):
+        return lambda step: torch.arange(step * size, (step + 1) * size)
+    if not options.balanced:
+        return lambda step: torch.randint(len(data), (size,), generator=generator)
+    weights = class_balance(data.logits)
+    return lambda step: draw_rows(weights, size, generator)
+
+
 def _batch(
     student: Classifier,
     data: SyntheticSet | OnTheFlySet,
-    step: int,
+    rows: Tensor,
     options: DistillationOptions,
     generator: torch.Generator,
     teacher: Teacher | None,
 ) -> tuple[Tensor, Tensor]:
     """The inputs of a step and the teacher's logits, on the student's device."""
-    size, device = options.batch_size, next(student.parameters()).device
-    if isinstance(data, SyntheticSet):
-        rows = torch.randint(len(data), (size,), generator=generator)
-    else:
-        rows = torch.arange(step * size, (step + 1) * size)
+    device = next(student.parameters()).device
     x, logits, _ = (t.to(device) for t in data.batch(rows))
     if options.mixup > 0 and teacher is not None:
         x = mix(x, options.mixup, generator)

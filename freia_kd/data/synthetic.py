@@ -109,6 +109,11 @@ class SyntheticSet(Dataset):
         inputs, logits, conditions = self.batch(torch.tensor([index]))
         return inputs[0], logits[0], conditions[0]
 
+    @property
+    def logits(self) -> list[np.ndarray]:
+        """The teacher's logits `(n, classes)` of each shard, as memory maps."""
+        return [shard[_ARRAYS.index("logits")] for shard in self.shards]
+
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs (pixels in [0, 1] for images), teacher logits and conditions at `indices` `(B,)`.
 

@@ -45,10 +45,13 @@ def synthesize(
     if not job.config.on_the_fly:
         return _make_set(job, f"{name}/train", job.config.set_size), heldout
     seeds = seeded_generator(job.config.seed, f"{name} on the fly")
-    sources = [s.part(heldout=False) for s in job.synthesizers]
-    return OnTheFlySet(
-        sources, job.teacher, int(torch.randint(2**62, (), generator=seeds))
-    ), heldout
+    on_the_fly = OnTheFlySet(
+        [s.part(heldout=False) for s in job.synthesizers],
+        job.teacher,
+        int(torch.randint(2**62, (), generator=seeds)),
+        balanced=job.config.training.balanced,
+    )
+    return on_the_fly, heldout
 
 
 def _fit(

@@ -32,6 +32,7 @@ SYNTHESIZERS = Registry(
         "kw-mixture": f"{_HERE}.knowledge_within:KWMixture",
         "samples": f"{_HERE}.samples:Samples",
         "leaves": f"{_HERE}.leaves:Leaves",
+        "figures": f"{_HERE}.figures:Figures",
         "photos": f"{_HERE}.photos:Photos",
         "proxy": f"{_HERE}.proxy:Proxy",
         "spectral": f"{_HERE}.noise:Spectral",
