@@ -12,7 +12,13 @@ import click
 from freia_kd.config import DistillationOptions, get_preset, losses
 from freia_kd.errors import CheckpointError, UsageError
 from freia_kd.registry import COMPRESSIONS
-from freia_kd.synthesizers import IMAGE_DEFAULT, SYNTHESIZERS, VECTOR_DEFAULT
+from freia_kd.synthesizers import (
+    IMAGE_DEFAULT,
+    STATISTICS_DEFAULT,
+    SYNTHESIZERS,
+    VECTOR_DEFAULT,
+    default_synthesizer,
+)
 
 from .command import GO_ON, Faults, option, options, typed_options
 from .options import (
@@ -48,7 +54,9 @@ run_options = options(
     option(
         "--synthesizer NAME[+NAME]|MODULE:CLASS",
         f"What makes the inputs, an equal share each: {', '.join(SYNTHESIZERS.builtin)}, or one of "
-        f"your own. By default {IMAGE_DEFAULT}, and {VECTOR_DEFAULT} for vectors.",
+        f"your own. By default {STATISTICS_DEFAULT} for images where the teacher has batch "
+        f"normalisation, {IMAGE_DEFAULT} where it has none, and {VECTOR_DEFAULT} for vectors, "
+        "joined with samples where there are any.",
     ),
     settings_option(),
     option(
@@ -216,6 +224,7 @@ def _synthesizers(
 ) -> str | list[Synthesizer] | None:
     """Synthesizers with the options of a preset, or of a run, some of them changed."""
     from freia_kd.synthesizers import build_synthesizers, get_synthesizer
+    from freia_kd.synthesizers.bdnf import BDNF
 
     preset, base = given["preset"], {}
     if record is not None:
@@ -233,10 +242,12 @@ def _synthesizers(
                 base[f"{kind.name}.{option}"] = value
     if not changes:
         return names
-    names = names or _default_synthesizer(given["teacher"], domain)
-    proxy, _, _ = _proxy_source().partition(".")
-    if _proxy_source() in changes and proxy not in names.split("+"):
-        names = f"{names}+{proxy}"
+    if names is None:
+        names = _default_synthesizer(given["teacher"], domain, given.get("samples") is not None)
+        if any(key in ("flow", "gamma") or key.startswith(f"{BDNF.name}.") for key in changes):
+            names = _joined(names, BDNF.name)
+    if _proxy_source() in changes:
+        names = _joined(names, _proxy_source().partition(".")[0])
     has_flow = any("flow" in get_synthesizer(name).known_options() for name in names.split("+"))
     for key in () if has_flow else {"flow", "gamma"} & set(changes):
         del changes[key]
@@ -251,16 +262,24 @@ def _proxy_source() -> str:
     return f"{Proxy.name}.source"
 
 
-def _default_synthesizer(teacher: str | None, domain: Domain | None) -> str:
-    """What makes the inputs unless it is named, by what the teacher takes."""
+def _joined(names: str, name: str) -> str:
+    """The synthesizers with one more, unless it is one of them."""
+    return names if name in names.split("+") else f"{names}+{name}"
+
+
+def _default_synthesizer(teacher: str | None, domain: Domain | None, has_samples: bool) -> str:
+    """What makes the inputs unless it is named, by what the teacher's file says."""
     from freia_kd.teachers import read_checkpoint
 
     recorded: Any = {} if domain is None else domain.to_dict()
-    if teacher is not None and domain is None:
+    has_statistics = False
+    if teacher is not None:
         with suppress(CheckpointError):  # which the library raises when it loads the teacher
-            recorded = read_checkpoint(teacher).own.get("domain")
+            checkpoint = read_checkpoint(teacher)
+            recorded = recorded or checkpoint.own.get("domain")
+            has_statistics = any(key.endswith("running_mean") for key in checkpoint.state)
     is_vector = isinstance(recorded, dict) and len(recorded.get("shape", ())) == 1
-    return VECTOR_DEFAULT if is_vector else IMAGE_DEFAULT
+    return default_synthesizer(not is_vector, has_statistics, has_samples)
 
 
 def _new_folder(given: dict[str, Any]) -> str | None:

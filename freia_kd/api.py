@@ -209,8 +209,8 @@ def distill(
         students: What to make of it: the papers' students, `"1"` to `"3"`, and specs. That they
             can be made is checked before any work.
         synthesizer: What makes the inputs: synthesizers, or their names or paths
-            `package.module:Class`, which `+` joins; each makes an equal share. By default
-            `"bdnf+leaves"`, or `"bdnf"` for vectors.
+            `package.module:Class`, which `+` joins; each makes an equal share. By default as
+            :func:`freia_kd.synthesizers.default_synthesizer` says.
         training: How the students are trained, if not as the preset says.
         preset: How much work to do.
         set_size: How many synthetic inputs to make, if not as many as the preset says.

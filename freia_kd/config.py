@@ -237,7 +237,9 @@ class DistillationOptions(Config):
     leaves, 400 steps, one seed: L1 gives 91.9 % on MNIST and 59.2 % on Fashion-MNIST, forward KL at
     T = 8 92.8 and 65.2 % (MNIST alone: T = 4 92.2, T = 20 92.8, centred L1 92.2, centred MSE 92.9;
     a pull of 1e-3 92.8, of 1e-2 92.7, of 0.1 86.1; averaged weights 92.7). So a loss that is blind
-    to the mean logit is the default, and nothing is added to it.
+    to the mean logit is the default, and nothing is added to it. Drawing classes alike gives 72.0 %
+    on Fashion-MNIST where drawing all alike gives 65.7 (MNIST 92.0 %, about the same), and a
+    ResNet14's student 3 86.1 % in place of 82.2.
 
     Arguments:
         divergence: The loss against the teacher's logits, by name or `module:function`.

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..compression import load_teacher
+from ..compression.batchnorm import batchnorm_layers
 from ..config import Device, DistillationOptions, Preset, collect_faults, get_preset
 from ..data.datasets import LabelledData
 from ..data.sources import PathLike, RealData, Source
@@ -67,7 +68,9 @@ def open_job(
     path = IN_MEMORY if isinstance(teacher, Teacher) else os.fspath(teacher)
     if not isinstance(teacher, Teacher):
         teacher = load_teacher(teacher, arch, domain)
-    chosen = synthesizer or default_synthesizer(teacher.domain)
+    chosen = synthesizer or default_synthesizer(
+        teacher.domain.is_image, any(True for _ in batchnorm_layers(teacher)), samples is not None
+    )
     synthesizers = build_synthesizers(chosen, sizes.name)
     few = _load_samples(samples, resize, teacher, synthesizers)
     config = JobConfig(
