@@ -7,7 +7,9 @@ import difflib
 import json
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from freia_kd.report.document import Section
     from freia_kd.training import Progress
 
-INTERRUPTED = 130  # as shells report a process that SIGINT ended
+INTERRUPTED, TERMINATED = 130, 143  # as shells report a process that SIGINT or SIGTERM ended
 OBJECT_PATH = re.compile(r"(?<![\w./\\])([A-Za-z_]\w*)(?:\.\w+)*:[A-Za-z_]")  # module:attribute
 FAULTS, GO_ON = "freia_kd.faults", "freia_kd.go_on"  # what a context remembers
 
@@ -48,6 +50,27 @@ class Failure(click.ClickException):
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
         self.exit_code = exit_code  # type: ignore[misc]
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which schedulers send: what was done is kept, as after Ctrl-C."""
+
+
+@contextmanager
+def terminating() -> Iterator[None]:
+    """Makes SIGTERM an exception within the block, where this thread may."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Choice(click.Choice):
@@ -162,11 +185,13 @@ class Command(click.Command):
             if not self.collects:
                 raise_faults(ctx)
             find_modules_here(ctx.params)
-            return super().invoke(ctx)
+            with terminating():
+                return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
-        except KeyboardInterrupt:
-            raise Failure(ctx.meta.get(GO_ON, _nothing_kept)(), INTERRUPTED) from None
+        except KeyboardInterrupt as stop:
+            code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+            raise Failure(ctx.meta.get(GO_ON, _nothing_kept)(), code) from None
         except Exception as error:
             if debug:
                 raise

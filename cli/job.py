@@ -72,6 +72,11 @@ run_options = options(
     device_option,
     option("--out FOLDER", "The run's folder; by default a new one in runs/."),
     option("--resume", "Go on with the run in --out; --teacher is not needed."),
+    option(
+        "--repair",
+        "With --resume: delete what is damaged in the run (a shard, a student, a checkpoint), and "
+        "make it again.",
+    ),
 )
 
 
@@ -132,7 +137,7 @@ def remember_run(command: str, folder: str | None, given: dict[str, Any]) -> Non
 
     def say() -> str:
         if folder is None or not Path(folder, "run.json").exists():
-            return "Interrupted before the run began; nothing was written."
+            return f"Interrupted before the run in {folder} began; nothing was written."
         return f"Interrupted. What was done is kept in {folder}; go on with: {shlex.join(words)}"
 
     click.get_current_context().meta[GO_ON] = say
@@ -166,7 +171,10 @@ def expect_data(faults: Faults, given: dict[str, Any], *names: str) -> None:
 def _open_record(faults: Faults, given: dict[str, Any]) -> RunRecord | None:
     from freia_kd.runs.store import read_record
 
+    repairs = given["repair"]
     if not given.pop("resume"):
+        faults.expect(not repairs, "--repair is of a run that goes on; pass --resume as well.")
+        del given["repair"]
         hint = "To go on with a run, pass --resume --out FOLDER."
         faults.expect(given["teacher"], f"--teacher FILE is missing. {hint}")
         return None

@@ -279,6 +279,7 @@ def resume(
     domain: Domain | None = None,
     seed: int | None = None,
     device: Device | None = None,
+    repair: bool = False,
     progress: Progress | None = None,
 ) -> DistillationResult:
     """Goes on with a run, as if it had never been stopped.
@@ -296,10 +297,13 @@ def resume(
         teacher: The teacher again.
         synthesizer: The synthesizers again.
         methods: The run's methods of compression that are code of one's own.
+        repair: Whether parts of the run that are damaged (a shard, a student, a checkpoint) may be
+            deleted and made again.
         training: As for :func:`distill`, and so are the others.
 
     Raises:
-        CheckpointError: If the folder holds no run, or one of an older version.
+        CheckpointError: If the folder holds no run, or one of an older version, or parts of it are
+            damaged and are not to be repaired.
         UsageError: If an option differs from the record; both values are named.
         TrainingError: If a loss stays non-finite.
     """
@@ -321,7 +325,7 @@ def resume(
         device=device,
         progress=progress,
     )
-    return DistillationResult(job.run.folder, run_job(job))
+    return DistillationResult(job.run.folder, run_job(job, repair))
 
 
 def _evaluation(source: Source | None, root: PathLike | None, download: bool) -> RealData | None:
@@ -439,6 +443,7 @@ def extract(
     *,
     out: PathLike | None = None,
     again: bool = False,
+    repair: bool = False,
     **options: Any,
 ) -> tuple[Path, dict[str, int]]:
     """The first half of :func:`distill` or, with `again`, of :func:`resume`: the synthetic sets.
@@ -447,6 +452,7 @@ def extract(
         teacher: A checkpoint, or a teacher in memory; of a run that goes on, the run's if `None`.
         out: The run's folder.
         again: Whether to go on with the run in it.
+        repair: As for :func:`resume`.
         options: What else the verb takes.
 
     Returns:
@@ -462,7 +468,7 @@ def extract(
         if again
         else open_job(teacher or "", out=out, students=(), **options)
     )
-    folder = run_extraction(job)
+    folder = run_extraction(job, repair)
     sets = sorted(path.parent for path in folder.glob("synthetic*/*/manifest.json"))
     return folder, {str(path.relative_to(folder)): len(SyntheticSet(path)) for path in sets}
 

@@ -174,10 +174,8 @@ def reopen_job(
         evaluation = RealData(**remembered)
     loaded = loaded.to(torch.device(old.device))
     job = Job(loaded, run, config, list(specs.values()), synthesizers, few, evaluation)
-    if evaluation is None and remembered is not None and not job.is_finished:
-        raise UsageError(
-            "The evaluation data of this run were in memory; pass them again, as eval_data=."
-        )
+    if not job.is_finished:
+        job.expect_evaluation()
     return job
 
 

@@ -15,6 +15,7 @@ from ..errors import CheckpointError, UsageError
 from ..files import write_json
 from ..training import Checkpoints, Progress
 from ..version import __version__
+from .lock import locked
 
 VERSION = 2  # of the record; raised when an older run could not go on
 RECORD = "run.json"
@@ -102,6 +103,7 @@ class Run:
 
     def __init__(self, folder: Path, record: RunRecord, progress: Progress | None = None) -> None:
         self.folder, self.record, self.progress = folder, record, progress or Progress()
+        self._known = _content(folder / RECORD)  # what is on disk, as far as this process knows
 
     @classmethod
     def create(
@@ -167,6 +169,23 @@ class Run:
     def write(self) -> None:
         """Writes the record."""
         write_json(self.folder / RECORD, asdict(self.record))
+        self._known = _content(self.folder / RECORD)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps every other process off the folder within the block, and says which folder it is.
+
+        Raises:
+            UsageError: If another process works on it, or has done so since the run was opened.
+        """
+        with locked(self.folder):
+            if _content(self.folder / RECORD) != self._known:
+                raise UsageError(
+                    f"Another process has worked on the run in {self.folder} since it was opened; "
+                    "call the command again, with --resume."
+                )
+            self.progress.note(f"Run: {self.folder}")
+            yield
 
     def __truediv__(self, name: str) -> Path:
         return self.folder / name
@@ -208,7 +227,12 @@ class Run:
                 self.write()
             else:
                 (self.folder / RECORD).unlink()
+                self._known = None
                 self.folder.rmdir()
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
 
 
 def _is_blank(folder: Path) -> bool:
