@@ -374,7 +374,7 @@ def compress(
         if plot is not None and search is not None:
             write_png(plot, plot_sensitivity(search["sensitivity"]))
     write_student(Path(out), made)
-    costs = compare_costs(loaded.net, made.classifier.net, loaded.domain.shape)
+    (costs,) = compare_costs(loaded.net, [made.classifier.net], loaded.domain.shape)
     return CompressedStudent(os.fspath(out), made.steps, made.searches, costs)
 
 
