@@ -7,13 +7,13 @@ from typing import Any
 import click
 
 from .command import Command, collecting, make_progress, options, print_json
-from .job import remember_run, run_arguments, run_options
+from .job import print_plan, remember_run, run_arguments, run_options
 from .options import json_option
 
 
 @click.command("extract", cls=Command, collects=True)
 @options(run_options, json_option)
-def command(as_json: bool, **given: Any) -> None:
+def command(as_json: bool, dry_run: bool, **given: Any) -> None:
     """Make a synthetic set from a teacher, without its training data.
 
     Example: freiakd extract --teacher lenet5.pt --synthesizer bdnf --out run
@@ -27,6 +27,10 @@ def command(as_json: bool, **given: Any) -> None:
     remember_run("extract", folder, typed)
     from freia_kd import api
 
+    if dry_run:
+        none = {} if typed["resume"] else {"students": ()}
+        print_plan(as_json, again=typed["resume"], out=folder, **none, **arguments)
+        return
     progress = make_progress(as_json)
     run_folder, sets = api.extract(
         **arguments, out=folder, again=typed["resume"], progress=progress

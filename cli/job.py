@@ -14,7 +14,7 @@ from freia_kd.errors import CheckpointError, UsageError
 from freia_kd.registry import COMPRESSIONS
 from freia_kd.synthesizers import IMAGE_DEFAULT, SYNTHESIZERS, VECTOR_DEFAULT
 
-from .command import GO_ON, Faults, option, options, typed_options
+from .command import GO_ON, Faults, option, options, print_json, print_table, typed_options
 from .options import (
     TEACHER,
     arch_option,
@@ -34,6 +34,11 @@ if TYPE_CHECKING:
     from freia_kd.runs.store import RunRecord
     from freia_kd.synthesizers.contract import Synthesizer
 
+dry_run_option = option(
+    "--dry-run",
+    "Say what the run would take (stages, time, memory, disk), after a few real steps of each "
+    "stage, and write nothing.",
+)
 run_options = options(
     option("--teacher FILE", f"{TEACHER} Needed for a new run."),
     arch_option,
@@ -77,6 +82,7 @@ run_options = options(
         "With --resume: delete what is damaged in the run (a shard, a student, a checkpoint), and "
         "make it again.",
     ),
+    dry_run_option,
 )
 
 
@@ -119,6 +125,23 @@ def run_arguments(faults: Faults, given: dict[str, Any]) -> dict[str, Any]:
     typed = typed_options()  # samples of a run that goes on are resized as they were
     kept = {k: v for k, v in given.items() if k in typed and k not in ("out", "resize")}
     return {"folder": given["out"], "domain": domain, "methods": trusted, **kept, **asked}
+
+
+def print_plan(as_json: bool, again: bool, **arguments: Any) -> None:
+    """Prints what a run would take, with the arguments of its verb."""
+    from freia_kd import api
+    from freia_kd.report.words import duration
+
+    plan = api.plan(
+        out=arguments.pop("folder", None) or arguments.pop("out"), again=again, **arguments
+    )
+    if as_json:
+        print_json(plan.to_dict())
+        return
+    rows = [[s.name, f"{s.steps:,}" if s.steps else "", duration(s.seconds)] for s in plan.stages]
+    print_table(["stage", "steps or inputs", "about"], rows)
+    click.echo(plan.describe())
+    click.echo("Nothing was written.")
 
 
 def remember_run(command: str, folder: str | None, given: dict[str, Any]) -> None:

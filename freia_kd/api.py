@@ -25,7 +25,7 @@ from .errors import CheckpointError, UsageError
 from .evaluation import accuracy, predict, share_equal
 from .exporting import export as export
 from .files import atomic
-from .job import open_job, reopen_job, run_job
+from .job import Plan, make_plan, open_job, reopen_job, run_job
 from .job.opening import Synthesizers, restore_synthesizer
 from .job.run import run_extraction
 from .job.student import write_student
@@ -471,6 +471,42 @@ def extract(
     folder = run_extraction(job, repair)
     sets = sorted(path.parent for path in folder.glob("synthetic*/*/manifest.json"))
     return folder, {str(path.relative_to(folder)): len(SyntheticSet(path)) for path in sets}
+
+
+def plan(
+    teacher: PathLike | Teacher | None = None,
+    *,
+    out: PathLike | None = None,
+    again: bool = False,
+    eval_data: Source | None = None,
+    data_root: PathLike | None = None,
+    download: bool = False,
+    **options: Any,
+) -> Plan:
+    """What :func:`distill` would take or, with `again`, :func:`resume`; nothing is written.
+
+    A few real steps of each stage are taken.
+
+    Arguments:
+        teacher: A checkpoint, or a teacher in memory; of a run that goes on, the run's if `None`.
+        out: The run's folder.
+        again: Whether it is about the run in it.
+        eval_data: As for the verb, and so are the others.
+        options: What else the verb takes; no `students` for :func:`extract`.
+
+    Raises:
+        UsageError: If the options do not fit together, or memory or disk cannot hold the run.
+        CheckpointError: If the teacher's file is not sound, or the folder holds no run.
+        TrainingError: If a loss is not finite.
+    """
+    options["evaluation"] = _evaluation(eval_data, data_root, download)
+    options.pop("repair", None)
+    job = (
+        reopen_job(out or "", teacher=teacher, **options)
+        if again
+        else open_job(teacher or "", out=out, **options)
+    )
+    return make_plan(job)
 
 
 def sample(

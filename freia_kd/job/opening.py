@@ -14,7 +14,7 @@ from ..compression import load_teacher
 from ..config import Device, DistillationOptions, Preset, collect_faults, get_preset
 from ..data.datasets import LabelledData
 from ..data.sources import PathLike, RealData, Source
-from ..device import choose_device
+from ..device import choose_device, free_memory, memory_limit
 from ..domain import Domain
 from ..errors import UsageError
 from ..runs import Run, RunRecord
@@ -30,6 +30,7 @@ from ..synthesizers.contract import Synthesizer
 from ..teachers import Teacher
 from ..training import Checkpoints, Progress
 from .job import Job, JobConfig
+from .planning import too_large
 
 IN_MEMORY = "in memory"  # in place of a teacher's file
 Synthesizers = str | Synthesizer | Sequence[str | Synthesizer]
@@ -202,7 +203,13 @@ def _load_samples(
         few = source.load(teacher.domain, "train")
     expect_supported(synthesizers, teacher, few)
     for synthesizer in synthesizers:
-        synthesizer.check(teacher)
+        free = free_memory(torch.device("cpu"))
+        try:
+            with memory_limit(free):
+                synthesizer.check(teacher)
+        except MemoryError:
+            remedy = "choose a smaller --flow, or another --synthesizer"
+            raise too_large(synthesizer.name, free, remedy) from None
     return few
 
 

@@ -12,6 +12,7 @@ from ..report.storage import read_report, write_report
 from ..students import Student, StudentSpec, calibration_set
 from .job import Job
 from .measure import measure
+from .planning import make_plan
 from .repair import find_damages, forget
 from .student import compress_student, train_student_of
 from .synthesis import needs_students, synthesize
@@ -37,11 +38,23 @@ def run_job(job: Job, repair: bool = False) -> Report:
     job.expect_evaluation()
     with job.run.locked():
         forget(job, damages)
+        announce(job)
         make_students(job)
         report = measure(job)  # real data may be read from here
         with job.run.stage("report"):
             write_report(job.run.folder, report)
     return report
+
+
+def announce(job: Job) -> None:
+    """Says what is left to do and what that takes, and refuses what cannot be held.
+
+    Raises:
+        UsageError: If memory or disk cannot hold the run.
+    """
+    plan = make_plan(job)
+    if plan.stages:
+        job.run.progress.note(plan.describe())
 
 
 def make_students(job: Job) -> None:
@@ -97,6 +110,7 @@ def run_extraction(job: Job, repair: bool = False) -> Path:
     damages = find_damages(job, repair)
     with job.run.locked():
         forget(job, damages)
+        announce(job)
         for spec in job.specs if own else [None]:
             first = None
             if spec is not None:

@@ -22,7 +22,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Holds the lock of a folder within the block; the folder is made if there is none.
 
     The operating system gives the lock back when the process ends, however it ends, so that one
-    that was killed blocks nobody. A folder that is empty at the end, and was not there before, is
+    that was killed blocks nobody. Folders that are empty at the end, and were not there before, are
     removed.
 
     Arguments:
@@ -34,7 +34,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    is_new = not folder.exists()
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     try:
@@ -51,9 +51,9 @@ def locked(folder: Path) -> Iterator[None]:
         for name in (HOLDER, LOCK):  # while it is held, so that nobody else's is removed
             (folder / name).unlink(missing_ok=True)
         lock.release()
-        if is_new:
-            with suppress(OSError):  # it is not empty, as a rule
-                folder.rmdir()
+        with suppress(OSError):  # as a rule they are not empty
+            for path in new:
+                path.rmdir()
 
 
 def holder(folder: Path) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from .checkpoints import Checkpoints
 from .loop import Stateful, TrainingLoop, own_generator
 from .progress import PlainProgress, Progress, RichProgress
+from .rehearsal import Rehearsal
 
 __all__ = [
     "Checkpoints",
     "PlainProgress",
     "Progress",
+    "Rehearsal",
     "RichProgress",
     "Stateful",
     "TrainingLoop",

@@ -137,6 +137,8 @@ class TrainingLoop:
             )
             saved_at = time.monotonic()
             while self.step < self.steps:
+                if self.checkpoints and self.checkpoints.is_enough(self.step, self.steps):
+                    break
                 yield self.step
                 self.step += 1
                 if stage:

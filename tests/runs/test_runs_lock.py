@@ -47,7 +47,7 @@ def test_a_second_process_is_told_who_holds_the_run(other, tmp_path):
 
 
 def test_a_folder_made_for_the_lock_goes_with_it(tmp_path):
-    with pytest.raises(ValueError, match="before anything"), locked(tmp_path / "run"):
+    with pytest.raises(ValueError, match="before anything"), locked(tmp_path / "runs/first"):
         raise ValueError("before anything was kept")
     assert list(tmp_path.iterdir()) == []
     with locked(tmp_path / "run"):
