@@ -208,8 +208,8 @@ def _load_samples(
             with memory_limit(free):
                 synthesizer.check(teacher)
         except MemoryError:
-            remedy = "choose a smaller --flow, or another --synthesizer"
-            raise too_large(synthesizer.name, free, remedy) from None
+            remedies = ["choose a smaller --flow", "another --synthesizer"]
+            raise too_large(synthesizer.name, free, remedies) from None
     return few
 
 

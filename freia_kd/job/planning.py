@@ -6,8 +6,9 @@ import copy
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ..config import DistillationOptions
 from ..device import free_memory, memory_limit, peak_memory
 from ..distillation import train_student
 from ..errors import UsageError
-from ..report.words import duration, size
+from ..report import words
 from ..students import StudentSpec, seeded_generator
 from ..synthesizers.contract import Synthesizer
 from ..synthesizers.on_the_fly import OnTheFlySet, generate_labelled
@@ -80,14 +81,15 @@ class Plan:
     def describe(self) -> str:
         """The plan in a sentence or two."""
         stages = ", ".join(
-            f"{s.name} {duration(s.seconds)}{f' ({s.steps:,})' if s.steps else ''}"
+            f"{s.name} {words.duration(s.seconds)}{f' ({s.steps:,})' if s.steps else ''}"
             for s in self.stages
         )
-        free = "" if self.memory_free is None else f" ({size(self.memory_free)} free)"
+        free = "" if self.memory_free is None else f" ({words.size(self.memory_free)} free)"
+        disk = f"{words.size(self.disk)} ({words.size(self.disk_free)} free)"
+        long = words.duration(self.seconds)
         return (
-            f"Plan: about {duration(self.seconds)}, besides compression and measuring: {stages}. "
-            f"Memory {size(self.memory)}{free}, disk {size(self.disk)} ({size(self.disk_free)} "
-            "free)."
+            f"Plan: about {long}, besides compression and measuring: {stages}. "
+            f"Memory {words.size(self.memory)}{free}, disk {disk}."
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -204,47 +206,55 @@ def _sets(job: Job, specs: list[StudentSpec | None]) -> Iterator[tuple[str, int]
 def _fit(job: Job, source: Synthesizer, free: int | None) -> _Rehearsed:
     """A synthesizer after a few steps."""
 
-    def fit(changed: Synthesizer) -> Rehearsal:
-        rehearsal, device = Rehearsal(), job.device
+    def fit(changed: Synthesizer, found: Rehearsal) -> None:
         student = _stand_in(job.teacher) if source.needs_student else None
-        generator = seeded_generator(job.config.seed, "plan", device)
-        with memory_limit(free if device.type == "cpu" else None):
-            changed.fit(job.teacher, job.samples, rehearsal, generator, student)
-        return rehearsal
+        generator = seeded_generator(job.config.seed, "plan", job.device)
+        changed.fit(job.teacher, job.samples, found, generator, student)
 
-    trial, start = copy.deepcopy(source), time.perf_counter()
-    try:
-        found = fit(trial)
-    except (MemoryError, torch.cuda.OutOfMemoryError):
-        known = source.options is not None and hasattr(source.options, "batch_size")
-        remedy = ""
-        for fewer in _smaller(source.options.batch_size) if known else ():
-            try:
-                fit(type(source)(source.options.changed(batch_size=fewer)))
-            except (MemoryError, torch.cuda.OutOfMemoryError):
-                continue
-            remedy = f"--set {source.name}.batch_size={fewer} would fit, or "
-            break
-        raise too_large(source.name, free, remedy + "choose another --synthesizer") from None
+    def fit_fewer(size: int) -> None:
+        fit(type(source)(source.options.changed(batch_size=size)), Rehearsal())
+
+    trial, found, start = copy.deepcopy(source), Rehearsal(), time.perf_counter()
+    if not _fits(job, free, lambda: fit(trial, found)):
+        size = getattr(source.options, "batch_size", 0)
+        remedy = _fewer(job, free, f"{source.name}.batch_size", size, fit_fewer)
+        raise too_large(source.name, free, [*remedy, "choose another --synthesizer"])
     seconds = found.seconds if found.steps else time.perf_counter() - start
     return _Rehearsed(found.steps, seconds, found.bytes, trial)
 
 
-def _smaller(size: int) -> Iterator[int]:
+def _fits(job: Job, free: int | None, work: Callable[[], None]) -> bool:
+    """Whether memory holds some work; what it held is free again when this returns."""
+    try:
+        with memory_limit(free if job.device.type == "cpu" else None):
+            work()
+    except (MemoryError, torch.cuda.OutOfMemoryError):
+        return False
+    return True
+
+
+def _fewer(
+    job: Job, free: int | None, option: str, size: int, work: Callable[[int], None]
+) -> list[str]:
+    """The advice to take a smaller batch, if one is found that memory holds."""
     while (size := size // 4) >= SMALLEST_BATCH:
-        yield size
+        if _fits(job, free, partial(work, size)):
+            return [f"--set {option}={size} would fit"]
+    return []
 
 
-def too_large(stage: str, free: int | None, remedy: str) -> UsageError:
+def too_large(stage: str, free: int | None, remedies: Sequence[str]) -> UsageError:
     """The error of a stage that memory cannot hold.
 
     Arguments:
         stage: Its name.
         free: The bytes that were free, if that is known.
-        remedy: What to do instead.
+        remedies: What to do instead.
     """
     room = "the memory that is free" if free is None else f"the {free:,} bytes that are free"
-    return UsageError(f"The stage {stage} needs more memory than {room} here: {remedy}.")
+    return UsageError(
+        f"The stage {stage} needs more memory than {room} here: {', or '.join(remedies)}."
+    )
 
 
 def _stand_in(teacher: Teacher) -> Classifier:
@@ -287,23 +297,16 @@ def _train(
 
     def train(changed: DistillationOptions, found: Rehearsal) -> None:
         data, generator = _Repeated(made, job.teacher), seeded_generator(0, "plan")
-        with memory_limit(free if job.device.type == "cpu" else None):
-            train_student(
-                _stand_in(job.teacher), data, changed, generator, found, teacher=job.teacher
-            )
+        student = _stand_in(job.teacher)
+        train_student(student, data, changed, generator, found, teacher=job.teacher)
 
-    try:
-        train(options, rehearsal)
-    except (MemoryError, torch.cuda.OutOfMemoryError):
-        remedy = "choose a smaller --set student.batch_size"
-        for fewer in _smaller(options.batch_size):
-            try:
-                train(options.changed(batch_size=fewer), Rehearsal())
-            except (MemoryError, torch.cuda.OutOfMemoryError):
-                continue
-            remedy = f"--set student.batch_size={fewer} would fit"
-            break
-        raise too_large(name, free, remedy) from None
+    def train_fewer(size: int) -> None:
+        train(options.changed(batch_size=size), Rehearsal())
+
+    if not _fits(job, free, lambda: train(options, rehearsal)):
+        option, size = "student.batch_size", options.batch_size
+        remedy = _fewer(job, free, option, size, train_fewer)
+        raise too_large(name, free, remedy or [f"choose a smaller --set {option}"])
     checks = options.steps / options.check_every
     judging = checks * job.config.heldout_size / 2 * _per_answer(job.teacher, made[0])
     seconds = rehearsal.seconds + judging

@@ -9,13 +9,11 @@ from job_cases import NOISE, make_teacher, students_in
 from freia_kd import api, distill, resume
 from freia_kd.config import DistillationOptions, Preset
 from freia_kd.device import free_memory, memory_limit
-from freia_kd.domain import DOMAINS
 from freia_kd.errors import UsageError
 from freia_kd.job import planning
 from freia_kd.synthesizers.adversarial import DFAD, DFADOptions
 from freia_kd.synthesizers.bdnf import BDNF, BDNFOptions
 from freia_kd.synthesizers.noise import Uniform
-from freia_kd.teachers import Teacher, build_net
 from freia_kd.training import Progress
 
 LONG = Preset("quick", 40_000, 2_000, DistillationOptions(steps=500, batch_size=16))
@@ -137,23 +135,25 @@ def test_a_run_that_the_disk_cannot_hold_is_refused(tmp_path, monkeypatch):
 
 def test_a_stage_that_memory_cannot_hold_is_refused_with_what_would_fit(tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "free_memory", lambda device: 300_000_000)
-    huge = BDNF(BDNFOptions(steps=300, batch_size=100_000))
+    huge = BDNF(BDNFOptions(steps=300, batch_size=20_000))
     with pytest.raises(UsageError, match=r"stage bdnf needs more memory.*300,000,000") as error:
         distill(make_teacher(), out=tmp_path / "run", **{**NOISE, "synthesizer": huge})
     assert list(tmp_path.iterdir()) == []
     fits = int(str(error.value).partition("--set bdnf.batch_size=")[2].split()[0])
     plan(synthesizer=BDNF(BDNFOptions(steps=300, batch_size=fits)))
-    training = DistillationOptions(steps=5, batch_size=1_000_000)
+    training = DistillationOptions(steps=5, batch_size=200_000)
     with pytest.raises(UsageError, match=r"stage student-1 .* --set student\.batch_size=\d+ would"):
         plan(training=training)
 
 
 def test_a_flow_that_memory_cannot_hold_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr("freia_kd.job.opening.free_memory", lambda device: 1_000_000)
-    mnist = DOMAINS["mnist"]
-    teacher = Teacher(build_net("lenet5", mnist), mnist, "lenet5")
-    with pytest.raises(UsageError, match="smaller --flow"):
-        distill(teacher, out=tmp_path / "run", **{**NOISE, "synthesizer": "bdnf"})
+    def check(self, teacher):
+        torch.zeros(10**15)
+
+    monkeypatch.setattr(BDNF, "check", check)
+    with pytest.raises(UsageError, match=r"bdnf needs more memory .*, or another --synthesizer"):
+        distill(make_teacher(), out=tmp_path / "run", **{**NOISE, "synthesizer": "bdnf"})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_limit_of_memory_ends_with_its_block():
