@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from .command import Command, collecting, make_progress, option, options, print_json
+from .config import asked_options, config_options
 from .job import print_plan, remember_run, run_arguments, run_options
 from .options import data_options, eval_option, json_option
 from .students import student_options
@@ -18,6 +19,7 @@ from .students import student_options
     student_options,
     eval_option,
     data_options,
+    config_options,
     json_option,
     option("-v --verbose", "Also print the details and all options."),
 )
@@ -41,7 +43,8 @@ def command(as_json: bool, verbose: bool, dry_run: bool, **given: Any) -> None:
         print_plan(as_json, again=typed["resume"], **arguments)
         return
     job = api.resume if typed["resume"] else api.distill
-    result = job(**arguments, progress=make_progress(as_json))
+    asked: dict[str, Any] = {} if typed["resume"] else {"asked": asked_options()}
+    result = job(**arguments, **asked, progress=make_progress(as_json))
     if as_json:
         print_json(result.report)
         return

@@ -7,12 +7,13 @@ from typing import Any
 import click
 
 from .command import Command, collecting, make_progress, options, print_json
+from .config import asked_options, config_options
 from .job import print_plan, remember_run, run_arguments, run_options
 from .options import json_option
 
 
 @click.command("extract", cls=Command, collects=True)
-@options(run_options, json_option)
+@options(run_options, config_options, json_option)
 def command(as_json: bool, dry_run: bool, **given: Any) -> None:
     """Make a synthetic set from a teacher, without its training data.
 
@@ -32,8 +33,9 @@ def command(as_json: bool, dry_run: bool, **given: Any) -> None:
         print_plan(as_json, again=typed["resume"], out=folder, **none, **arguments)
         return
     progress = make_progress(as_json)
+    asked: dict[str, Any] = {} if typed["resume"] else {"asked": asked_options()}
     run_folder, sets = api.extract(
-        **arguments, out=folder, again=typed["resume"], progress=progress
+        **arguments, **asked, out=folder, again=typed["resume"], progress=progress
     )
     if as_json:
         print_json({"run": str(run_folder), "sets": sets})

@@ -54,12 +54,14 @@ run_options = options(
         "--synthesizer NAME[+NAME]|MODULE:CLASS",
         f"What makes the inputs, an equal share each: {', '.join(SYNTHESIZERS.builtin)}, or one of "
         f"your own. By default {IMAGE_DEFAULT}, and {VECTOR_DEFAULT} for vectors.",
+        completes=SYNTHESIZERS.builtin,
     ),
     settings_option(),
     option(
         "--loss NAME|MODULE:FUNCTION",
         f"The students' loss: {', '.join(losses())}, or one of your own. By "
         f"default {DistillationOptions.divergence}.",
+        completes=losses(),
     ),
     set_size_option,
     option("--on-the-fly", "Show the students new inputs in every step."),

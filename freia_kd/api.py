@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from .job.run import run_extraction
 from .job.student import write_student
 from .report.plots import plot_grid, plot_sensitivity, write_png
 from .report.schema import Proportion, Report
+from .runs.listing import list_runs as list_runs
 from .runs.store import read_record
 from .students import StudentSpec, as_specs, build, calibration_set
 from .teachers import (
@@ -200,6 +201,7 @@ def distill(
     seed: int = 0,
     device: Device = "auto",
     out: PathLike | None = None,
+    asked: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> DistillationResult:
     """Compresses a classifier and distils it, without its training data.
@@ -227,6 +229,8 @@ def distill(
         seed: The seed of all random numbers.
         device: Where to compute.
         out: The run's folder; by default a new one under `runs/`.
+        asked: What was asked for in the caller's own words, plain values that the folder keeps as
+            `run.yaml`; the command's options, which `--config` reads.
         progress: What to show meanwhile.
 
     Raises:
@@ -255,6 +259,7 @@ def distill(
         seed=seed,
         device=device,
         out=out,
+        asked=asked,
         progress=progress,
     )
     return DistillationResult(job.run.folder, run_job(job))

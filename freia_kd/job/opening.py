@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ def open_job(
     seed: int = 0,
     device: Device = "auto",
     out: PathLike | None = None,
+    asked: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Job:
     """A new run; arguments and errors as of :func:`freia_kd.distill`."""
@@ -94,7 +95,7 @@ def open_job(
     _check_specs(specs, teacher)
     stem = "teacher" if path == IN_MEMORY else Path(path).stem
     folder = Path(out) if out is not None else new_folder(stem)
-    run = Run.create(folder, "distill", config.to_dict(), progress)
+    run = Run.create(folder, "distill", config.to_dict(), progress, asked)
     return Job(teacher.to(chosen_device), run, config, specs, synthesizers, few, evaluation)
 
 

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, UsageError
-from ..files import write_json
+from ..files import write_json, write_text
 from ..training import Checkpoints, Progress
 from ..version import __version__
 from .lock import locked
 
 VERSION = 2  # of the record; raised when an older run could not go on
 RECORD = "run.json"
+ASKED = "run.yaml"  # the options that were asked for, in words that can be given back
 
 
 @dataclass
@@ -99,10 +100,18 @@ class Run:
         folder: The folder.
         record: What is known of the run.
         progress: What to show while stages run.
+        asked: The options of whoever began it, to be kept as `run.yaml`.
     """
 
-    def __init__(self, folder: Path, record: RunRecord, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        record: RunRecord,
+        progress: Progress | None = None,
+        asked: Mapping[str, Any] | None = None,
+    ) -> None:
         self.folder, self.record, self.progress = folder, record, progress or Progress()
+        self._asked = asked
         self._known = _content(folder / RECORD)  # what is on disk, as far as this process knows
 
     @classmethod
@@ -112,6 +121,7 @@ class Run:
         kind: str,
         config: Mapping[str, Any],
         progress: Progress | None = None,
+        asked: Mapping[str, Any] | None = None,
     ) -> Run:
         """A new run.
 
@@ -121,7 +131,7 @@ class Run:
         folder = Path(folder)
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"Expected a folder for the run; {folder} is a file.")
-        run = cls(folder, RunRecord(kind, json.loads(json.dumps(config))), progress)
+        run = cls(folder, RunRecord(kind, json.loads(json.dumps(config))), progress, asked)
         if not (folder / RECORD).exists():
             if folder.is_dir() and any(folder.iterdir()):
                 raise UsageError(
@@ -168,6 +178,10 @@ class Run:
 
     def write(self) -> None:
         """Writes the record."""
+        if self._asked is not None and not (self.folder / ASKED).exists():
+            import yaml
+
+            write_text(self.folder / ASKED, yaml.safe_dump(dict(self._asked), sort_keys=False))
         write_json(self.folder / RECORD, asdict(self.record))
         self._known = _content(self.folder / RECORD)
 
@@ -226,6 +240,7 @@ class Run:
             if self.record.done or not _is_blank(self.folder):
                 self.write()
             else:
+                (self.folder / ASKED).unlink(missing_ok=True)
                 (self.folder / RECORD).unlink()
                 self._known = None
                 self.folder.rmdir()
@@ -237,7 +252,8 @@ def _content(path: Path) -> bytes | None:
 
 def _is_blank(folder: Path) -> bool:
     """Whether a folder holds nothing but the record of a run that has kept nothing yet."""
-    return [path.name for path in folder.iterdir() if not path.name.startswith(".")] == [RECORD]
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    return names - {ASKED} == {RECORD}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
