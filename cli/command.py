@@ -399,6 +399,7 @@ def make_progress(quiet: bool) -> Progress:
     if LOG not in ctx.meta:
         return shown
     ctx.meta[PROGRESS] = LoggedProgress(shown, ctx.meta[LOG])
+    ctx.call_on_close(ctx.meta[PROGRESS].close)
     return ctx.meta[PROGRESS]
 
 

@@ -85,7 +85,8 @@ def asked_options() -> dict[str, Any]:
         value = ctx.params.get(str(parameter.name))
         if parameter.name in MANNERS or value in (None, False, (), {}):
             continue
-        asked[_name(parameter)] = list(value) if isinstance(value, tuple) else value
+        own = {tuple: list, dict: dict}.get(type(value))
+        asked[_name(parameter)] = own(value) if own else value
     return asked
 
 

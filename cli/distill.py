@@ -32,6 +32,7 @@ def command(as_json: bool, verbose: bool, dry_run: bool, **given: Any) -> None:
     --eval-data can be added to it; every other option is the run's own.
     """
     typed = dict(given)
+    asked: dict[str, Any] = {} if typed["resume"] else {"asked": asked_options()}
     with collecting() as faults:
         arguments = run_arguments(faults, given)
     remember_run("distill", arguments.get("folder") or arguments.get("out"), typed)
@@ -43,7 +44,6 @@ def command(as_json: bool, verbose: bool, dry_run: bool, **given: Any) -> None:
         print_plan(as_json, again=typed["resume"], **arguments)
         return
     job = api.resume if typed["resume"] else api.distill
-    asked: dict[str, Any] = {} if typed["resume"] else {"asked": asked_options()}
     result = job(**arguments, **asked, progress=make_progress(as_json))
     if as_json:
         print_json(result.report)

@@ -22,6 +22,7 @@ def command(as_json: bool, dry_run: bool, **given: Any) -> None:
     To train students on it, go on with: freiakd distill --resume --out FOLDER
     """
     typed = dict(given)
+    asked: dict[str, Any] = {} if typed["resume"] else {"asked": asked_options()}
     with collecting() as faults:
         arguments = run_arguments(faults, given)
     folder = arguments.pop("folder", None) or arguments.pop("out", None)
@@ -33,7 +34,6 @@ def command(as_json: bool, dry_run: bool, **given: Any) -> None:
         print_plan(as_json, again=typed["resume"], out=folder, **none, **arguments)
         return
     progress = make_progress(as_json)
-    asked: dict[str, Any] = {} if typed["resume"] else {"asked": asked_options()}
     run_folder, sets = api.extract(
         **arguments, **asked, out=folder, again=typed["resume"], progress=progress
     )

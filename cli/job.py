@@ -11,6 +11,7 @@ import click
 
 from freia_kd.config import DistillationOptions, get_preset, losses
 from freia_kd.errors import CheckpointError, UsageError
+from freia_kd.flows import FLOWS
 from freia_kd.registry import COMPRESSIONS
 from freia_kd.synthesizers import IMAGE_DEFAULT, SYNTHESIZERS, VECTOR_DEFAULT
 
@@ -73,6 +74,7 @@ run_options = options(
     option(
         "--flow NAME|FILE.yaml|MODULE:FUNCTION",
         "The flow of bdnf; by default nice, and a Glow for images above 32 x 32.",
+        completes=FLOWS.builtin,
     ),
     preset_option("standard"),
     seed_option,

@@ -15,7 +15,7 @@ from ..errors import CheckpointError, UsageError
 from ..files import write_json, write_text
 from ..training import Checkpoints, Progress
 from ..version import __version__
-from .lock import locked
+from .lock import HOLDER, LOCK, locked
 
 VERSION = 2  # of the record; raised when an older run could not go on
 RECORD = "run.json"
@@ -133,7 +133,9 @@ class Run:
             raise UsageError(f"Expected a folder for the run; {folder} is a file.")
         run = cls(folder, RunRecord(kind, json.loads(json.dumps(config))), progress, asked)
         if not (folder / RECORD).exists():
-            if folder.is_dir() and any(folder.iterdir()):
+            # What a run leaves that is killed before its record is written, or is just beginning.
+            own = {LOCK, HOLDER, ASKED}
+            if folder.is_dir() and {path.name for path in folder.iterdir()} - own:
                 raise UsageError(
                     f"The folder {folder} is not empty and holds no run; choose another --out."
                 )

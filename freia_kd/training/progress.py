@@ -128,8 +128,11 @@ class LoggedProgress(Progress):
 
     def __init__(self, shown: Progress, file: str | os.PathLike[str]) -> None:
         self.shown = shown
-        # Line by line, so that a kill loses nothing; it is open as long as the process runs.
-        self.log = _DatedProgress(open(file, "a", buffering=1, encoding="utf-8"))  # noqa: SIM115
+        self.log = _DatedProgress(open(file, "a", encoding="utf-8"))  # noqa: SIM115 - see close
+
+    def close(self) -> None:
+        """Closes the log."""
+        self.log.stream.close()
 
     def note(self, message: str) -> None:
         self.shown.note(message)

@@ -10,9 +10,7 @@ import pytest
 import yaml
 from cli_calls import call, fails, faults
 
-from freia_kd.runs.lock import locked
-
-HINT = "freiakd distill --resume --out"
+from freia_kd.runs.lock import HOLDER, LOCK, locked
 
 
 def students(folder):
@@ -151,11 +149,15 @@ def test_runs_are_listed_with_their_state(finished, tmp_path):
 
 def test_a_run_in_use_is_refused_with_who_uses_it(distill, tmp_path):
     with locked(tmp_path / "run"):
-        (tmp_path / "run/run.json").touch()
-        (tmp_path / "run/run.json").unlink()
         result = call(*distill, code=2)
     assert "Another process works on the run in" in result.stderr
     assert "since 20" in result.stderr
+    (tmp_path / "run").mkdir()  # as after kill -9 before the first stage
+    for name in (LOCK, HOLDER):
+        (tmp_path / "run" / name).touch()
+    call(*distill, "--dry-run")
+    (tmp_path / "run/mine").touch()
+    assert "holds no run" in fails(*distill)
 
 
 def test_repair_is_of_a_run_that_goes_on(distill):
