@@ -90,7 +90,7 @@ def test_the_main_table():
     assert compressed["accuracy"].startswith("77.6 %")
     assert distilled["agreement, held-out synthetic"].startswith("97.0 %")
     assert distilled["file"] == "62 kB (1/4.0)"
-    assert distilled["latency, batch 1"] == "1 ms (no measurable difference)"
+    assert distilled["latency, batch 1"] == "1 ms, no measurable difference"
     assert table.strong == {2}
     unseen = main_table(unmeasured())
     assert not {"accuracy", "agreement, real data"} & set(unseen.header)
