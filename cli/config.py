@@ -85,8 +85,9 @@ def asked_options() -> dict[str, Any]:
         value = ctx.params.get(str(parameter.name))
         if parameter.name in MANNERS or value in (None, False, (), {}):
             continue
-        own = {tuple: list, dict: dict}.get(type(value))
-        asked[_name(parameter)] = own(value) if own else value
+        # A copy, since what reads the options takes out of them what it has read.
+        value = dict(value) if isinstance(value, dict) else value
+        asked[_name(parameter)] = list(value) if isinstance(value, tuple) else value
     return asked
 
 

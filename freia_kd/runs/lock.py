@@ -38,7 +38,8 @@ def locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(blocking=False)
+        # Not at once, since whoever looks whether it is held holds it for a moment.
+        lock.acquire(timeout=0.3, poll_interval=0.05)
     except Timeout:
         raise UsageError(
             f"Another process works on the run in {folder}{_said(holder(folder))}. Wait until it "
