@@ -134,7 +134,7 @@ def run_arguments(faults: Faults, given: dict[str, Any]) -> dict[str, Any]:
 def print_plan(as_json: bool, again: bool, **arguments: Any) -> None:
     """Prints what a run would take, with the arguments of its verb."""
     from freia_kd import api
-    from freia_kd.report.words import duration
+    from freia_kd.job.planning import told
 
     plan = api.plan(
         out=arguments.pop("folder", None) or arguments.pop("out"), again=again, **arguments
@@ -142,7 +142,7 @@ def print_plan(as_json: bool, again: bool, **arguments: Any) -> None:
     if as_json:
         print_json(plan.to_dict())
         return
-    rows = [[s.name, f"{s.steps:,}" if s.steps else "", duration(s.seconds)] for s in plan.stages]
+    rows = [[s.name, f"{s.steps:,}" if s.steps else "", told(s.seconds)] for s in plan.stages]
     print_table(["stage", "steps or inputs", "about"], rows)
     click.echo(plan.describe())
     click.echo("Nothing was written.")

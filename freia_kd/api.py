@@ -502,7 +502,6 @@ def plan(
     Raises:
         UsageError: If the options do not fit together, or memory or disk cannot hold the run.
         CheckpointError: If the teacher's file is not sound, or the folder holds no run.
-        TrainingError: If a loss is not finite.
     """
     options["evaluation"] = _evaluation(eval_data, data_root, download)
     options.pop("repair", None)

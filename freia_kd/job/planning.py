@@ -7,6 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,10 +19,11 @@ from torch import Tensor
 from ..config import DistillationOptions
 from ..device import free_memory, memory_limit, peak_memory
 from ..distillation import train_student
-from ..errors import UsageError
+from ..errors import TrainingError, UsageError
 from ..report import words
 from ..students import StudentSpec, seeded_generator
 from ..synthesizers.contract import Synthesizer
+from ..synthesizers.noise import Normal
 from ..synthesizers.on_the_fly import OnTheFlySet, generate_labelled
 from ..teachers import Classifier, Teacher
 from ..training import Rehearsal
@@ -41,12 +43,13 @@ class PlannedStage:
     Arguments:
         name: Its name.
         steps: Of how much: steps of training, or inputs that are made.
-        seconds: About how long it takes.
+        seconds: About how long it takes; `None` where that is not known, since a synthesizer of the
+            user's own may not be made of loops that can end early.
     """
 
     name: str
     steps: int
-    seconds: float
+    seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -75,14 +78,13 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """The time of all stages."""
-        return sum(stage.seconds for stage in self.stages)
+        """The time of all stages of which it is known."""
+        return sum(stage.seconds or 0.0 for stage in self.stages)
 
     def describe(self) -> str:
         """The plan in a sentence or two."""
         stages = ", ".join(
-            f"{s.name} {words.duration(s.seconds)}{f' ({s.steps:,})' if s.steps else ''}"
-            for s in self.stages
+            f"{s.name} {told(s.seconds)}{f' ({s.steps:,})' if s.steps else ''}" for s in self.stages
         )
         free = "" if self.memory_free is None else f" ({words.size(self.memory_free)} free)"
         disk = f"{words.size(self.disk)} ({words.size(self.disk_free)} free)"
@@ -127,7 +129,6 @@ def make_plan(job: Job) -> Plan:
 
     Raises:
         UsageError: If memory or disk cannot hold the run; the message says what would fit.
-        TrainingError: If a loss is not finite.
     """
     free = free_memory(job.device)
     with torch.random.fork_rng():
@@ -169,16 +170,25 @@ def _rehearse(job: Job, free: int | None) -> tuple[list[PlannedStage], int, int]
     ]
     if not (sets or trainings or fits):
         return [], 0, peak_memory(job.device)
-    found = {source.name: _fit(job, source, free) for source in job.synthesizers}
+    found = {}
+    for source in filter(_is_built_in, job.synthesizers):
+        with suppress(TrainingError):  # which the stage itself will raise, with all that it says
+            found[source.name] = _fit(job, source, free)
     per_input, made = _make(job, [f.fitted for f in found.values()])
+    is_known = len(found) == len(job.synthesizers)
     stages, kept = list[PlannedStage](), 0
     for source, name in fits:
+        if source.name not in found:
+            stages.append(PlannedStage(name, 0, None))
+            continue
         fit = found[source.name]
-        stages.append(PlannedStage(name, fit.steps, fit.seconds + LOOKED_AT * per_input))
+        stages.append(PlannedStage(name, fit.steps, (fit.seconds or 0.0) + LOOKED_AT * per_input))
         kept += 2 * fit.bytes  # the last state, and the next one while it is written
-    stages += [PlannedStage(name, count, count * per_input) for name, count in sets]
+    stages += [PlannedStage(n, count, count * per_input if is_known else None) for n, count in sets]
     if trainings:  # each student is taken to be as large as its teacher
-        fit = _train(job, trainings[0], made, per_input, free)
+        fit = _Rehearsed(job.config.training.steps, None, 0)
+        with suppress(TrainingError):
+            fit = _train(job, trainings[0], made, per_input, free)
         stages += [PlannedStage(name, fit.steps, fit.seconds) for name in trainings]
         kept += 2 * fit.bytes * len(trainings)
     return stages, kept, peak_memory(job.device)
@@ -189,7 +199,7 @@ class _Rehearsed:
     """What a few steps of a stage showed of the whole of it."""
 
     steps: int
-    seconds: float
+    seconds: float | None
     bytes: int
     fitted: Any = None
 
@@ -201,6 +211,16 @@ def _sets(job: Job, specs: list[StudentSpec | None]) -> Iterator[tuple[str, int]
             name = f"synthetic{'' if spec is None else f'-{spec.name}'}/{half}"
             if not (job.run.done(name) or (half == "train" and job.config.on_the_fly)):
                 yield name, count
+
+
+def told(seconds: float | None) -> str:
+    """A time in words."""
+    return "(time not known)" if seconds is None else words.duration(seconds)
+
+
+def _is_built_in(source: Synthesizer) -> bool:
+    """Whether a few steps tell of the whole: its loops are those that a rehearsal can end."""
+    return type(source).__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def _fit(job: Job, source: Synthesizer, free: int | None) -> _Rehearsed:
@@ -264,13 +284,20 @@ def _stand_in(teacher: Teacher) -> Classifier:
 
 
 def _make(job: Job, sources: list[Synthesizer]) -> tuple[float, tuple[Tensor, Tensor, Tensor]]:
-    """The seconds that an input takes with its logits, and a few of them."""
+    """The seconds that an input takes with its logits, and a few of them; of noise if need be."""
+    sources = sources or [_noise(job.teacher)]
     count = len(sources) * min(INPUTS, max(job.config.heldout_size, 1))
     generator = seeded_generator(job.config.seed, "plan", job.device)
     generate_labelled(sources, job.teacher, len(sources), generator)  # which warms up
     start = time.perf_counter()
     made = generate_labelled(sources, job.teacher, count, generator)
     return (time.perf_counter() - start) / count, made
+
+
+def _noise(teacher: Teacher) -> Synthesizer:
+    noise = Normal()
+    noise.fit(teacher)
+    return noise
 
 
 class _Repeated(OnTheFlySet):

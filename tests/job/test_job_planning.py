@@ -23,36 +23,50 @@ def plan(**options):
     return api.plan(make_teacher(), out="nowhere", **{**NOISE, "preset": LONG, **options})
 
 
-class Counted(Uniform):
-    """Noise that takes a known time."""
-
-    fits = 0
-
-    def fit(self, *arguments):
-        type(self).fits += 1
-        super().fit(*arguments)
-
-    def sample(self, n, labels=None, generator=None):
-        time.sleep(0.002 * n)
-        return super().sample(n, labels, generator)
-
-
 def test_a_plan_has_every_stage_with_its_time(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    sample = Uniform.sample
+
+    def slowly(self, n, *arguments, **options):
+        time.sleep(0.002 * n)
+        return sample(self, n, *arguments, **options)
+
+    monkeypatch.setattr(Uniform, "sample", slowly)
     flow = BDNF(BDNFOptions(steps=300, batch_size=8))
-    found = plan(synthesizer=[flow, Counted()], students=["1", "3"])
+    found = plan(synthesizer=[flow, "uniform"], students=["1", "3"])
     assert list(tmp_path.iterdir()) == []
     stages = {stage.name: stage for stage in found.stages}
     sets = {"synthetic/heldout": 2_000, "synthetic/train": 40_000}
     wanted = {"bdnf": 300, "uniform": 0, **sets, "student-1": 500, "student-3": 500}
     assert {name: stage.steps for name, stage in stages.items()} == wanted
-    # Half of the inputs are Counted's, of 2 ms each; the flow's take far less.
+    # Half of the inputs are of 2 ms each; the flow's take far less.
     assert 40 <= stages["synthetic/train"].seconds < 120
     assert found.seconds == sum(stage.seconds for stage in found.stages)
     assert found.disk > 42_000 * (64 + 16 + 8)
     assert 50e6 < found.memory < found.memory_free
     assert "about " in found.describe()
     assert "student-3" in found.describe()
+
+
+class Own(Uniform):
+    """A stranger's, which would take its time."""
+
+    name = "own"
+    fits = 0
+
+    def fit(self, *arguments):
+        Own.fits += 1
+        super().fit(*arguments)
+
+
+@pytest.mark.parametrize("others", [[], ["uniform"]])
+def test_a_method_of_ones_own_is_not_run_for_the_plan(others):
+    found = plan(synthesizer=[Own(), *others])
+    assert Own.fits == 0
+    seconds = {stage.name: stage.seconds for stage in found.stages}
+    assert seconds["own"] is seconds["synthetic/train"] is None
+    assert seconds["student-1"] > 0
+    assert "own (time not known)" in found.describe()
 
 
 def test_the_time_of_training_is_about_what_it_takes():
@@ -97,6 +111,16 @@ def test_a_plan_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("freia_kd.job.run.announce", lambda job: None)
     distill(make_teacher(), out=tmp_path / "without", **options)
     assert students_in(tmp_path / "with") == students_in(tmp_path / "without")
+
+
+def test_a_loss_that_is_not_finite_is_left_to_its_stage(monkeypatch):
+    def broken(student, teacher, temperature=1.0):
+        return student.sum() * float("nan")
+
+    monkeypatch.setattr("freia_kd.objectives.divergences.forward_kl", broken)
+    seconds = {stage.name: stage.seconds for stage in plan().stages}
+    assert seconds["student-1"] is None
+    assert seconds["synthetic/train"] > 0
 
 
 class Notes(Progress):
