@@ -10,7 +10,7 @@ import torch
 from .checkpoints import Checkpoints
 
 ENOUGH, TOO_LONG = 0.3, 2.0  # seconds: of steps whose time is told, and after which one step does
-MIN_STEPS, SHARE = 3, 0.05  # at least so many steps are taken, and at most this share of a stage
+MIN_STEPS, SHARE = 3, 0.05  # so many steps tell the time; at most this share of a stage, or one
 
 
 class Rehearsal(Checkpoints):
@@ -42,7 +42,7 @@ class Rehearsal(Checkpoints):
         # The first step also warms up, and is left out where there are others.
         later = self._times[min(1, max(taken - 1, 0)) :]
         per_step = (later[-1] - later[0]) / max(len(later) - 1, 1)
-        most = max(MIN_STEPS, int(SHARE * steps))
+        most = max(1, int(SHARE * steps))
         told = taken >= MIN_STEPS and elapsed > ENOUGH
         if not (taken >= most or told or (taken and elapsed > TOO_LONG)):
             return False
