@@ -18,6 +18,7 @@ from .command import (
     print_json,
     print_sections,
 )
+from .config import config_options
 from .options import (
     arch_option,
     domain_options,
@@ -46,6 +47,7 @@ from .students import TARGETS, expect_methods, make_students, student_options
     ),
     option("--out FILE", "The student's file, .pt or .safetensors.", required=True),
     force_option,
+    config_options,
     json_option,
 )
 def command(plot: str | None, out: str, force: bool, as_json: bool, **given: Any) -> None:

@@ -11,6 +11,7 @@ import click
 
 from freia_kd.config import DistillationOptions, get_preset, losses
 from freia_kd.errors import CheckpointError, UsageError
+from freia_kd.flows import FLOWS
 from freia_kd.registry import COMPRESSIONS
 from freia_kd.synthesizers import (
     IMAGE_DEFAULT,
@@ -20,7 +21,7 @@ from freia_kd.synthesizers import (
     default_synthesizer,
 )
 
-from .command import GO_ON, Faults, option, options, typed_options
+from .command import GO_ON, Faults, option, options, print_json, print_table, typed_options
 from .options import (
     TEACHER,
     arch_option,
@@ -40,6 +41,11 @@ if TYPE_CHECKING:
     from freia_kd.runs.store import RunRecord
     from freia_kd.synthesizers.contract import Synthesizer
 
+dry_run_option = option(
+    "--dry-run",
+    "Say what the run would take (stages, time, memory, disk), after a few real steps of each "
+    "stage, and write nothing.",
+)
 run_options = options(
     option("--teacher FILE", f"{TEACHER} Needed for a new run."),
     arch_option,
@@ -57,12 +63,14 @@ run_options = options(
         f"your own. By default {STATISTICS_DEFAULT} for images where the teacher has batch "
         f"normalisation, {IMAGE_DEFAULT} where it has none, and {VECTOR_DEFAULT} for vectors, "
         "joined with samples where there are any.",
+        completes=SYNTHESIZERS,
     ),
     settings_option(),
     option(
         "--loss NAME|MODULE:FUNCTION",
         f"The students' loss: {', '.join(losses())}, or one of your own. By "
         f"default {DistillationOptions.divergence}.",
+        completes=losses(),
     ),
     set_size_option,
     option("--on-the-fly", "Show the students new inputs in every step."),
@@ -74,12 +82,19 @@ run_options = options(
     option(
         "--flow NAME|FILE.yaml|MODULE:FUNCTION",
         "The flow of bdnf; by default nice, and a Glow for images above 32 x 32.",
+        completes=FLOWS.builtin,
     ),
     preset_option("standard"),
     seed_option,
     device_option,
     option("--out FOLDER", "The run's folder; by default a new one in runs/."),
     option("--resume", "Go on with the run in --out; --teacher is not needed."),
+    option(
+        "--repair",
+        "With --resume: delete what is damaged in the run (a shard, a student, a checkpoint), and "
+        "make it again.",
+    ),
+    dry_run_option,
 )
 
 
@@ -124,6 +139,23 @@ def run_arguments(faults: Faults, given: dict[str, Any]) -> dict[str, Any]:
     return {"folder": given["out"], "domain": domain, "methods": trusted, **kept, **asked}
 
 
+def print_plan(as_json: bool, again: bool, **arguments: Any) -> None:
+    """Prints what a run would take, with the arguments of its verb."""
+    from freia_kd import api
+    from freia_kd.job.planning import told
+
+    plan = api.plan(
+        out=arguments.pop("folder", None) or arguments.pop("out"), again=again, **arguments
+    )
+    if as_json:
+        print_json(plan.to_dict())
+        return
+    rows = [[s.name, f"{s.steps:,}" if s.steps else "", told(s.seconds)] for s in plan.stages]
+    print_table(["stage", "steps or inputs", "about"], rows)
+    click.echo(plan.describe())
+    click.echo("Nothing was written.")
+
+
 def remember_run(command: str, folder: str | None, given: dict[str, Any]) -> None:
     """Lets an interruption name the run's folder and the command that goes on with it.
 
@@ -140,7 +172,7 @@ def remember_run(command: str, folder: str | None, given: dict[str, Any]) -> Non
 
     def say() -> str:
         if folder is None or not Path(folder, "run.json").exists():
-            return "Interrupted before the run began; nothing was written."
+            return f"Interrupted before the run in {folder} began; nothing was written."
         return f"Interrupted. What was done is kept in {folder}; go on with: {shlex.join(words)}"
 
     click.get_current_context().meta[GO_ON] = say
@@ -174,7 +206,10 @@ def expect_data(faults: Faults, given: dict[str, Any], *names: str) -> None:
 def _open_record(faults: Faults, given: dict[str, Any]) -> RunRecord | None:
     from freia_kd.runs.store import read_record
 
+    repairs = given["repair"]
     if not given.pop("resume"):
+        faults.expect(not repairs, "--repair is of a run that goes on; pass --resume as well.")
+        del given["repair"]
         hint = "To go on with a run, pass --resume --out FOLDER."
         faults.expect(given["teacher"], f"--teacher FILE is missing. {hint}")
         return None

@@ -15,6 +15,7 @@ from .command import (
     options,
     print_json,
 )
+from .config import config_options
 from .options import OBJECT, data_options, device_option, force_option, json_option, seed_option
 
 
@@ -42,6 +43,7 @@ from .options import OBJECT, data_options, device_option, force_option, json_opt
     device_option,
     option("--out FILE", "The checkpoint, .pt, .pth or .safetensors.", required=True),
     force_option,
+    config_options,
     json_option,
 )
 def command(data: str, out: str, force: bool, as_json: bool, **given: Any) -> None:

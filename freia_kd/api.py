@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,13 @@ from .errors import CheckpointError, UsageError
 from .evaluation import accuracy, predict, share_equal
 from .exporting import export as export
 from .files import atomic
-from .job import open_job, reopen_job, run_job
+from .job import Plan, make_plan, open_job, reopen_job, run_job
 from .job.opening import Synthesizers, restore_synthesizer
 from .job.run import run_extraction
 from .job.student import write_student
 from .report.plots import plot_grid, plot_sensitivity, write_png
 from .report.schema import Proportion, Report
+from .runs.listing import list_runs as list_runs
 from .runs.store import read_record
 from .students import StudentSpec, as_specs, build, calibration_set
 from .teachers import (
@@ -200,6 +201,7 @@ def distill(
     seed: int = 0,
     device: Device = "auto",
     out: PathLike | None = None,
+    asked: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> DistillationResult:
     """Compresses a classifier and distils it, without its training data.
@@ -227,6 +229,8 @@ def distill(
         seed: The seed of all random numbers.
         device: Where to compute.
         out: The run's folder; by default a new one under `runs/`.
+        asked: What was asked for in the caller's own words, plain values that the folder keeps as
+            `run.yaml`; the command's options, which `--config` reads.
         progress: What to show meanwhile.
 
     Raises:
@@ -255,6 +259,7 @@ def distill(
         seed=seed,
         device=device,
         out=out,
+        asked=asked,
         progress=progress,
     )
     return DistillationResult(job.run.folder, run_job(job))
@@ -279,6 +284,7 @@ def resume(
     domain: Domain | None = None,
     seed: int | None = None,
     device: Device | None = None,
+    repair: bool = False,
     progress: Progress | None = None,
 ) -> DistillationResult:
     """Goes on with a run, as if it had never been stopped.
@@ -296,10 +302,13 @@ def resume(
         teacher: The teacher again.
         synthesizer: The synthesizers again.
         methods: The run's methods of compression that are code of one's own.
+        repair: Whether parts of the run that are damaged (a shard, a student, a checkpoint) may be
+            deleted and made again.
         training: As for :func:`distill`, and so are the others.
 
     Raises:
-        CheckpointError: If the folder holds no run, or one of an older version.
+        CheckpointError: If the folder holds no run, or one of an older version, or parts of it are
+            damaged and are not to be repaired.
         UsageError: If an option differs from the record; both values are named.
         TrainingError: If a loss stays non-finite.
     """
@@ -321,7 +330,7 @@ def resume(
         device=device,
         progress=progress,
     )
-    return DistillationResult(job.run.folder, run_job(job))
+    return DistillationResult(job.run.folder, run_job(job, repair))
 
 
 def _evaluation(source: Source | None, root: PathLike | None, download: bool) -> RealData | None:
@@ -370,7 +379,7 @@ def compress(
         if plot is not None and search is not None:
             write_png(plot, plot_sensitivity(search["sensitivity"]))
     write_student(Path(out), made)
-    costs = compare_costs(loaded.net, made.classifier.net, loaded.domain.shape)
+    (costs,) = compare_costs(loaded.net, [made.classifier.net], loaded.domain.shape)
     return CompressedStudent(os.fspath(out), made.steps, made.searches, costs)
 
 
@@ -439,6 +448,7 @@ def extract(
     *,
     out: PathLike | None = None,
     again: bool = False,
+    repair: bool = False,
     **options: Any,
 ) -> tuple[Path, dict[str, int]]:
     """The first half of :func:`distill` or, with `again`, of :func:`resume`: the synthetic sets.
@@ -447,6 +457,7 @@ def extract(
         teacher: A checkpoint, or a teacher in memory; of a run that goes on, the run's if `None`.
         out: The run's folder.
         again: Whether to go on with the run in it.
+        repair: As for :func:`resume`.
         options: What else the verb takes.
 
     Returns:
@@ -462,9 +473,44 @@ def extract(
         if again
         else open_job(teacher or "", out=out, students=(), **options)
     )
-    folder = run_extraction(job)
+    folder = run_extraction(job, repair)
     sets = sorted(path.parent for path in folder.glob("synthetic*/*/manifest.json"))
     return folder, {str(path.relative_to(folder)): len(SyntheticSet(path)) for path in sets}
+
+
+def plan(
+    teacher: PathLike | Teacher | None = None,
+    *,
+    out: PathLike | None = None,
+    again: bool = False,
+    eval_data: Source | None = None,
+    data_root: PathLike | None = None,
+    download: bool = False,
+    **options: Any,
+) -> Plan:
+    """What :func:`distill` would take or, with `again`, :func:`resume`; nothing is written.
+
+    A few real steps of each stage are taken.
+
+    Arguments:
+        teacher: A checkpoint, or a teacher in memory; of a run that goes on, the run's if `None`.
+        out: The run's folder.
+        again: Whether it is about the run in it.
+        eval_data: As for the verb, and so are the others.
+        options: What else the verb takes; no `students` for :func:`extract`.
+
+    Raises:
+        UsageError: If the options do not fit together, or memory or disk cannot hold the run.
+        CheckpointError: If the teacher's file is not sound, or the folder holds no run.
+    """
+    options["evaluation"] = _evaluation(eval_data, data_root, download)
+    options.pop("repair", None)
+    job = (
+        reopen_job(out or "", teacher=teacher, **options)
+        if again
+        else open_job(teacher or "", out=out, **options)
+    )
+    return make_plan(job)
 
 
 def sample(

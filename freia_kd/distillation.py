@@ -208,7 +208,8 @@ def _learn_boundaries(
         "optimizer": optimizer,
         "schedule": schedule,
     }
-    loop = TrainingLoop(_title(checkpoints), steps, parts, generator, optimizer, checkpoints)
+    title, result = _title(checkpoints), ["student"]
+    loop = TrainingLoop(title, steps, parts, generator, optimizer, checkpoints, result)
     for step in loop:
         x, _ = batches(step)
         with loss.observe(student, teacher) as features:
@@ -264,7 +265,8 @@ def _learn_logits(
         "schedule": schedule,
         "best": best,
     }
-    loop = TrainingLoop(_title(checkpoints), steps, parts, generator, optimizer, checkpoints)
+    title, result = _title(checkpoints), ["averaged" if heldout is None else "best"]
+    loop = TrainingLoop(title, steps, parts, generator, optimizer, checkpoints, result)
     for step in loop:
         x, target = batches(step)
         loss = divergence(student(x), target, options.temperature)

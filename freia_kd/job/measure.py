@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from ..compression import compare_costs
+from ..compression.comparison import Comparison as CostComparison
 from ..data.datasets import LabelledData
 from ..data.synthetic import SyntheticSet
 from ..evaluation import agreement, predict, share_equal
@@ -25,7 +27,7 @@ from ..report.schema import (
     SynthesizerResult,
     TeacherResult,
 )
-from ..students import StudentSpec
+from ..students import Student, StudentSpec
 from ..teachers import Classifier
 from .job import Job
 from .student import compressed_paths, read_student, training_stages
@@ -39,8 +41,11 @@ def measure(job: Job) -> Report:
     students = []
     with job.run.stage("measure"):
         with job.run.progress.stage("measure", len(job.specs)) as stage:
-            for spec in job.specs:
-                students.append(_measure_student(job, spec, data, answers))
+            trained = {spec.name: _trained(job, spec) for spec in job.specs}
+            nets = [steps[-1].classifier.net for steps in trained.values()]
+            costs = compare_costs(job.teacher.net, nets, job.teacher.domain.shape)
+            for spec, own in zip(job.specs, costs, strict=True):
+                students.append(_measure_student(job, spec, trained[spec.name], own, data, answers))
                 stage.update(len(students), {})
         for suffix in (".pt", ".safetensors"):
             with atomic(job.run / f"student{suffix}") as temporary:
@@ -68,16 +73,21 @@ def measure(job: Job) -> Report:
     )
 
 
+def _trained(job: Job, spec: StudentSpec) -> list[Student]:
+    """A student after the training that followed each of its methods."""
+    return [read_student(job, paths[-1]) for paths in training_stages(job, spec).values()]
+
+
 def _measure_student(
     job: Job,
     spec: StudentSpec,
+    trained: Sequence[Student],
+    costs: CostComparison,
     data: LabelledData | None,
     answers: Tensor | None,
 ) -> StudentResult:
     heldout = heldout_set(job.run.folder, spec.name)
-    stages = training_stages(job, spec)
     before = read_student(job, compressed_paths(job, spec)[-1])
-    trained = [read_student(job, paths[-1]) for paths in stages.values()]
     after = trained[-1].classifier
     said = None if data is None else predict(after, data)
     methods = [
@@ -102,7 +112,7 @@ def _measure_student(
         methods=methods,
         compressed=_scores(before.classifier, heldout, data, answers),
         distilled=_scores(after, heldout, data, answers, said),
-        costs=compare_costs(job.teacher.net, after.net, job.teacher.domain.shape),
+        costs=costs,
         change=change,
         per_class=per_class,
         confusion=confusion,

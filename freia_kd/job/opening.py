@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..compression.batchnorm import batchnorm_layers
 from ..config import Device, DistillationOptions, Preset, collect_faults, get_preset
 from ..data.datasets import LabelledData
 from ..data.sources import PathLike, RealData, Source
-from ..device import choose_device
+from ..device import choose_device, free_memory, memory_limit
 from ..domain import Domain
 from ..errors import UsageError
 from ..runs import Run, RunRecord
@@ -31,6 +31,7 @@ from ..synthesizers.contract import Synthesizer
 from ..teachers import Teacher
 from ..training import Checkpoints, Progress
 from .job import Job, JobConfig
+from .planning import too_large
 
 IN_MEMORY = "in memory"  # in place of a teacher's file
 Synthesizers = str | Synthesizer | Sequence[str | Synthesizer]
@@ -53,6 +54,7 @@ def open_job(
     seed: int = 0,
     device: Device = "auto",
     out: PathLike | None = None,
+    asked: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Job:
     """A new run; arguments and errors as of :func:`freia_kd.distill`."""
@@ -96,7 +98,7 @@ def open_job(
     _check_specs(specs, teacher)
     stem = "teacher" if path == IN_MEMORY else Path(path).stem
     folder = Path(out) if out is not None else new_folder(stem)
-    run = Run.create(folder, "distill", config.to_dict(), progress)
+    run = Run.create(folder, "distill", config.to_dict(), progress, asked)
     return Job(teacher.to(chosen_device), run, config, specs, synthesizers, few, evaluation)
 
 
@@ -177,10 +179,8 @@ def reopen_job(
         evaluation = RealData(**remembered)
     loaded = loaded.to(torch.device(old.device))
     job = Job(loaded, run, config, list(specs.values()), synthesizers, few, evaluation)
-    if evaluation is None and remembered is not None and not job.is_finished:
-        raise UsageError(
-            "The evaluation data of this run were in memory; pass them again, as eval_data=."
-        )
+    if not job.is_finished:
+        job.expect_evaluation()
     return job
 
 
@@ -207,7 +207,13 @@ def _load_samples(
         few = source.load(teacher.domain, "train")
     expect_supported(synthesizers, teacher, few)
     for synthesizer in synthesizers:
-        synthesizer.check(teacher)
+        free = free_memory(torch.device("cpu"))
+        try:
+            with memory_limit(free):
+                synthesizer.check(teacher)
+        except MemoryError:
+            remedies = ["choose a smaller --flow", "another --synthesizer"]
+            raise too_large(synthesizer.name, free, remedies) from None
     return few
 
 

@@ -37,8 +37,9 @@ def synthesize(
     """
     own = spec is not None and needs_students(job.synthesizers)
     name = f"synthetic-{spec.name}" if spec is not None and own else "synthetic"
-    waiting = job.config.on_the_fly or not job.run.done(f"{name}/heldout")
-    if waiting or not job.run.done(f"{name}/train"):
+    stages = [f"{name}/heldout", *(stage_of(s, spec) for s in job.synthesizers)]
+    stages += [] if job.config.on_the_fly else [f"{name}/train"]
+    if job.config.on_the_fly or not all(map(job.run.done, stages)):
         for synthesizer in job.synthesizers:
             _fit(job, synthesizer, spec, student)
     heldout = _make_set(job, f"{name}/heldout", job.config.heldout_size)
@@ -54,12 +55,17 @@ def synthesize(
     return on_the_fly, heldout
 
 
+def stage_of(synthesizer: Synthesizer, spec: StudentSpec | None) -> str:
+    """The stage in which a synthesizer learns, of each student where it learns from one."""
+    own = synthesizer.needs_student and spec is not None
+    return f"{synthesizer.name}-{spec.name}" if own and spec is not None else synthesizer.name
+
+
 def _fit(
     job: Job, synthesizer: Synthesizer, spec: StudentSpec | None, student: Student | None
 ) -> None:
     """Fits a synthesizer, or takes up what it has learned; says what looks wrong."""
-    own = synthesizer.needs_student and spec is not None
-    stage = f"{synthesizer.name}-{spec.name}" if own and spec is not None else synthesizer.name
+    own, stage = synthesizer.needs_student and spec is not None, stage_of(synthesizer, spec)
     with job.run.stage(stage):
         synthesizer.fit(
             job.teacher,
@@ -95,7 +101,7 @@ def _make_set(job: Job, name: str, size: int) -> SyntheticSet:
             shards = -(-size // SHARD)
             sources = [s.part(heldout=name.endswith("heldout")) for s in job.synthesizers]
             with job.run.progress.stage(f"make {name}", shards) as stage:
-                for shard in range(writer.shards, shards):
+                while (shard := writer.shards) < shards:
                     generator = seeded_generator(
                         job.config.seed, f"{name} shard {shard}", job.device
                     )

@@ -93,7 +93,7 @@ def main_table(report: Report) -> Table:
     for student in report.students:
         before, after = student.costs.before, student.costs.after
         found = speed_of(student.costs, batch)
-        times = f"{after.latency[batch].median:.3g} ms ({found})" if found else ""
+        times = f"{after.latency[batch].median:.3g} ms, {found}" if found else ""
         shares = [
             f"{size(after.bytes)} (1/{before.bytes / after.bytes:.1f})",
             f"{count(after.parameters)} (1/{before.parameters / after.parameters:.1f})",

@@ -180,9 +180,8 @@ class BDNF(Synthesizer):
             "optimizer": optimizer,
             "schedule": schedule,
         }
-        loop = TrainingLoop(
-            "train the flow", options.steps, parts, generator, optimizer, checkpoints
-        )
+        title, steps = "train the flow", options.steps
+        loop = TrainingLoop(title, steps, parts, generator, optimizer, checkpoints, ["averaged"])
         for _ in loop:
             batch = self._batch(flow, samples, teacher.domain, generator)
             terms = objective(flow, teacher, batch)

@@ -2,12 +2,15 @@
 
 from .checkpoints import Checkpoints
 from .loop import Stateful, TrainingLoop, own_generator
-from .progress import PlainProgress, Progress, RichProgress
+from .progress import LoggedProgress, PlainProgress, Progress, RichProgress
+from .rehearsal import Rehearsal
 
 __all__ = [
     "Checkpoints",
+    "LoggedProgress",
     "PlainProgress",
     "Progress",
+    "Rehearsal",
     "RichProgress",
     "Stateful",
     "TrainingLoop",

@@ -60,6 +60,11 @@ class Checkpoints:
         with (self.folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
+    def is_enough(self, step: int, steps: int) -> bool:
+        """Whether a loop is to end before its last step; never, save in a rehearsal."""
+        del step, steps
+        return False
+
     def forget_after(self, step: int) -> None:
         """Drops the metrics of this stage after a step, which a resumed stage will write again."""
         if not (self.folder / METRICS).exists():

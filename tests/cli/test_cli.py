@@ -320,15 +320,16 @@ def test_debug_shows_the_traceback(tmp_path):
     assert type(result.exception).__name__ == "CheckpointError"
 
 
-def test_control_c_keeps_what_was_done(teacher_file, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_control_c_and_sigterm_keep_what_was_done(number, code, teacher_file, tmp_path):
     out = tmp_path / "run"
-    code = (
+    program = (
         # A shell that runs the tests in the background lets them ignore SIGINT.
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "from freia_kd.cli.main import main; main()"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "distill",
+        [sys.executable, "-c", program, "distill",
          "--teacher", str(teacher_file), "--preset", "quick", "--out", str(out)],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -336,17 +337,19 @@ def test_control_c_keeps_what_was_done(teacher_file, tmp_path):
         deadline = time.monotonic() + 120
         while not (out / "compressed-1.safetensors").exists() and time.monotonic() < deadline:
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         stdout, stderr = process.communicate(timeout=60)
     finally:
         process.kill()
         process.communicate()
-    assert process.returncode == 130, stderr
+    assert process.returncode == code, stderr
     assert stdout == ""
     assert "Traceback" not in stderr
     last = stderr.splitlines()[-1]
     assert last.endswith(f"kept in {out}; go on with: freiakd distill --resume --out {out}")
+    assert f"Run: {out}" in stderr.splitlines()
     assert json.loads((out / "run.json").read_text())["kind"] == "distill"
+    assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
 
 
 def test_samples_that_are_faulty_are_listed_together(distill, tmp_path):
