@@ -159,6 +159,7 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         debug = ctx.params.pop("debug")
         try:
+            _add_arguments(ctx)
             if not self.collects:
                 raise_faults(ctx)
             find_modules_here(ctx.params)
@@ -171,6 +172,20 @@ class Command(click.Command):
             if debug:
                 raise
             raise _failure(error) from error
+
+
+def _add_arguments(ctx: click.Context) -> None:
+    """Puts a constructor's arguments behind the architecture that they are of."""
+    arguments = ctx.params.pop("arch_args", None)
+    if not arguments:
+        return
+    if ctx.params["arch"] is None:
+        fault = "--arch-arg is of --arch MODULE:CLASS, which is not given."
+        ctx.meta.setdefault(FAULTS, []).append(fault)
+        return
+    from freia_kd.teachers.build import with_arguments
+
+    ctx.params["arch"] = with_arguments(ctx.params["arch"], arguments)
 
 
 def _nothing_kept() -> str:

@@ -19,7 +19,7 @@ from .command import (
 )
 from .job import expect_data, pop_training
 from .options import (
-    arch_option,
+    arch_options,
     data_options,
     device_option,
     domain_options,
@@ -39,7 +39,7 @@ from .students import expect_methods, make_students, student_options
 @click.command("compare", cls=Command, collects=True)
 @options(
     teacher_option,
-    arch_option,
+    arch_options(),
     domain_options,
     option(
         "--synthesizers all|NAME,...",

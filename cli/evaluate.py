@@ -7,16 +7,16 @@ from typing import Any
 import click
 
 from .command import Command, argument, option, options, print_json, print_table
-from .options import DATA, arch_option, data_options, domain_options, json_option, pop_domain
+from .options import DATA, arch_options, data_options, domain_options, json_option, pop_domain
 
 
 @click.command("evaluate", cls=Command)
 @options(
-    argument("path", metavar="FILE|RUN", type=click.Path(exists=True)),
+    argument("path", metavar="FILE|RUN|WEIGHTS"),
     option(f"--eval-data {DATA}", "The labelled test data.", required=True),
     data_options,
     option("--resize", "Resize images of another size."),
-    arch_option,
+    arch_options(),
     domain_options,
     json_option,
 )

@@ -17,7 +17,7 @@ from freia_kd.synthesizers import IMAGE_DEFAULT, SYNTHESIZERS, VECTOR_DEFAULT
 from .command import GO_ON, Faults, option, options, typed_options
 from .options import (
     TEACHER,
-    arch_option,
+    arch_options,
     device_option,
     domain_options,
     pop_domain,
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from freia_kd.synthesizers.contract import Synthesizer
 
 run_options = options(
-    option("--teacher FILE", f"{TEACHER} Needed for a new run."),
-    arch_option,
+    option("--teacher FILE|WEIGHTS", f"{TEACHER} Needed for a new run."),
+    arch_options(),
     domain_options,
     samples_option,
     option("--resize", "Resize samples of another size."),
@@ -81,6 +81,8 @@ def run_arguments(faults: Faults, given: dict[str, Any]) -> dict[str, Any]:
     A run that goes on gets only what was typed, besides code of one's own. Settings then change
     the options that the run has recorded, so that the library can tell what differs.
     """
+    from freia_kd.teachers import is_published
+
     record = _open_record(faults, given)
     _expect_effects(faults, given, record)
     settings, domain, students = given.pop("settings"), None, None
@@ -104,7 +106,8 @@ def run_arguments(faults: Faults, given: dict[str, Any]) -> dict[str, Any]:
     synthesizer = given.pop("synthesizer")
     if record is not None:
         with faults:
-            _expect_trusted(record, "--arch", record.config["arch"], given["arch"])
+            if not is_published(record.config["teacher"]):
+                _expect_trusted(record, "--arch", record.config["arch"], given["arch"])
     with faults:
         synthesizer = _synthesizers(faults, given, domain, synthesizer, changes, record)
     asked = {"students": students, "training": training, "synthesizer": synthesizer}
@@ -256,7 +259,7 @@ def _default_synthesizer(teacher: str | None, domain: Domain | None) -> str:
     from freia_kd.teachers import read_checkpoint
 
     recorded: Any = {} if domain is None else domain.to_dict()
-    if teacher is not None and domain is None:
+    if teacher is not None and domain is None and Path(teacher).exists():
         with suppress(CheckpointError):  # which the library raises when it loads the teacher
             recorded = read_checkpoint(teacher).own.get("domain")
     is_vector = isinstance(recorded, dict) and len(recorded.get("shape", ())) == 1
@@ -266,7 +269,7 @@ def _default_synthesizer(teacher: str | None, domain: Domain | None) -> str:
 def _new_folder(given: dict[str, Any]) -> str | None:
     from freia_kd.job.opening import new_folder
 
-    return None if given["teacher"] is None else str(new_folder(Path(given["teacher"]).stem))
+    return None if given["teacher"] is None else str(new_folder(given["teacher"]))
 
 
 def _trusted_methods(record: RunRecord, given: dict[str, Any]) -> tuple[str, ...]:

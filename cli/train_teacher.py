@@ -15,16 +15,20 @@ from .command import (
     options,
     print_json,
 )
-from .options import OBJECT, data_options, device_option, force_option, json_option, seed_option
+from .options import (
+    arch_options,
+    data_options,
+    device_option,
+    force_option,
+    json_option,
+    seed_option,
+)
 
 
 @click.command("train-teacher", cls=Command)
 @options(
     argument("data", metavar="DATA"),
-    option(
-        f"--arch {OBJECT}",
-        "The architecture; by default lenet5 for images and mlp for tables.",
-    ),
+    arch_options("The architecture; by default lenet5 for images and mlp for tables."),
     data_options,
     option("--resize", "Resize images of a folder or file to 32 x 32."),
     option(

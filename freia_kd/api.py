@@ -36,6 +36,7 @@ from .students import StudentSpec, as_specs, build, calibration_set
 from .teachers import (
     Classifier,
     Teacher,
+    is_published,
     read_checkpoint,
     save_classifier,
     train_new,
@@ -411,7 +412,8 @@ def evaluate(
 def _teacher_answers(folder: Path, arch: str | None, data: LabelledData) -> torch.Tensor | None:
     """What the teacher of a run says, if its file is still there."""
     config = read_record(folder, "distill").config
-    if not Path(config["teacher"]).exists() or (arch is None and ":" in config["arch"]):
+    is_there = Path(config["teacher"]).exists() or is_published(config["teacher"])
+    if not is_there or (arch is None and ":" in config["arch"]):
         return None
     teacher = load_teacher(
         config["teacher"], arch or config["arch"], Domain.from_dict(config["domain"])

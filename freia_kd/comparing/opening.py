@@ -31,7 +31,7 @@ from ..job.opening import fingerprint, fingerprint_of
 from ..runs import Run
 from ..students import StudentSpec, as_specs
 from ..synthesizers.contract import Synthesizer
-from ..teachers import Teacher
+from ..teachers import Teacher, is_published
 from ..training import Progress
 from .methods import BASELINE, REFERENCE, Method, Methods, build_methods, choose_methods
 from .runner import worker_faults
@@ -146,7 +146,9 @@ def open_comparison(
     methods, refused = choose_methods(methods, taught, few)
     real = evaluation.load(taught.domain, "train") if reference and evaluation else None
     # Whatever runs a trial may have another working directory.
-    given = teacher if isinstance(teacher, Teacher) else Path(teacher).absolute()
+    given = teacher
+    if not isinstance(teacher, Teacher) and not is_published(teacher):
+        given = Path(teacher).absolute()
     config = ComparisonConfig(
         teacher="in memory" if isinstance(teacher, Teacher) else os.fspath(teacher),
         teacher_sha256=fingerprint(taught.state_dict()),

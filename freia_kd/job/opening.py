@@ -27,7 +27,7 @@ from ..synthesizers import (
     get_synthesizer,
 )
 from ..synthesizers.contract import Synthesizer
-from ..teachers import Teacher
+from ..teachers import Teacher, is_published
 from ..training import Checkpoints, Progress
 from .job import Job, JobConfig
 
@@ -91,8 +91,7 @@ def open_job(
     )
     specs = [spec.changed(bn=spec.bn or sizes.bn) for spec in specs]
     _check_specs(specs, teacher)
-    stem = "teacher" if path == IN_MEMORY else Path(path).stem
-    folder = Path(out) if out is not None else new_folder(stem)
+    folder = Path(out) if out is not None else new_folder(path)
     run = Run.create(folder, "distill", config.to_dict(), progress)
     return Job(teacher.to(chosen_device), run, config, specs, synthesizers, few, evaluation)
 
@@ -236,7 +235,11 @@ def _flow_hash(synthesizers: list[Synthesizer]) -> str | None:
     return hashlib.sha256(b"".join(files)).hexdigest() if files else None
 
 
-def new_folder(stem: str) -> Path:
+def new_folder(teacher: PathLike) -> Path:
+    """The folder of a run that was given none, named by the teacher's file or its weights."""
+    path = os.fspath(teacher)
+    stem = path.rpartition(":")[2] if is_published(path) else Path(path).stem
+    stem = "teacher" if path == IN_MEMORY else stem
     number = 1
     while (folder := Path("runs") / f"{stem}-{number}").exists():
         number += 1
@@ -250,6 +253,8 @@ def _load_again(
         return teacher
     if teacher is None and old.teacher == IN_MEMORY:
         raise UsageError("The teacher of this run was in memory; pass it again, as teacher=.")
+    if is_published(teacher or old.teacher):
+        return load_teacher(teacher or old.teacher, arch, domain)
     if arch is None:
         _expect_trusted("arch", old.arch)
     recorded = Domain.from_dict(old.domain)
