@@ -22,7 +22,7 @@ from .data.synthetic import SyntheticSet, quantise
 from .device import choose_device
 from .domain import DOMAINS, Domain
 from .errors import CheckpointError, UsageError
-from .evaluation import accuracy, predict, share_equal
+from .evaluation import accuracy, commonest, predict, share_equal
 from .exporting import export as export
 from .files import atomic
 from .job import open_job, reopen_job, run_job
@@ -33,6 +33,7 @@ from .report.plots import plot_grid, plot_sensitivity, write_png
 from .report.schema import Proportion, Report
 from .runs.store import read_record
 from .students import StudentSpec, as_specs, build, calibration_set
+from .synthesizers.answers import check_answers
 from .teachers import (
     Classifier,
     Teacher,
@@ -112,12 +113,14 @@ class Evaluation:
         accuracy: The share of inputs that it gets right.
         data: The data, by name.
         agreement: With the teacher, where there is one.
+        commonest: The share of inputs to which it gives its commonest answer.
     """
 
     file: str
     accuracy: Proportion
     data: str
     agreement: Proportion | None = None
+    commonest: float = 0.0
 
 
 def train_teacher(
@@ -366,6 +369,7 @@ def compress(
     if plot is not None and not any(m.needs_teacher for m in spec.methods):
         raise UsageError("Only the search for a target measures sensitivity; there is no plot.")
     spec.check(loaded)
+    check_answers(loaded, progress)
     made = build(loaded, spec, calibration_set(loaded, seed), progress)
     for search in made.searches:
         if plot is not None and search is not None:
@@ -405,7 +409,7 @@ def evaluate(
             taught = _teacher_answers(Path(path), arch, data)
         share = Proportion.of(share_equal(said, data.labels), len(data))
         agreed = None if taught is None else Proportion.of(share_equal(said, taught), len(data))
-        results.append(Evaluation(os.fspath(file), share, data.name, agreed))
+        results.append(Evaluation(os.fspath(file), share, data.name, agreed, commonest(said)))
     return results
 
 

@@ -30,6 +30,7 @@ from ..errors import UsageError
 from ..job.opening import fingerprint, fingerprint_of
 from ..runs import Run
 from ..students import StudentSpec, as_specs
+from ..synthesizers.answers import check_answers
 from ..synthesizers.contract import Synthesizer
 from ..teachers import Teacher, is_published
 from ..training import Progress
@@ -142,6 +143,7 @@ def open_comparison(
     specs = [spec.changed(bn=spec.bn or sizes.bn) for spec in specs]
     for spec in specs:
         spec.check(taught)
+    check_answers(taught, progress)
     few = None if samples is None else _load_samples(samples, taught.domain)
     methods, refused = choose_methods(methods, taught, few)
     real = evaluation.load(taught.domain, "train") if reference and evaluation else None

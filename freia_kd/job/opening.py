@@ -26,6 +26,7 @@ from ..synthesizers import (
     expect_supported,
     get_synthesizer,
 )
+from ..synthesizers.answers import check_answers
 from ..synthesizers.contract import Synthesizer
 from ..teachers import Teacher, is_published
 from ..training import Checkpoints, Progress
@@ -70,6 +71,7 @@ def open_job(
     chosen = synthesizer or default_synthesizer(teacher.domain)
     synthesizers = build_synthesizers(chosen, sizes.name)
     few = _load_samples(samples, resize, teacher, synthesizers)
+    check_answers(teacher, progress)
     config = JobConfig(
         teacher=path,
         teacher_sha256=fingerprint(teacher.state_dict()),
