@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,14 @@ from .comparing import compare as compare
 from .compression import compare_costs, count_parameters, load_classifier, load_teacher
 from .compression.comparison import Comparison as CostComparison
 from .config import BatchNormMode, Device, DistillationOptions, Preset, PresetName
-from .data.datasets import LabelledData, Split, load_dataset, measure_domain, resize_images
+from .data.datasets import (
+    LabelledData,
+    Split,
+    hold_out,
+    load_dataset,
+    measure_domain,
+    resize_images,
+)
 from .data.sources import PathLike, RealData, Source
 from .data.synthetic import SyntheticSet, quantise
 from .device import choose_device
@@ -26,11 +34,12 @@ from .evaluation import accuracy, commonest, predict, share_equal
 from .exporting import export as export
 from .files import atomic
 from .job import open_job, reopen_job, run_job
-from .job.opening import Synthesizers, restore_synthesizer
+from .job.opening import Synthesizers, fingerprint_of, restore_synthesizer
 from .job.run import run_extraction
 from .job.student import write_student
 from .report.plots import plot_grid, plot_sensitivity, write_png
 from .report.schema import Proportion, Report
+from .runs import Run
 from .runs.store import read_record
 from .students import StudentSpec, as_specs, build, calibration_set
 from .synthesizers.answers import check_answers
@@ -45,6 +54,7 @@ from .teachers import (
 from .training import Progress
 
 SIDE = 32  # of images that are resized, as in KegNet and BDNF
+MIN_HELD_OUT = 20  # inputs, below which none are held out to choose a teacher's weights
 EPOCHS, TABLE_STEPS = 8, 1_000  # of a teacher, unless asked otherwise
 
 
@@ -127,6 +137,7 @@ def train_teacher(
     data: PathLike,
     out: PathLike,
     *,
+    resume: bool = False,
     arch: str | None = None,
     data_root: PathLike | None = None,
     download: bool = False,
@@ -140,9 +151,14 @@ def train_teacher(
 ) -> TrainedTeacher:
     """Trains a classifier on labelled data, and measures it on the test split afterwards.
 
+    A tenth of the training data (:func:`~freia_kd.data.datasets.hold_out`) is not trained on: the
+    weights after the epoch that is best on it are kept. The test split chooses nothing. While it
+    trains, what it needs to go on is kept in a folder beside the checkpoint, `OUT.training`.
+
     Arguments:
         data: A named set, a folder of images or an npz file.
         out: Where the checkpoint goes; it holds the architecture and the domain as well.
+        resume: Whether to go on with a training that was stopped, to the same weights bit for bit.
         arch: The architecture, by name or `package.module:Class`; if `None`, `"lenet5"` for
             images and `"mlp"` for vectors.
         data_root: Where torchvision keeps its data sets.
@@ -157,8 +173,10 @@ def train_teacher(
         progress: What to show meanwhile.
 
     Raises:
-        UsageError: If there is no such data or architecture, or they do not fit.
-        TrainingError: If the loss is not finite.
+        UsageError: If there is no such data or architecture, they do not fit, or a training that
+            was stopped had other options.
+        CheckpointError: If there is no training to go on with.
+        TrainingError: If the loss stays non-finite.
     """
     source, chosen = os.fspath(data), choose_device(device)
 
@@ -173,16 +191,57 @@ def train_teacher(
     arch = arch or ("lenet5" if domain.is_image else "mlp")
     if epochs is None:
         epochs = EPOCHS if domain.is_image else -(-TABLE_STEPS // max(1, len(train) // batch_size))
-    classifier = train_new(
-        arch, train, domain, epochs, batch_size, learning_rate, seed, chosen, progress
+    rest, heldout = hold_out(train) if len(train) >= MIN_HELD_OUT else (train, None)
+    run = _training_run(
+        out,
+        resume,
+        {
+            "data_sha256": fingerprint_of(train),
+            "arch": arch,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "seed": seed,
+            "device": chosen.type,
+        },
+        progress,
     )
-    save_classifier(out, classifier)
+    with run.stage("train"):
+        classifier = train_new(
+            arch,
+            rest,
+            domain,
+            epochs,
+            batch_size,
+            learning_rate,
+            seed,
+            chosen,
+            heldout=heldout,
+            checkpoints=run.checkpoints("teacher"),
+        )
+        save_classifier(out, classifier)
+    shutil.rmtree(run.folder)
     test = load("test", domain)
     separate = test.labels.shape != train.labels.shape or not torch.equal(test.inputs, train.inputs)
     share = Proportion.of(accuracy(classifier, test), len(test))
     return TrainedTeacher(
         os.fspath(out), arch, domain, count_parameters(classifier.net), share, separate
     )
+
+
+def training_folder(out: PathLike) -> Path:
+    """Where a training keeps what it needs to go on, until the checkpoint is written."""
+    return Path(f"{os.fspath(out)}.training")
+
+
+def _training_run(
+    out: PathLike, resume: bool, config: dict[str, Any], progress: Progress | None
+) -> Run:
+    if not resume:
+        return Run.create(training_folder(out), "train-teacher", config, progress)
+    run = Run.open(training_folder(out), "train-teacher", progress)
+    run.expect_config(config)
+    return run
 
 
 def distill(

@@ -266,6 +266,26 @@ def stratified(labels: np.ndarray, split: Split, test_share: float = 0.2) -> np.
     return parts[split == "test"]
 
 
+def hold_out(data: LabelledData, share: float = 0.1) -> tuple[LabelledData, LabelledData]:
+    """Parts a set in two, of which the second holds a share of every class; always the same ones.
+
+    Where classes are too small for that, the second is a share of all inputs.
+
+    Example:
+        >>> data = LabelledData(torch.rand(40, 2), torch.arange(40) % 2, "two")
+        >>> rest, part = hold_out(data)
+        >>> len(rest), part.labels.tolist()
+        (36, [0, 0, 1, 1])
+    """
+    labels = data.labels.numpy()
+    counts = np.bincount(labels)
+    if counts[counts > 0].min() < 2 or round(share * len(labels)) < (counts > 0).sum():
+        labels = np.zeros_like(labels)
+    rows = [torch.from_numpy(stratified(labels, s, share)).sort().values for s in ("train", "test")]
+    rest, part = (LabelledData(data.inputs[r], data.labels[r], data.name) for r in rows)
+    return rest, part
+
+
 def mnist(split: Split, root: Path, download: bool) -> LabelledData:
     """MNIST, from torchvision's folder `MNIST/raw`."""
     from torchvision.datasets import MNIST

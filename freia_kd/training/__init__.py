@@ -3,13 +3,17 @@
 from .checkpoints import Checkpoints
 from .loop import Stateful, TrainingLoop, own_generator
 from .progress import PlainProgress, Progress, RichProgress
+from .weights import Best, channels_last, keep_layout
 
 __all__ = [
+    "Best",
     "Checkpoints",
     "PlainProgress",
     "Progress",
     "RichProgress",
     "Stateful",
     "TrainingLoop",
+    "channels_last",
+    "keep_layout",
     "own_generator",
 ]
