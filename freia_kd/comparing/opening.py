@@ -143,6 +143,8 @@ def open_comparison(
     specs = [spec.changed(bn=spec.bn or sizes.bn) for spec in specs]
     for spec in specs:
         spec.check(taught)
+    if evaluation is not None:
+        evaluation.check(taught.domain)
     check_answers(taught, progress)
     few = None if samples is None else _load_samples(samples, taught.domain)
     methods, refused = choose_methods(methods, taught, few)

@@ -68,6 +68,8 @@ def open_job(
     path = IN_MEMORY if isinstance(teacher, Teacher) else os.fspath(teacher)
     if not isinstance(teacher, Teacher):
         teacher = load_teacher(teacher, arch, domain)
+    if evaluation is not None:
+        evaluation.check(teacher.domain)
     chosen = synthesizer or default_synthesizer(teacher.domain)
     synthesizers = build_synthesizers(chosen, sizes.name)
     few = _load_samples(samples, resize, teacher, synthesizers)
@@ -127,6 +129,8 @@ def reopen_job(
     if evaluation is not None:
         evaluation.check()
     loaded = _load_again(old, teacher, arch, domain)
+    if evaluation is not None:
+        evaluation.check(loaded.domain)
     chosen, synthesizers = _synthesizers_again(old, synthesizer, folder)
     samples = _sample_path(old) if samples is None else samples
     if training is None:
