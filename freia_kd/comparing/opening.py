@@ -202,6 +202,11 @@ def _remembered(run: Run) -> RealData | None:
         raise UsageError(
             "The evaluation data of this comparison were in memory; pass them again, as eval_data=."
         )
+    if source is not None and ":" in source["source"] and not Path(source["source"]).exists():
+        raise UsageError(  # importing what a file names would run it
+            f"This comparison used data that are code of its own, --eval-data {source['source']}; "
+            "if you trust that code, pass the option again."
+        )
     return None if source is None else RealData(**source)
 
 

@@ -176,6 +176,8 @@ def reopen_job(
     specs = specs or {spec.name: spec.changed(bn=old.bn) for spec in as_specs(["1"])}
     remembered = record.evaluation
     if evaluation is None and remembered is not None and remembered["source"] is not None:
+        if not Path(remembered["source"]).exists():
+            _expect_trusted("eval-data", remembered["source"])
         evaluation = RealData(**remembered)
     loaded = loaded.to(torch.device(old.device))
     job = Job(loaded, run, config, list(specs.values()), synthesizers, few, evaluation)
