@@ -344,8 +344,11 @@ def expect_writable(
                 f"{name}: {file} exists; pass --force to replace it, or choose another file."
             )
     folder = next(parent for parent in path.absolute().parents if parent.exists())
-    with tempfile.TemporaryFile(dir=folder):
-        pass
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, f"Cannot write in {folder} ({error.strerror})") from error
 
 
 def remember_folder(folder: str) -> None:
