@@ -199,6 +199,7 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         debug = ctx.params.pop("debug")
         try:
+            _add_arguments(ctx)
             if not self.collects:
                 raise_faults(ctx)
             find_modules_here(ctx.params)
@@ -220,6 +221,20 @@ def _logged(ctx: click.Context, failure: Failure) -> Failure:
     if PROGRESS in ctx.meta:
         ctx.meta[PROGRESS].log.note(failure.message)
     return failure
+
+
+def _add_arguments(ctx: click.Context) -> None:
+    """Puts a constructor's arguments behind the architecture that they are of."""
+    arguments = ctx.params.pop("arch_args", None)
+    if not arguments:
+        return
+    if ctx.params["arch"] is None:
+        fault = "--arch-arg is of --arch MODULE:CLASS, which is not given."
+        ctx.meta.setdefault(FAULTS, []).append(fault)
+        return
+    from freia_kd.teachers.build import with_arguments
+
+    ctx.params["arch"] = with_arguments(ctx.params["arch"], arguments)
 
 
 def _nothing_kept() -> str:
@@ -378,8 +393,11 @@ def expect_writable(
                 f"{name}: {file} exists; pass --force to replace it, or choose another file."
             )
     folder = next(parent for parent in path.absolute().parents if parent.exists())
-    with tempfile.TemporaryFile(dir=folder):
-        pass
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, f"Cannot write in {folder} ({error.strerror})") from error
 
 
 def remember_folder(folder: str) -> None:

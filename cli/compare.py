@@ -21,7 +21,7 @@ from .command import (
 from .config import config_options
 from .job import expect_data, pop_training
 from .options import (
-    arch_option,
+    arch_options,
     data_options,
     device_option,
     domain_options,
@@ -41,7 +41,7 @@ from .students import expect_methods, make_students, student_options
 @click.command("compare", cls=Command, collects=True)
 @options(
     teacher_option,
-    arch_option,
+    arch_options(),
     domain_options,
     option(
         "--synthesizers all|NAME,...",

@@ -20,7 +20,7 @@ from .command import (
 )
 from .config import config_options
 from .options import (
-    arch_option,
+    arch_options,
     domain_options,
     force_option,
     json_option,
@@ -35,7 +35,7 @@ from .students import TARGETS, expect_methods, make_students, student_options
 @click.command("compress", cls=Command, collects=True)
 @options(
     teacher_option,
-    arch_option,
+    arch_options(),
     domain_options,
     student_options,
     settings_option("an option of a method of compression, as prune.keep_ratio=0.3."),

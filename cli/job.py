@@ -24,7 +24,7 @@ from freia_kd.synthesizers import (
 from .command import GO_ON, Faults, option, options, print_json, print_table, typed_options
 from .options import (
     TEACHER,
-    arch_option,
+    arch_options,
     device_option,
     domain_options,
     pop_domain,
@@ -47,8 +47,8 @@ dry_run_option = option(
     "stage, and write nothing.",
 )
 run_options = options(
-    option("--teacher FILE", f"{TEACHER} Needed for a new run."),
-    arch_option,
+    option("--teacher FILE|WEIGHTS", f"{TEACHER} Needed for a new run."),
+    arch_options(),
     domain_options,
     samples_option,
     option("--resize", "Resize samples of another size."),
@@ -104,6 +104,8 @@ def run_arguments(faults: Faults, given: dict[str, Any]) -> dict[str, Any]:
     A run that goes on gets only what was typed, besides code of one's own. Settings then change
     the options that the run has recorded, so that the library can tell what differs.
     """
+    from freia_kd.teachers import is_published
+
     record = _open_record(faults, given)
     _expect_effects(faults, given, record)
     settings, domain, students = given.pop("settings"), None, None
@@ -127,7 +129,8 @@ def run_arguments(faults: Faults, given: dict[str, Any]) -> dict[str, Any]:
     synthesizer = given.pop("synthesizer")
     if record is not None:
         with faults:
-            _expect_trusted(record, "--arch", record.config["arch"], given["arch"])
+            if not is_published(record.config["teacher"]):
+                _expect_trusted(record, "--arch", record.config["arch"], given["arch"])
     with faults:
         synthesizer = _synthesizers(faults, given, domain, synthesizer, changes, record)
     asked = {"students": students, "training": training, "synthesizer": synthesizer}
@@ -308,7 +311,7 @@ def _default_synthesizer(teacher: str | None, domain: Domain | None, has_samples
 
     recorded: Any = {} if domain is None else domain.to_dict()
     has_statistics = False
-    if teacher is not None:
+    if teacher is not None and Path(teacher).exists():
         with suppress(CheckpointError):  # which the library raises when it loads the teacher
             checkpoint = read_checkpoint(teacher)
             recorded = recorded or checkpoint.own.get("domain")
@@ -320,7 +323,7 @@ def _default_synthesizer(teacher: str | None, domain: Domain | None, has_samples
 def _new_folder(given: dict[str, Any]) -> str | None:
     from freia_kd.job.opening import new_folder
 
-    return None if given["teacher"] is None else str(new_folder(Path(given["teacher"]).stem))
+    return None if given["teacher"] is None else str(new_folder(given["teacher"]))
 
 
 def _trusted_methods(record: RunRecord, given: dict[str, Any]) -> tuple[str, ...]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +19,15 @@ from .objectives.activation_boundaries import ActivationBoundaries, boundary_lay
 from .registry import DIVERGENCES
 from .synthesizers.on_the_fly import OnTheFlySet
 from .teachers.classifier import Classifier, Teacher
-from .teachers.training import channels_last
-from .training import Checkpoints, Stateful, TrainingLoop, own_generator
+from .training import (
+    Best,
+    Checkpoints,
+    Stateful,
+    TrainingLoop,
+    channels_last,
+    keep_layout,
+    own_generator,
+)
 
 RATE = 2e-3  # Adam's, where none is given
 GENTLE_RATE = 2e-4  # the same for students with batch normalisation
@@ -35,38 +40,6 @@ def learning_rate(options: DistillationOptions, student: nn.Module) -> float:
     if options.learning_rate is not None:
         return options.learning_rate
     return GENTLE_RATE if any(True for _ in batchnorm_layers(student)) else RATE
-
-
-class Best:
-    """The weights that agree best with the teacher on held-out synthetic inputs, so far.
-
-    Arguments:
-        student: The student while it trains.
-    """
-
-    def __init__(self, student: nn.Module) -> None:
-        self.student = student
-        self.agreement, self.weights = -1.0, copy.deepcopy(student.state_dict())
-        self.stale = 0  # checks since the agreement was last better
-
-    def offer(self, value: float) -> None:
-        """Takes the student's present weights if they agree at least as well."""
-        self.stale = 0 if value > self.agreement else self.stale + 1
-        if value >= self.agreement:
-            self.agreement, self.weights = value, copy.deepcopy(self.student.state_dict())
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs."""
-        return {
-            "agreement": self.agreement,
-            "weights": dict(self.weights),
-            "stale": self.stale,
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`."""
-        self.agreement, self.weights = state_dict["agreement"], state_dict["weights"]
-        self.stale = state_dict["stale"]
 
 
 def train_student(
@@ -201,7 +174,7 @@ def _learn_boundaries(
         [*student.parameters(), *loss.parameters()], learning_rate(options, student)
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    _keep_layout(optimizer)
+    keep_layout(optimizer)
     parts: dict[str, Stateful] = {
         "student": student,
         "connectors": loss,
@@ -256,7 +229,7 @@ def _learn_logits(
     averaged = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(options.ema)).eval()
     optimizer = torch.optim.Adam(student.parameters(), learning_rate(options, student))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    _keep_layout(optimizer)
+    keep_layout(optimizer)
     best = Best(averaged.module)
     parts: dict[str, Stateful] = {
         "student": student,
@@ -288,18 +261,6 @@ def _learn_logits(
 
 def _title(checkpoints: Checkpoints | None) -> str:
     return f"train {checkpoints.stage if checkpoints else 'the student'}"
-
-
-def _keep_layout(optimizer: torch.optim.Optimizer) -> None:
-    """Gives moments read from a file the memory layout of their parameters, as if never stopped."""
-
-    def rearrange(optimizer: torch.optim.Optimizer) -> None:
-        for parameter, state in optimizer.state.items():
-            for key, value in state.items():
-                if value.shape == parameter.shape:
-                    state[key] = torch.empty_like(parameter, requires_grad=False).copy_(value)
-
-    optimizer.register_load_state_dict_post_hook(rearrange)
 
 
 def distance(weights: Iterable[Tensor], start: Sequence[Tensor]) -> Tensor:

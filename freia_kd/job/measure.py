@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ..compression import compare_costs
 from ..compression.comparison import Comparison as CostComparison
 from ..data.datasets import LabelledData
 from ..data.synthetic import SyntheticSet
-from ..evaluation import agreement, predict, share_equal
+from ..evaluation import BATCH_SIZE, agreement, commonest, predict, share_equal
 from ..files import atomic
 from ..report import provenance
 from ..report.schema import (
@@ -116,7 +117,13 @@ def _measure_student(
         change=change,
         per_class=per_class,
         confusion=confusion,
+        commonest=commonest(torch.cat([heldout.batch(r)[1].argmax(1) for r in _odd(heldout)])),
     )
+
+
+def _odd(heldout: SyntheticSet) -> tuple[Tensor, ...]:
+    """The odd indices, which have chosen nothing, in batches."""
+    return torch.arange(1, len(heldout), 2).split(BATCH_SIZE)
 
 
 def _per_class(said: Tensor, answers: Tensor, labels: Tensor, classes: int) -> list[ClassScores]:

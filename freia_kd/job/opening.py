@@ -27,8 +27,9 @@ from ..synthesizers import (
     expect_supported,
     get_synthesizer,
 )
+from ..synthesizers.answers import check_answers
 from ..synthesizers.contract import Synthesizer
-from ..teachers import Teacher
+from ..teachers import Teacher, is_published
 from ..training import Checkpoints, Progress
 from .job import Job, JobConfig
 from .planning import too_large
@@ -70,11 +71,14 @@ def open_job(
     path = IN_MEMORY if isinstance(teacher, Teacher) else os.fspath(teacher)
     if not isinstance(teacher, Teacher):
         teacher = load_teacher(teacher, arch, domain)
+    if evaluation is not None:
+        evaluation.check(teacher.domain)
     chosen = synthesizer or default_synthesizer(
         teacher.domain.is_image, any(True for _ in batchnorm_layers(teacher)), samples is not None
     )
     synthesizers = build_synthesizers(chosen, sizes.name)
     few = _load_samples(samples, resize, teacher, synthesizers)
+    check_answers(teacher, progress)
     config = JobConfig(
         teacher=path,
         teacher_sha256=fingerprint(teacher.state_dict()),
@@ -96,8 +100,7 @@ def open_job(
     )
     specs = [spec.changed(bn=spec.bn or sizes.bn) for spec in specs]
     _check_specs(specs, teacher)
-    stem = "teacher" if path == IN_MEMORY else Path(path).stem
-    folder = Path(out) if out is not None else new_folder(stem)
+    folder = Path(out) if out is not None else new_folder(path)
     run = Run.create(folder, "distill", config.to_dict(), progress, asked)
     return Job(teacher.to(chosen_device), run, config, specs, synthesizers, few, evaluation)
 
@@ -131,6 +134,8 @@ def reopen_job(
     if evaluation is not None:
         evaluation.check()
     loaded = _load_again(old, teacher, arch, domain)
+    if evaluation is not None:
+        evaluation.check(loaded.domain)
     chosen, synthesizers = _synthesizers_again(old, synthesizer, folder)
     samples = _sample_path(old) if samples is None else samples
     if training is None:
@@ -176,6 +181,8 @@ def reopen_job(
     specs = specs or {spec.name: spec.changed(bn=old.bn) for spec in as_specs(["1"])}
     remembered = record.evaluation
     if evaluation is None and remembered is not None and remembered["source"] is not None:
+        if not Path(remembered["source"]).exists():
+            _expect_trusted("eval-data", remembered["source"])
         evaluation = RealData(**remembered)
     loaded = loaded.to(torch.device(old.device))
     job = Job(loaded, run, config, list(specs.values()), synthesizers, few, evaluation)
@@ -245,7 +252,11 @@ def _flow_hash(synthesizers: list[Synthesizer]) -> str | None:
     return hashlib.sha256(b"".join(files)).hexdigest() if files else None
 
 
-def new_folder(stem: str) -> Path:
+def new_folder(teacher: PathLike) -> Path:
+    """The folder of a run that was given none, named by the teacher's file or its weights."""
+    path = os.fspath(teacher)
+    stem = path.rpartition(":")[2] if is_published(path) else Path(path).stem
+    stem = "teacher" if path == IN_MEMORY else stem
     number = 1
     while (folder := Path("runs") / f"{stem}-{number}").exists():
         number += 1
@@ -259,6 +270,8 @@ def _load_again(
         return teacher
     if teacher is None and old.teacher == IN_MEMORY:
         raise UsageError("The teacher of this run was in memory; pass it again, as teacher=.")
+    if is_published(teacher or old.teacher):
+        return load_teacher(teacher or old.teacher, arch, domain)
     if arch is None:
         _expect_trusted("arch", old.arch)
     recorded = Domain.from_dict(old.domain)

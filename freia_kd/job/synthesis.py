@@ -83,7 +83,7 @@ def _diagnose(job: Job, synthesizer: Synthesizer, stage: str) -> None:
     """Records how a synthesizer's inputs look to the teacher, and says what looks wrong."""
     generator = seeded_generator(job.config.seed, "diagnostics", job.device)
     found = synthesizer.diagnose(job.teacher, generator)
-    warnings = [] if found is None else found.warnings()
+    warnings = [] if found is None else found.warnings(synthesizer.advice())
     job.run.record.diagnostics[stage] = {
         "measured": {} if found is None else found.to_dict(),
         "warnings": warnings,

@@ -138,6 +138,8 @@ class BDNF(Synthesizer):
     name = "bdnf"
     family = "spectral noise"  # which its base is
     takes_samples = True
+    varying: ClassVar = {"alpha": 2, "steps": 0.5}
+    directing: ClassVar = {"steps": 2, "alpha": 0.5}
     Options = BDNFOptions
     presets: ClassVar = {
         "quick": {"steps": 200, "batch_size": 64},

@@ -105,6 +105,7 @@ class KegNet(Synthesizer):
     """
 
     name = "kegnet"
+    varying: ClassVar = {"beta": 2}
     Options = KegNetOptions
     presets: ClassVar = {
         "quick": {"generators": 2, "steps": 300, "batch_size": 64},

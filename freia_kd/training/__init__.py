@@ -4,8 +4,10 @@ from .checkpoints import Checkpoints
 from .loop import Stateful, TrainingLoop, own_generator
 from .progress import LoggedProgress, PlainProgress, Progress, RichProgress
 from .rehearsal import Rehearsal
+from .weights import Best, channels_last, keep_layout
 
 __all__ = [
+    "Best",
     "Checkpoints",
     "LoggedProgress",
     "PlainProgress",
@@ -14,5 +16,7 @@ __all__ = [
     "RichProgress",
     "Stateful",
     "TrainingLoop",
+    "channels_last",
+    "keep_layout",
     "own_generator",
 ]

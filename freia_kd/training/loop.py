@@ -90,6 +90,8 @@ class TrainingLoop:
         self.parts, self.generator, self.optimizer = parts, generator, optimizer
         self.checkpoints = checkpoints
         self.step = self.rollbacks = 0
+        first = optimizer.param_groups[0]
+        self.rate = float(first.get("initial_lr", first["lr"]))  # before rollbacks and schedules
         self.last_values: dict[str, float] = {}
         saved = checkpoints.load() if checkpoints else None
         if saved:
@@ -177,7 +179,8 @@ class TrainingLoop:
             raise TrainingError(
                 f"{self.title}: the loss is not finite at step {self.step} "
                 f"({', '.join(names)}), after {RETRIES} rollbacks with ever smaller steps; "
-                "lower the learning rate, or check the teacher's inputs and weights."
+                f"lower the learning rate, to {self.rate / 10:.1g} say, or check the teacher's "
+                "inputs and weights."
             )
         self._restore(self.good)
         for group in self.optimizer.param_groups:

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 
 from freia_kd.cli.main import COMMANDS, main
 from freia_kd.teachers import Classifier, save_classifier
+from freia_kd.training import Checkpoints
 
 
 def test_every_command_has_help():
@@ -115,6 +116,32 @@ def test_train_teacher_and_evaluate(tmp_path):
     assert "(95 % interval)" in call("evaluate", out, "--eval-data", "digits").stdout
     call("train-teacher", "digits", "--epochs", 1, "--out", again)
     assert again.read_bytes() == out.read_bytes()
+
+
+def test_train_teacher_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    whole, out = tmp_path / "whole.pt", tmp_path / "t.pt"
+    arguments = ["train-teacher", "iris", "--epochs", 8, "--batch-size", 20]
+    call(*arguments, "--out", whole)
+    save, monkeypatched = Checkpoints.save, []
+    monkeypatch.setattr("freia_kd.training.loop.SAVE_EVERY", 0)
+
+    def save_and_stop(self, state):
+        save(self, state)
+        monkeypatched.append(state["step"])
+        if len(monkeypatched) == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_stop)
+        said = call(*arguments, "--out", out, code=130).stderr
+    assert said.strip().endswith(f"kept in {out}.training; to go on, add --resume to the command.")
+    assert not out.exists()
+    assert "pass --resume" in fails(*arguments, "--out", out)
+    assert "seed was 0, is 1" in fails(*arguments, "--out", out, "--resume", "--seed", 1)
+    call(*arguments, "--out", out, "--resume")
+    assert out.read_bytes() == whole.read_bytes()
+    assert not (tmp_path / "t.pt.training").exists()
+    assert "no run.json" in fails(*arguments, "--out", out, "--resume", "--force", code=1)
 
 
 # --- What can go wrong: one line, the right exit code, nothing half-written ---

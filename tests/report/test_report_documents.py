@@ -136,6 +136,17 @@ def test_that_is_seen_without_real_data_too():
     assert "--samples" not in said(with_samples)
 
 
+def test_one_sided_answers_are_no_success():
+    sure = student(distilled=scores(None, 1.0), change=None, commonest=0.6)
+    assert "its teacher's answer on 100.0 %" in verdict(unmeasured(sure), sure)
+    dead = replace(sure, commonest=0.991)
+    assert "no evidence of how good it is" in verdict(unmeasured(dead), dead)
+    assert "100.0 %" not in verdict(unmeasured(dead), dead)
+    assert "same answer to 99.1 % of the held-out" in said(unmeasured(dead))
+    assert "--mean and --std" in said(unmeasured(dead))
+    assert "same answer" not in said(unmeasured(sure))
+
+
 def test_low_agreement_is_said():
     poor = student(distilled=scores(0.9, 0.5))
     assert "fewer than 80 %" in said(report(poor))
