@@ -11,7 +11,8 @@ import pickle
 import pickletools
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -128,12 +129,29 @@ def _read_torch(path: Path) -> Any:
     if _beginning(path, 4) == b"PK\x03\x04":
         _check_archive(path)
     try:
-        with torch.serialization.safe_globals(DATA):
+        with _data_allowed():
             return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:
         raise CheckpointError(_diagnose(path, error)) from error
+
+
+@contextmanager
+def _data_allowed() -> Iterator[None]:
+    """Lets torch read what is data beside tensors; afterwards it is as it was."""
+    if hasattr(torch.serialization, "safe_globals"):
+        with torch.serialization.safe_globals(DATA):
+            yield
+        return
+    # Before torch 2.5 there is no such context, and no class goes by another name.
+    known = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals([d for d in DATA if not isinstance(d, tuple)])
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(known)
 
 
 def _check_archive(path: Path) -> None:
