@@ -15,6 +15,7 @@ from ..errors import TrainingError
 from .checkpoints import Checkpoints
 
 SAVE_EVERY = 15.0  # seconds between checkpoints
+SAVE_COST = 0.5  # seconds that one may take at that pace; larger states are kept less often
 LOG_EVERY = 20  # steps between lines of metrics
 SNAPSHOT_EVERY = 100  # steps between the states to roll back to
 RETRIES = 3  # rollbacks before giving up
@@ -131,7 +132,7 @@ class TrainingLoop:
                 if self.checkpoints
                 else None
             )
-            saved_at = time.monotonic()
+            save_at = time.monotonic() + SAVE_EVERY
             while self.step < self.steps:
                 yield self.step
                 self.step += 1
@@ -141,9 +142,11 @@ class TrainingLoop:
                     self.checkpoints.log(self.step, self.last_values)
                 if self.step % SNAPSHOT_EVERY == 0 and self._finite():
                     self.good = self._snapshot()
-                if time.monotonic() - saved_at > SAVE_EVERY:
+                start = time.monotonic()
+                if start > save_at:
                     self._save()
-                    saved_at = time.monotonic()
+                    end = time.monotonic()
+                    save_at = end + SAVE_EVERY * max(1.0, (end - start) / SAVE_COST)
             self._save()
 
     def mark(self) -> None:
