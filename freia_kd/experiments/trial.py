@@ -54,7 +54,8 @@ class PublishedTrial:
     """A row that the paper has, as the paper has it, with one seed.
 
     Arguments:
-        row: The row: `"uniform"`, `"normal"`, `"kegnet"`, `"bdnf"` or `"samples"`.
+        name: The row, as the table calls it.
+        row: What makes its inputs: `"uniform"`, `"normal"`, `"kegnet"`, `"bdnf"` or `"samples"`.
         data: The data set.
         seed: The seed of everything random.
         students: The papers' students, by name.
@@ -67,6 +68,7 @@ class PublishedTrial:
         device: Where to compute.
     """
 
+    name: str
     row: str
     data: str
     seed: int
@@ -82,8 +84,7 @@ class PublishedTrial:
     @property
     def title(self) -> str:
         """What it is called in reports."""
-        few = " (samples)" if self.samples is not None else ""
-        return f"{self.data}, {self.row}{few}, seed {self.seed}"
+        return f"{self.data}, {self.name}, seed {self.seed}"
 
     @property
     def result(self) -> PublishedResult | None:

@@ -24,7 +24,7 @@ def part_table(part: TablePart) -> Table:
     students = list(next(iter(part.rows.values())))
     header = [""]
     for student in students:
-        header += [f"{student}, paper", "last weights", "best on test*"]
+        header += [f"{student}, paper", "last weights", "best on test (a leak)"]
     rows = []
     for row, values in part.rows.items():
         published = part.published.get(row, [""] * len(students))
@@ -49,9 +49,9 @@ def remarks(result: TableResult) -> Iterator[str]:
         + (f"the teacher {result.teacher}." if result.teacher else "teachers trained from scratch.")
     )
     yield (
-        "* The best of all looks at the test images while a student learns, the start included: "
-        "what the paper prints. It is chosen by the images that it is measured on, a leak: compare "
-        "it with the paper's figure and with nothing else. Nothing here uses it."
+        "Best on test: of all looks at the test images while a student learns, the start included: "
+        "what the paper prints. It is chosen by the images that it is measured on, a leak: "
+        "compare it with the paper's figure and with nothing else. Nothing here uses it."
     )
     yield (
         "Teachers differ, so compare the recovery too: (last weights - Tucker) / (on training data "
