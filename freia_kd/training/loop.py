@@ -16,6 +16,7 @@ from .checkpoints import Checkpoints
 
 SAVE_EVERY = 15.0  # seconds between checkpoints
 SAVE_COST = 0.5  # seconds that one may take at that pace; larger states are kept less often
+MAX_PAUSE = 20  # times that pace
 LOG_EVERY = 20  # steps between lines of metrics
 SNAPSHOT_EVERY = 100  # steps between the states to roll back to
 RETRIES = 3  # rollbacks before giving up
@@ -146,7 +147,8 @@ class TrainingLoop:
                 if start > save_at:
                     self._save()
                     end = time.monotonic()
-                    save_at = end + SAVE_EVERY * max(1.0, (end - start) / SAVE_COST)
+                    pause = min(max(1.0, (end - start) / SAVE_COST), MAX_PAUSE)
+                    save_at = end + SAVE_EVERY * pause
             self._save()
 
     def mark(self) -> None:
