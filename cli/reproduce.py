@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
+
+from freia_kd.experiments.published import Family
+from freia_kd.experiments.recipes import Size
 
 from .command import (
     Command,
@@ -44,14 +47,14 @@ def command() -> None:
         "--students",
         "Whose students: those of BDNF's code, on which the paper's table rests (paper), or "
         "KegNet's (kegnet).",
-        ("paper", "kegnet"),
+        get_args(Family),
         default="paper",
     ),
     option(
         "--preset",
         "The recipe of the paper's text (paper) or of its published code (code), each of which "
         "takes hours or days; or a small share of the latter (quick).",
-        ("quick", "code", "paper"),
+        get_args(Size),
         default="quick",
     ),
     option(
@@ -68,10 +71,11 @@ def command() -> None:
     json_option,
 )
 def table1(data: tuple[str, ...], out: str, as_json: bool, **given: Any) -> None:
-    """Reproduce the paper's Table 1: every row as the paper has it, and ours.
+    """Reproduce the paper's Table 1, ours beside it.
 
-    Each of the paper's rows shows the accuracy of the last weights, and beside it the best on the
-    test images over all epochs, which is what the paper prints and a leak.
+    Each of the paper's rows is as the paper has it. It shows the accuracy of the last weights, and
+    beside it the best on the test images over all epochs, which is what the paper prints and a
+    leak.
 
     Example: freiakd reproduce table1 --data mnist --data-root data --download
     """
@@ -118,10 +122,10 @@ figure_options = options(
 @command.command("figure3", cls=Command)
 @figure_options
 def figure3(**given: Any) -> None:
-    """Paint what three flows of one teacher draw for each class, without any data.
+    """Paint each class from a teacher alone.
 
-    A picture of the paper's figure 3, figure3-NAME.png, goes to --out. What has been trained there
-    with the same options is not trained again.
+    Three flows of one teacher, without any data, as the paper's figure 3: figure3-NAME.png in
+    --out. What has been trained there with the same options is not trained again.
 
     Example: freiakd reproduce figure3 --data mnist --data-root data --as-published
     """
@@ -138,11 +142,11 @@ def figure3(**given: Any) -> None:
     multiple=True,
 )
 def figure4(**given: Any) -> None:
-    """Paint what a flow draws that has seen one real image of each class, by the image's weight.
+    """Paint each class with one real image of it.
 
-    A picture of the paper's figure 4, figure4-NAME.png, goes to --out, with numbers that say how
-    close the images come to the samples. What has been trained there with the same options is not
-    trained again.
+    A flow that has seen these images, by their weight, as the paper's figure 4: figure4-NAME.png in
+    --out, and numbers that say how close the images come to the samples. What has been trained
+    there with the same options is not trained again.
 
     Example: freiakd reproduce figure4 --data mnist --data-root data --gamma 0.1
     """

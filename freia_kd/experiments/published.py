@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
+
+Family = Literal["paper", "kegnet"]
+STUDENTS: dict[str, tuple[str, ...]] = {
+    "paper": ("bdnf-1", "bdnf-2", "bdnf-3"),
+    "kegnet": ("kegnet-1", "kegnet-2", "kegnet-3"),
+}
 
 TUCKER, TRAINED = "Tucker (T)", "T+training data"  # by which recovery is defined
 

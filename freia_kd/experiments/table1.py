@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, get_args
 
 import torch
 
@@ -32,15 +32,9 @@ from ..synthesizers import IMAGE_DEFAULT
 from ..synthesizers.kegnet import KegNetOptions
 from ..teachers import save_classifier, train_new
 from ..training import Progress
-from .published import PAPER_ROWS, TABLE1, TRAINED, TUCKER
+from .published import PAPER_ROWS, STUDENTS, TABLE1, TRAINED, TUCKER, Family
 from .recipes import Size, get_recipe
 from .trial import PublishedTrial
-
-Family = Literal["paper", "kegnet"]
-STUDENTS: dict[str, tuple[str, ...]] = {
-    "paper": ("bdnf-1", "bdnf-2", "bdnf-3"),
-    "kegnet": ("kegnet-1", "kegnet-2", "kegnet-3"),
-}
 
 # Our rows, and what makes their inputs: what `freiakd distill` takes if nothing is said, and the
 # same with ten images, which are augmented for a share of their own.

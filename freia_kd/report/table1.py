@@ -42,7 +42,7 @@ def remarks(result: TableResult) -> Iterator[str]:
     seeds = result.seeds
     teacher = "a teacher of its own each" if result.teacher is None else "one teacher"
     over = f"mean and standard deviation over {seeds} seeds with {teacher}"
-    whose = {"paper": "BDNF's code", "kegnet": "KegNet"}[result.students]
+    whose = "BDNF's code" if result.students == "paper" else "KegNet"
     yield (
         f"Accuracy in % on the test images, {over if seeds > 1 else 'of one seed'}; preset "
         f"{result.preset}; the students of {whose}; "

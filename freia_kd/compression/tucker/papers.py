@@ -90,7 +90,7 @@ def student_plan(
             f"Expected one of {' and '.join(PAPERS)} for the student {student}; got "
             f"{arch or 'a net of no name'}. For any other net there are the students 1, 2 and 3."
         )
-    if paper == "bdnf":
+    if student.startswith("bdnf-"):
         return make_plan(net, _bdnf_ranks(net, arch, number), keep=True)
     if arch in PAPERS:
         return make_plan(net, PAPERS[arch][number], keep=True)
