@@ -182,7 +182,8 @@ def table1(
         trials |= new
         ended = run_all(run, [*new.values()], f"trials {seed}", workers, executor)
         failed |= {trial.title: error for trial, error in ended}
-        options = {**config, "data": [*sets], "seeds": seed + 1}
+        recipes = {name: get_recipe(preset, name).to_dict() for name in sets}
+        options = {**config, "data": [*sets], "seeds": seed + 1, "recipes": recipes}
         result = TableResult(
             parts={n: _part(table, n, seed + 1, trials, tests[n]) for n in sets},
             preset=preset,
