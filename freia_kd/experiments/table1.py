@@ -30,7 +30,7 @@ from ..runs import Run
 from ..students import as_specs
 from ..synthesizers import IMAGE_DEFAULT
 from ..synthesizers.kegnet import KegNetOptions
-from ..teachers import save_classifier, train_new
+from ..teachers import read_checkpoint, save_classifier, train_new
 from ..training import Progress
 from .published import PAPER_ROWS, STUDENTS, TABLE1, TRAINED, TUCKER, Family
 from .recipes import Size, get_recipe
@@ -253,11 +253,17 @@ def check_teacher(path: Path, name: str) -> str:
 
     Raises:
         CheckpointError: If the file is not sound.
-        UsageError: If it holds no net of the architecture that the part has, or one that was
-            trained on inputs of other units.
+        UsageError: If it holds no net of the architecture that the part has, or says that it is
+            one of other data.
     """
     arch, domain = TABLE1[name].arch, DOMAINS[name]
     expected = f"Expected a {arch} of {name} for this part of the table"
+    recorded = read_checkpoint(path).own.get("domain", domain.to_dict())
+    if recorded != domain.to_dict():
+        raise UsageError(
+            f"{expected}; {path} holds a net of {recorded.get('name', 'other data')}, inputs "
+            f"{recorded.get('shape')} of mean {recorded.get('mean')} and std {recorded.get('std')}."
+        )
     try:
         teacher = load_teacher(path, domain=domain)
     except CheckpointError:
