@@ -23,7 +23,7 @@ from freia_kd.job import student as job_student
 from freia_kd.report.storage import read_report
 from freia_kd.synthesizers.bdnf import BDNF, BDNFOptions
 from freia_kd.synthesizers.noise import Uniform
-from freia_kd.training import TrainingLoop
+from freia_kd.training import Rehearsal, TrainingLoop
 
 MINE = StudentSpec((Tucker(layers={"5": 0.3}),), "mine")
 
@@ -54,7 +54,11 @@ def run(done, tmp_path):
 
 @pytest.fixture
 def no_training(monkeypatch):
+    accept = TrainingLoop.accept
+
     def fail(self, *arguments):
+        if isinstance(self.checkpoints, Rehearsal):  # by which a run is planned
+            return accept(self, *arguments)
         raise AssertionError("something was trained again")
 
     monkeypatch.setattr(TrainingLoop, "accept", fail)
