@@ -34,6 +34,7 @@ from .report.schema import Proportion, Report
 from .runs.store import read_record
 from .students import StudentSpec, as_specs, build, calibration_set
 from .teachers import (
+    ARCHITECTURES,
     Classifier,
     Teacher,
     read_checkpoint,
@@ -295,7 +296,8 @@ def resume(
         download: Whether torchvision may download them.
         teacher: The teacher again.
         synthesizer: The synthesizers again.
-        methods: The run's methods of compression that are code of one's own.
+        methods: The run's methods of compression, and its students' architectures, that are code
+            of one's own.
         training: As for :func:`distill`, and so are the others.
 
     Raises:
@@ -352,7 +354,7 @@ def compress(
         arch: The architecture, if the file does not tell.
         domain: The input domain, if the file does not tell.
         plot: Where a picture of the layers' sensitivity goes, if a target is searched for.
-        seed: The seed of the calibration set.
+        seed: The seed of the calibration set, and of a new net's weights.
         progress: What to show meanwhile.
 
     Raises:
@@ -365,12 +367,14 @@ def compress(
     if plot is not None and not any(m.needs_teacher for m in spec.methods):
         raise UsageError("Only the search for a target measures sensitivity; there is no plot.")
     spec.check(loaded)
-    made = build(loaded, spec, calibration_set(loaded, seed), progress)
+    made = build(loaded, spec, calibration_set(loaded, seed), progress, seed)
     for search in made.searches:
         if plot is not None and search is not None:
             write_png(plot, plot_sensitivity(search["sensitivity"]))
     write_student(Path(out), made)
-    costs = compare_costs(loaded.net, made.classifier.net, loaded.domain.shape)
+    costs = compare_costs(
+        loaded.net, made.classifier.net, loaded.domain.shape, by_layer=spec.arch is None
+    )
     return CompressedStudent(os.fspath(out), made.steps, made.searches, costs)
 
 
@@ -397,7 +401,9 @@ def evaluate(
     source.check()
     results, taught = list[Evaluation](), None
     for file in files:
-        classifier = load_classifier(file, arch, domain)
+        recorded = read_checkpoint(file).own.get("arch") if Path(path).is_dir() else None
+        # A run's new nets are not of the teacher's architecture, which may be code that is named.
+        classifier = load_classifier(file, recorded if recorded in ARCHITECTURES else arch, domain)
         data = source.load(classifier.domain, "test")
         said = predict(classifier, data)
         if taught is None and Path(path).is_dir():
@@ -411,11 +417,10 @@ def evaluate(
 def _teacher_answers(folder: Path, arch: str | None, data: LabelledData) -> torch.Tensor | None:
     """What the teacher of a run says, if its file is still there."""
     config = read_record(folder, "distill").config
-    if not Path(config["teacher"]).exists() or (arch is None and ":" in config["arch"]):
+    is_strange = ":" in config["arch"] and config["arch"] != arch
+    if not Path(config["teacher"]).exists() or is_strange:
         return None
-    teacher = load_teacher(
-        config["teacher"], arch or config["arch"], Domain.from_dict(config["domain"])
-    )
+    teacher = load_teacher(config["teacher"], config["arch"], Domain.from_dict(config["domain"]))
     return predict(teacher, data)
 
 
@@ -425,7 +430,7 @@ def load_student(path: PathLike, arch: str | None = None) -> Classifier:
     Arguments:
         path: `student.pt`, `student-1.safetensors` or the like, or a run's folder for its
             `student.safetensors`.
-        arch: `package.module:Class`, for students of a teacher given by `--arch` that way.
+        arch: `package.module:Class`, for students of such an architecture.
 
     Raises:
         CheckpointError: If the file is not sound.

@@ -24,15 +24,17 @@ from .teachers.training import channels_last
 from .training import Checkpoints, Stateful, TrainingLoop, own_generator
 
 RATE = 2e-3  # Adam's, where none is given
-GENTLE_RATE = 2e-4  # the same for students with batch normalisation
+GENTLE_RATE = 2e-4  # the same for students whose batch normalisation stays as it is
 
 Batches = Callable[[int], tuple[Tensor, Tensor]]  # from a step to inputs and the teacher's logits
 
 
-def learning_rate(options: DistillationOptions, student: nn.Module) -> float:
+def learning_rate(options: DistillationOptions, student: Classifier) -> float:
     """The learning rate for a student, where the options leave it open."""
     if options.learning_rate is not None:
         return options.learning_rate
+    if student.is_new:
+        return RATE
     return GENTLE_RATE if any(True for _ in batchnorm_layers(student)) else RATE
 
 
@@ -40,19 +42,19 @@ class Best:
     """The weights that agree best with the teacher on held-out synthetic inputs, so far.
 
     Arguments:
-        student: The student while it trains.
+        start: The weights before any training, which are the first candidate.
+        agreement: Their agreement.
     """
 
-    def __init__(self, student: nn.Module) -> None:
-        self.student = student
-        self.agreement, self.weights = -1.0, copy.deepcopy(student.state_dict())
+    def __init__(self, start: dict[str, Tensor], agreement: float = -1.0) -> None:
+        self.agreement, self.weights = agreement, start
         self.stale = 0  # checks since the agreement was last better
 
-    def offer(self, value: float) -> None:
+    def offer(self, student: nn.Module, value: float) -> None:
         """Takes the student's present weights if they agree at least as well."""
         self.stale = 0 if value > self.agreement else self.stale + 1
         if value >= self.agreement:
-            self.agreement, self.weights = value, copy.deepcopy(self.student.state_dict())
+            self.agreement, self.weights = value, copy.deepcopy(student.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs."""
@@ -81,7 +83,7 @@ def train_student(
 
     The student stays in eval mode, dropout included, since it is to match the function that the
     teacher is in eval mode. Its normalisation layers keep the statistics that they have, which the
-    paper found to be better (section 5.2).
+    paper found to be better (section 5.2), unless it is a new net, whose statistics are learned.
 
     Arguments:
         student: The student, on the device to train on.
@@ -92,22 +94,28 @@ def train_student(
             global generator seeds.
         checkpoints: Where states and metrics are kept; training resumes from what is there. The
             activation boundaries are a part of it of that name.
-        heldout: Synthetic inputs that choose the weights: of those every `check_every` steps, the
-            student ends with the ones that agree best with the teacher on those of even index.
-            Without them it ends with the last weights.
+        heldout: Synthetic inputs that choose the weights: of those before any training and every
+            `check_every` steps, the student ends with the ones that agree best with the teacher on
+            those of even index, the later ones of equals. Without them it ends with the last
+            weights.
         teacher: The teacher on the same device, for options that need it.
 
     Raises:
         TrainingError: If the loss stays non-finite.
-        UsageError: If the options need the teacher and there is none, or activation boundaries
-            find no layers.
+        UsageError: If the options need the teacher and there is none, activation boundaries find
+            no layers, or the batches are too small for a new net's batch normalisation.
     """
     options = options or DistillationOptions()
     if options.needs_teacher and teacher is None:
         raise UsageError("Mixup and activation boundaries need the teacher; pass teacher=.")
     generator = own_generator(generator)
-    student.eval().requires_grad_(True)
-    start = [p.detach().clone() for p in student.parameters()]
+    student.learning().requires_grad_(True)
+    if options.batch_size < 2 and any(layer.training for layer in batchnorm_layers(student)):
+        raise UsageError(
+            "The batch normalisation of a new net learns from batches of 2 inputs or more; got 1."
+        )
+    start = copy.deepcopy(student.state_dict())
+    untrained = -1.0 if heldout is None else agreement(student, heldout, half="even")
     early, late = _phases(options)
 
     def batches(step: int) -> tuple[Tensor, Tensor]:
@@ -120,7 +128,10 @@ def train_student(
         if early and teacher is not None:
             part = checkpoints and checkpoints.part("boundaries")
             _learn_boundaries(student, teacher, batches, early, options, generator, part)
-        _learn_logits(student, later, late, options, generator, checkpoints, heldout, start)
+        best = Best(start, untrained)
+        _learn_logits(student, later, late, options, generator, checkpoints, heldout, best)
+    student.is_new = False
+    student.eval()
 
 
 def _phases(options: DistillationOptions) -> tuple[int, int]:
@@ -236,15 +247,15 @@ def _learn_logits(
     generator: torch.Generator,
     checkpoints: Checkpoints | None,
     heldout: SyntheticSet | None,
-    start: Sequence[Tensor],
+    best: Best,
 ) -> None:
     """Trains the student on the teacher's logits, and leaves it with the weights to be kept."""
+    start = [best.weights[name] for name, _ in student.named_parameters()]
     divergence = DIVERGENCES[options.divergence]
     averaged = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(options.ema)).eval()
     optimizer = torch.optim.Adam(student.parameters(), learning_rate(options, student))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     _keep_layout(optimizer)
-    best = Best(averaged.module)
     parts: dict[str, Stateful] = {
         "student": student,
         "averaged": averaged,
@@ -266,7 +277,7 @@ def _learn_logits(
             averaged.update_parameters(student)
         is_last = step + 1 == steps
         if heldout is not None and ((step + 1) % options.check_every == 0 or is_last):
-            best.offer(agreement(averaged.module, heldout, half="even"))
+            best.offer(averaged.module, agreement(averaged.module, heldout, half="even"))
             if options.patience is not None and best.stale >= options.patience:
                 loop.stop()
     student.load_state_dict(averaged.module.state_dict() if heldout is None else best.weights)

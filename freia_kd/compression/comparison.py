@@ -89,15 +89,17 @@ def compare_costs(
     shape: Sequence[int],
     batches: Sequence[int] = (1, 64),
     seconds: float = 0.5,
+    by_layer: bool = True,
 ) -> Comparison:
     """Measures two nets side by side, and every layer that differs.
 
     Arguments:
         before: The teacher.
-        after: The student that compression made of it: layers keep their names.
+        after: The student that compression made of it: layers keep their names. Or another net.
         shape: The shape of one input, without the batch.
         batches: The batch sizes at which to measure latency and memory.
         seconds: About how long to time each net at each batch size; a fifth of it per layer.
+        by_layer: Whether to compare layers, which makes sense only of the same architecture.
 
     Raises:
         ValueError: If a net rejects inputs of that shape.
@@ -126,7 +128,7 @@ def compare_costs(
         )
         for i, net in enumerate((before, after))
     ]
-    layers = _compare_layers(before, after, shape, seconds / 5)
+    layers = _compare_layers(before, after, shape, seconds / 5) if by_layer else ()
     return Comparison(costs[0], costs[1], layers, _warnings(costs[0], costs[1], layers))
 
 
@@ -193,10 +195,10 @@ def _warnings(before: Costs, after: Costs, layers: Sequence[LayerCosts]) -> tupl
         new = after.latency[batch]
         times = f"{old.median:.2f} ms before, {new.median:.2f} ms after"
         if share < 1 and new.median >= old.median:
+            why = "its layers are more and smaller, and each" if layers else "each layer"
             found.append(
                 f"The student needs {share:.0%} of the multiply-accumulates but is not faster here "
-                f"at batch {batch} ({times}): its layers are more and smaller, and each has a cost "
-                "of its own."
+                f"at batch {batch} ({times}): {why} has a cost of its own."
             )
         elif share < 1 and new.high > old.low:
             found.append(

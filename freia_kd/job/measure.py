@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 
+import torch
 from torch import Tensor
 
 from ..compression import compare_costs
@@ -76,17 +77,16 @@ def _measure_student(
 ) -> StudentResult:
     heldout = heldout_set(job.run.folder, spec.name)
     stages = training_stages(job, spec)
-    before = read_student(job, compressed_paths(job, spec)[-1])
-    trained = [read_student(job, paths[-1]) for paths in stages.values()]
+    before = read_student(job, spec, compressed_paths(job, spec)[-1])
+    trained = [read_student(job, spec, paths[-1]) for paths in stages.values()]
     after = trained[-1].classifier
     said = None if data is None else predict(after, data)
+    did = [] if spec.arch is None else [f"a new net, {spec.arch}"]
+    steps = trained[-1].steps
+    did += [method.describe(step) for method, step in zip(spec.methods, steps, strict=True)]
     methods = [
-        MethodResult(
-            name=method.name,
-            did=method.describe(step),
-            agreement=_agreement(student.classifier, heldout),
-        )
-        for method, step, student in zip(spec.methods, trained[-1].steps, trained, strict=True)
+        MethodResult(name=part, did=words, agreement=_agreement(student.classifier, heldout))
+        for part, words, student in zip(spec.parts, did, trained, strict=True)
     ]
     change, per_class, confusion = None, None, None
     if data is not None and answers is not None and said is not None:
@@ -97,16 +97,25 @@ def _measure_student(
         name=spec.name,
         files=[path.name for path in job.student_files(spec.name)],
         spec=spec.to_dict(),
-        steps=trained[-1].steps,
+        steps=steps,
         searches=before.searches,
         methods=methods,
         compressed=_scores(before.classifier, heldout, data, answers),
         distilled=_scores(after, heldout, data, answers, said),
-        costs=compare_costs(job.teacher.net, after.net, job.teacher.domain.shape),
+        costs=compare_costs(
+            job.teacher.net, after.net, job.teacher.domain.shape, by_layer=spec.arch is None
+        ),
+        gained=_differ(before.classifier, after),
         change=change,
         per_class=per_class,
         confusion=confusion,
     )
+
+
+def _differ(untrained: Classifier, trained: Classifier) -> bool:
+    before, after = untrained.net.state_dict(), trained.net.state_dict()
+    same = [k in before and torch.equal(v, before[k]) for k, v in after.items()]
+    return not all(same)
 
 
 def _per_class(said: Tensor, answers: Tensor, labels: Tensor, classes: int) -> list[ClassScores]:

@@ -153,9 +153,12 @@ def reopen_job(
         device=old.device if device is None else choose_device(device).type,
     )
     run.expect_config(config.to_dict())
-    for method in (m for fields in record.students.values() for m in fields["methods"]):
-        if method["method"] not in methods:
-            _expect_trusted("method", method["method"])
+    for fields in record.students.values():
+        named = [("student-arch", fields.get("arch") or "")]
+        named += [("method", method["method"]) for method in fields["methods"]]
+        for option, path in named:
+            if path not in methods:
+                _expect_trusted(option, path)
     known = {n: StudentSpec.from_dict(f, methods) for n, f in record.students.items()}
     specs = dict(known)
     for spec in as_specs(students):

@@ -62,7 +62,8 @@ def files(report: Report) -> list[Block]:
     """Where the students are, and how to load one."""
     student, domain = report.students[0], report.teacher.domain
     names = "; ".join(f"student {s.name}: {' or '.join(s.files)}" for s in report.students)
-    arch = f", arch={json.dumps(report.teacher.arch)}" if ":" in report.teacher.arch else ""
+    path = student.spec.get("arch") or report.teacher.arch
+    arch = f", arch={json.dumps(path)}" if ":" in path else ""
     shape = ", ".join(map(str, ("N", *domain["shape"])))
     lines = [
         "import freia_kd",
@@ -99,9 +100,8 @@ def main_table(report: Report) -> Table:
             f"{count(after.parameters)} (1/{before.parameters / after.parameters:.1f})",
             f"{count(after.macs)} (1/{before.macs / after.macs:.1f})" if after.macs else "0",
         ]
-        rows.append(
-            [f"student {student.name}, compressed only", *cells(student.compressed), *[""] * 4]
-        )
+        untrained = "untrained" if student.spec.get("arch") else "compressed only"
+        rows.append([f"student {student.name}, {untrained}", *cells(student.compressed), *[""] * 4])
         rows.append(
             [f"student {student.name}, distilled", *cells(student.distilled), *shares, times]
         )
@@ -141,6 +141,12 @@ def remarks(report: Report) -> Iterator[str]:
 
 
 def _doubts(student: StudentResult, has_samples: bool) -> Iterator[str]:
+    if not student.gained:
+        yield (
+            f"Student {student.name} is as it was before distillation, which found no weights that "
+            "agree as well with the teacher on held-out synthetic inputs: a longer --preset, or a "
+            "lower rate (--set student.learning_rate=...), may."
+        )
     old, new = student.compressed.accuracy, student.distilled.accuracy
     on = "the evaluation data"
     if old is None or new is None:

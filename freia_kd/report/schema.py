@@ -234,6 +234,8 @@ class StudentResult:
         distilled: How good it is.
         costs: Parameters, multiply-accumulates, bytes, and latency in milliseconds, of the teacher
             (`before`) and of the student (`after`), in all and by layer.
+        gained: Whether distillation found weights that agree at least as well with the teacher on
+            held-out synthetic inputs as those before it; if not, the student is as compressed.
         change: The student's accuracy less the teacher's, if there are evaluation data.
         per_class: The scores of each class.
         confusion: Teacher against student.
@@ -248,6 +250,7 @@ class StudentResult:
     compressed: Scores
     distilled: Scores
     costs: CostComparison
+    gained: bool = True
     change: Difference | None = None
     per_class: list[ClassScores] | None = None
     confusion: Confusion | None = None

@@ -55,7 +55,7 @@ def compression_sections(
     layer_blocks: list[Block] = [layers, layer_table(costs)]
     sections = [
         Section(title + "costs", [cost_table(costs), Remarks(costs.warnings)], True),
-        Section(title + "layers", [*layer_blocks, Remarks(skipped)], True),
+        *([Section(title + "layers", [*layer_blocks, Remarks(skipped)], True)] if steps else []),
     ]
     for search in searches:
         if search is not None and {"target", "sensitivity"} <= set(search):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 from ..domain import Domain
 from ..errors import UsageError
 from ..registry import Registry
+
+CLASSES = ("classes", "num_classes", "n_classes")  # what constructors call the number of them
+CHANNELS = ("in_channels", "in_chans", "input_channels")
 
 ARCHITECTURES = Registry(
     "freia_kd.teachers",
@@ -28,7 +32,8 @@ def build_net(arch: str, domain: Domain, state: dict[str, Tensor] | None = None)
     What `arch` names is one of
 
     - a class with a class method `from_domain(domain, state)`, as the known ones have;
-    - a class or function that gives the net when called without arguments;
+    - a class or function that gives the net when called with the number of classes and of input
+      channels, as far as it has arguments of the usual names for them, and else without any;
     - a net, which is copied.
 
     Arguments:
@@ -62,10 +67,25 @@ def _call(arch: str, target: Any, domain: Domain, state: dict[str, Tensor] | Non
         return target.from_domain(domain, state)
     if not callable(target):
         return target
+    given = _usual_arguments(target, domain)
     try:
-        return target()
+        return target(**given)
     except Exception as error:
+        what = ", ".join(f"{k}={v}" for k, v in given.items())
+        what = f"with {what}" if given else "without arguments"
         raise UsageError(
-            f"Calling {arch!r} without arguments failed ({type(error).__name__}: {error}); "
+            f"Calling {arch!r} {what} failed ({type(error).__name__}: {error}); "
             "name a function without arguments that returns the net."
         ) from error
+
+
+def _usual_arguments(target: Any, domain: Domain) -> dict[str, int]:
+    """What a constructor is to be told of the domain, by the names that it has for it."""
+    try:
+        names = inspect.signature(target).parameters
+    except (TypeError, ValueError):  # some of C have no signature
+        return {}
+    values = dict.fromkeys(CLASSES, domain.classes)
+    if domain.is_image:
+        values |= dict.fromkeys(CHANNELS, domain.shape[0])
+    return {name: value for name, value in values.items() if name in names}
