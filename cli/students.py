@@ -96,7 +96,8 @@ def make_students(
     from freia_kd.students import StudentSpec
 
     own = {name: given.pop(name) for name in NAMES}
-    arch, kinds = own["student_arch"], list[type[Compression]]()
+    arch = own["student_arch"]
+    kinds: list[type[Compression]] = []
     for name in own["methods"] or (() if arch else (Tucker.name,)):
         with faults:
             kinds.append(get_compression(name))

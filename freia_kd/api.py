@@ -233,7 +233,7 @@ def distill(
     Raises:
         UsageError: If the options do not fit together.
         CheckpointError: If the teacher's file is not sound.
-        TrainingError: If a loss stays non-finite.
+        TrainingError: If a loss stays non-finite, or no synthesizer's inputs can be relied on.
 
     References:
         | Data-free Knowledge Distillation with Bi-directional Normalizing Flow (Kim)
@@ -303,7 +303,7 @@ def resume(
     Raises:
         CheckpointError: If the folder holds no run, or one of an older version.
         UsageError: If an option differs from the record; both values are named.
-        TrainingError: If a loss stays non-finite.
+        TrainingError: If a loss stays non-finite, or no synthesizer's inputs can be relied on.
     """
     job = reopen_job(
         folder,
@@ -460,7 +460,7 @@ def extract(
     Raises:
         UsageError: If the options do not fit together, or a synthesizer learns from a student.
         CheckpointError: If the teacher's file is not sound, or the folder holds no run.
-        TrainingError: If a loss stays non-finite.
+        TrainingError: If a loss stays non-finite, or no synthesizer's inputs can be relied on.
     """
     job = (
         reopen_job(out or "", teacher=teacher, **options)

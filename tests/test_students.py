@@ -189,7 +189,7 @@ def test_specs_of_new_nets():
     spec = StudentSpec(arch="my.nets:Small")
     assert (spec.name, spec.methods, spec.parts) == ("small", (), ["new"])
     assert StudentSpec.from_dict(spec.to_dict(), trusted=["my.nets:Small"]) == spec
-    with pytest.raises(UsageError, match="my.nets:Small, which is code of its own"):
+    with pytest.raises(UsageError, match=r"my\.nets:Small, which is code of its own"):
         StudentSpec.from_dict(spec.to_dict())
     both = StudentSpec((Quantize(),), arch="lenet5")
     assert (both.name, both.parts) == ("lenet5-quantize", ["new", "quantize"])

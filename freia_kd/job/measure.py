@@ -181,6 +181,7 @@ def synthesizer_results(job: Job) -> list[SynthesizerResult]:
                 distinct=max(distinct, default=None),
                 diagnostics={s: e["measured"] for s, e in entries.items() if e["measured"]},
                 warnings=[w for e in entries.values() for w in e["warnings"]],
+                reliable=all(e.get("reliable", True) for e in entries.values()),
                 real_images=getattr(synthesizer, "real_images", None),
                 picture=picture if (job.run / picture).exists() else None,
             )

@@ -286,6 +286,8 @@ class SynthesizerResult:
         diagnostics: What was measured of its inputs, by the stage in which it learned; none of one
             that learns nothing.
         warnings: What looks wrong, and what to change.
+        reliable: Whether students learned from its inputs; they do not where these do not show the
+            classes that a method optimises them for (`False` if so for any student).
         real_images: If it uses real images that are not the teacher's, a sentence on which.
         picture: The PNG with some of its inputs.
     """
@@ -295,6 +297,7 @@ class SynthesizerResult:
     distinct: Natural | None = None
     diagnostics: dict[str, dict[str, Any]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    reliable: bool = True
     real_images: str | None = None
     picture: str | None = None
 
