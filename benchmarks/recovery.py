@@ -23,19 +23,19 @@ from pathlib import Path
 import torch
 import yaml
 
-from freia_kd.compression import apply_plan, student_plan
+from freia_kd.compression import apply_plan, load_teacher, student_plan
+from freia_kd.config import DistillationOptions
 from freia_kd.data.datasets import LabelledData, load_dataset
 from freia_kd.data.synthetic import SyntheticSet, SyntheticWriter, dequantise, quantise
-from freia_kd.distillation import DistillationOptions, predict, train_student
+from freia_kd.distillation import train_student
 from freia_kd.domain import DOMAINS
+from freia_kd.evaluation import predict
 from freia_kd.files import write_json, write_text
-from freia_kd.options import change
 from freia_kd.synthesizers import build_synthesizers
-from freia_kd.synthesizers.fresh import Fresh, answered
+from freia_kd.synthesizers.on_the_fly import OnTheFlySet, generate_labelled
 from freia_kd.teachers import (
     Classifier,
     build_net,
-    load_teacher,
     save_classifier,
     train_classifier,
 )
@@ -103,7 +103,7 @@ class RealImages:
 def make_set(folder, teacher, sources, size, seed):
     writer, generator = SyntheticWriter(folder, teacher.domain), torch.Generator().manual_seed(seed)
     for start in range(0, size, SHARD):
-        writer.append(*answered(sources, teacher, min(SHARD, size - start), generator))
+        writer.append(*generate_labelled(sources, teacher, min(SHARD, size - start), generator))
     return SyntheticSet(folder)
 
 
@@ -126,7 +126,7 @@ def teach(teacher, sources, options, arguments, seed, test, answers):
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
         data = (
-            Fresh(sources, teacher, seed)
+            OnTheFlySet(sources, teacher, seed)
             if arguments.fresh
             else make_set(Path(folder) / "set", teacher, sources, arguments.size, seed)
         )
@@ -268,7 +268,7 @@ def main():
     torch.set_num_threads(1)
     settings = {k: yaml.safe_load(v) for k, v in (s.split("=", 1) for s in arguments.set)}
     own = {k.removeprefix("student."): v for k, v in settings.items() if k.startswith("student.")}
-    options = change(DistillationOptions(), own, "student")
+    options = DistillationOptions().changed(**own)
     arguments.set = {k: v for k, v in settings.items() if not k.startswith("student.")}
     named = json.loads(NAMED.read_text())
     conditions = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from ..report.schema import (
     ClassScores,
     Confusion,
     Difference,
+    Expectation,
     MethodResult,
     Proportion,
     RealData,
@@ -28,6 +30,7 @@ from ..report.schema import (
 )
 from ..students import StudentSpec
 from ..teachers import Classifier
+from ..trust import Judge, examine, make_judges, read_calibration
 from .job import Job
 from .student import compressed_paths, read_student, training_stages
 from .synthesis import heldout_set, picture_name
@@ -37,11 +40,11 @@ def measure(job: Job) -> Report:
     """The report of a run whose students are all trained; only here are evaluation data read."""
     data = None if job.evaluation is None else job.evaluation.load(job.teacher.domain, "test")
     answers = None if data is None else predict(job.teacher, data)
-    students = []
+    students, judges = [], make_judges(job.teacher, job.config.seed)
     with job.run.stage("measure"):
         with job.run.progress.stage("measure", len(job.specs)) as stage:
             for spec in job.specs:
-                students.append(_measure_student(job, spec, data, answers))
+                students.append(_measure_student(job, spec, judges, data, answers))
                 stage.update(len(students), {})
         for suffix in (".pt", ".safetensors"):
             with atomic(job.run / f"student{suffix}") as temporary:
@@ -72,6 +75,7 @@ def measure(job: Job) -> Report:
 def _measure_student(
     job: Job,
     spec: StudentSpec,
+    judges: Sequence[Judge],
     data: LabelledData | None,
     answers: Tensor | None,
 ) -> StudentResult:
@@ -106,10 +110,18 @@ def _measure_student(
             job.teacher.net, after.net, job.teacher.domain.shape, by_layer=spec.arch is None
         ),
         gained=_differ(before.classifier, after),
+        expected=_expect(job, after, judges),
         change=change,
         per_class=per_class,
         confusion=confusion,
     )
+
+
+def _expect(job: Job, student: Classifier, judges: Sequence[Judge]) -> Expectation | None:
+    if not judges:
+        return None
+    learned = {s.family or s.name for s in job.synthesizers}
+    return read_calibration().expect(examine(student, judges, learned))
 
 
 def _differ(untrained: Classifier, trained: Classifier) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from .document import Block, Code, Document, Figure, Remarks, Section, Table
 from .schema import Provenance, Report, Scores, StudentResult
 from .student import speed_of, student_sections
-from .words import SAME_SPEED, count, duration, percent, points, proportion, size
+from .words import SAME_SPEED, count, duration, expectation, percent, points, proportion, size
 
 LOW_AGREEMENT = 0.8
 QUESTIONS = (
@@ -53,6 +53,8 @@ def verdict(report: Report, student: StudentResult) -> str:
     else:
         agreement = proportion(scores.agreement)
         said.append(f"its teacher's answer on {agreement} of held-out synthetic inputs")
+    if student.expected is not None and scores.real_agreement is None:
+        said.append(f"expected agreement on real data {expectation(student.expected)}")
     found = speed_of(student.costs, min(before.latency)) or "speed not measured"
     said.append("no measured speed-up" if found == SAME_SPEED else found)
     return ", ".join(said) + "."
@@ -131,6 +133,7 @@ def remarks(report: Report) -> Iterator[str]:
             "brackets: 95 % intervals."
         )
     for student in report.students:
+        yield from _expected(student)
         yield from _doubts(student, has_samples=real.samples is not None)
     for synthesizer in report.synthesizers:
         for warning in synthesizer.warnings:
@@ -138,6 +141,18 @@ def remarks(report: Report) -> Iterator[str]:
         if synthesizer.distinct is not None:
             made = f"{synthesizer.distinct:,} different inputs"
             yield f"{synthesizer.name} made {made}, which are repeated."
+
+
+def _expected(student: StudentResult) -> Iterator[str]:
+    expected = student.expected
+    if expected is None:
+        return
+    judges = " and ".join(expected.evidence["families"])
+    beyond = " This student is unlike those, so that it says little." if expected.is_beyond else ""
+    yield (
+        f"Student {student.name}: expected agreement with its teacher on real data "
+        f"{expectation(expected)}, by its answers to {judges}. {expected.basis}{beyond}"
+    )
 
 
 def _doubts(student: StudentResult, has_samples: bool) -> Iterator[str]:

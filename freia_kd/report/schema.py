@@ -7,6 +7,7 @@
 - :class:`Difference`: two nets' accuracies on the same inputs, by `Difference.of(before, after)`.
 - :class:`Spread`: a mean over seeds, by `Spread.of(values)`.
 - :class:`Scores`: how good one net is; a student has one as compressed and one as distilled.
+- :class:`Expectation`: an agreement on real data that nobody has measured, by `freia_kd.trust`.
 - `costs`: what :func:`~freia_kd.compression.comparison.compare_costs` gives, as it is.
 - :class:`MethodResult`: one method of compression, with its agreement after training.
 - :class:`SynthesizerResult`: one synthesizer; what the inputs looked like, what looks wrong.
@@ -175,6 +176,29 @@ class Scores:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Expectation:
+    """The agreement with the teacher that is to be expected on real data, seen without any.
+
+    Arguments:
+        value: The agreement, in [0, 1].
+        low: The lower end of the interval.
+        high: Its upper end.
+        level: The share of students that lay within it where both were known.
+        is_beyond: Whether the evidence lies outside of what was seen there.
+        basis: On what it rests, in words.
+        evidence: What was seen of the student (:class:`~freia_kd.trust.Evidence`).
+    """
+
+    value: Probability
+    low: Probability
+    high: Probability
+    level: Probability
+    is_beyond: bool
+    basis: str
+    evidence: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClassScores:
     """How good a student is on the inputs of one class.
 
@@ -236,6 +260,7 @@ class StudentResult:
             (`before`) and of the student (`after`), in all and by layer.
         gained: Whether distillation found weights that agree at least as well with the teacher on
             held-out synthetic inputs as those before it; if not, the student is as compressed.
+        expected: The agreement with the teacher to be expected on real data; `None` for vectors.
         change: The student's accuracy less the teacher's, if there are evaluation data.
         per_class: The scores of each class.
         confusion: Teacher against student.
@@ -251,6 +276,7 @@ class StudentResult:
     distilled: Scores
     costs: CostComparison
     gained: bool = True
+    expected: Expectation | None = None
     change: Difference | None = None
     per_class: list[ClassScores] | None = None
     confusion: Confusion | None = None
