@@ -70,7 +70,7 @@ class StudentSpec(Config):
             if not self.name and all(isinstance(m, Compression) for m in self.methods):
                 labels = [m.label for m in self.methods]
                 if isinstance(self.arch, str):
-                    labels.insert(0, re.split(r"[:.]", self.arch)[-1].lower())
+                    labels.insert(0, re.split(r"[:.]", self.arch.partition("(")[0])[-1].lower())
                 object.__setattr__(self, "name", "-".join(labels))
         super().__post_init__()
 
@@ -78,6 +78,11 @@ class StudentSpec(Config):
     def parts(self) -> list[str]:
         """The names of what makes the student, in order, after each of which it is distilled."""
         return [*([NEW] if self.arch else []), *(method.name for method in self.methods)]
+
+    @property
+    def code(self) -> list[str]:
+        """The paths of methods and of an architecture that are code of the user's own."""
+        return [path for path in (self.arch or "", *(m.name for m in self.methods)) if ":" in path]
 
     def faults(self) -> Iterator[str]:
         names = [method.name for method in self.methods]

@@ -77,7 +77,7 @@ class Calibration(Config):
             level=self.level,
             is_beyond=bool(beyond),
             basis=self.basis,
-            evidence=dataclasses.asdict(evidence),
+            evidence=json.loads(json.dumps(dataclasses.asdict(evidence))),  # as a file has it
         )
 
     @property

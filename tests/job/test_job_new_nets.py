@@ -9,6 +9,8 @@ from torch import nn
 
 import freia_kd
 from freia_kd import StudentSpec, distill, resume
+from freia_kd.comparing.methods import BASELINE, build_methods
+from freia_kd.comparing.trials import Trial, TrialOptions
 from freia_kd.compression import Quantize
 from freia_kd.errors import UsageError
 from freia_kd.report.render import markdown
@@ -73,6 +75,13 @@ def test_files_stand_alone_and_import_nothing_unasked(made):
         assert student(x).shape == (2, 4)
     one = freia_kd.evaluate(made.folder / "student-small.pt", make_data(), arch=PATH)
     assert one[0].accuracy == made.report.students[0].distilled.accuracy
+
+
+def test_beside_other_students_it_is_opened_again(made):
+    """Seen to fail: what is trusted as an architecture was taken for a method of the others."""
+    again = resume(made.folder, teacher=make_teacher(), methods=[PATH])
+    assert again.report == made.report
+    assert resume(made.folder, teacher=make_teacher(), students=[SMALL]).report == made.report
 
 
 def test_the_untrained_net_is_what_compress_writes(made, tmp_path):
@@ -142,3 +151,11 @@ def test_a_generator_may_look_for_what_a_new_net_has_not_learned(tmp_path, monke
     distill(make_teacher(), students=[SMALL], out=tmp_path / "run", **options)
     (rival,) = seen
     assert int(rival.net[1].num_batches_tracked) == 2 * (3 + 1)
+
+
+def test_a_comparison_reads_new_nets_back(tmp_path):
+    options = TrialOptions(make_teacher(), preset=TINY, device="cpu")
+    for method in (BASELINE, *build_methods("spectral")):
+        trial = Trial(method, 0, (SMALL,), tmp_path / method.kind, options)
+        trial.run()
+        assert trial.load_students()["small"](torch.rand(2, 1, 8, 8)).shape == (2, 4)
