@@ -61,7 +61,7 @@ def _reliable(job: Job, spec: StudentSpec | None) -> list[Synthesizer]:
         TrainingError: If there is none.
     """
     found = job.run.record.diagnostics
-    entries = [(s, found.get(_stage(s, spec), {})) for s in job.synthesizers]
+    entries = [(s, found.get(stage_of(s, spec), {})) for s in job.synthesizers]
     reliable = [s for s, entry in entries if entry.get("reliable", True)]
     if not reliable:
         said = " ".join(f"{s.name}: {w}" for s, entry in entries for w in entry["warnings"])
@@ -69,8 +69,8 @@ def _reliable(job: Job, spec: StudentSpec | None) -> list[Synthesizer]:
     return reliable
 
 
-def _stage(synthesizer: Synthesizer, spec: StudentSpec | None) -> str:
-    """The stage in which a synthesizer learns, of its own for each student that it learns from."""
+def stage_of(synthesizer: Synthesizer, spec: StudentSpec | None) -> str:
+    """The stage in which a synthesizer learns, of each student where it learns from one."""
     own = synthesizer.needs_student and spec is not None
     return f"{synthesizer.name}-{spec.name}" if own and spec is not None else synthesizer.name
 
@@ -79,14 +79,14 @@ def _fit(
     job: Job, synthesizer: Synthesizer, spec: StudentSpec | None, student: Student | None
 ) -> None:
     """Fits a synthesizer, or takes up what it has learned; says what looks wrong."""
-    stage = _stage(synthesizer, spec)
+    own, stage = synthesizer.needs_student and spec is not None, stage_of(synthesizer, spec)
     with job.run.stage(stage):
         synthesizer.fit(
             job.teacher,
             job.samples,
             job.run.checkpoints(stage),
             seeded_generator(job.config.seed, stage, job.device),
-            student.classifier if synthesizer.needs_student and student is not None else None,
+            student.classifier if own and student is not None else None,
         )
         if not job.run.done(stage):
             _diagnose(job, synthesizer, stage)
@@ -98,7 +98,7 @@ def _diagnose(job: Job, synthesizer: Synthesizer, stage: str) -> None:
     generator = seeded_generator(job.config.seed, "diagnostics", job.device)
     found = synthesizer.diagnose(job.teacher, generator)
     least = synthesizer.min_probability
-    reliable = found is None or found.confidence >= least
+    reliable = not least or found is None or found.confidence >= least
     warnings = [] if found is None else found.warnings()
     if found is not None and not reliable:
         name = synthesizer.name

@@ -12,6 +12,7 @@ from freia_kd.domain import Domain
 from freia_kd.errors import TrainingError
 from freia_kd.report.render import markdown
 from freia_kd.report.run import run_document
+from freia_kd.synthesizers import SYNTHESIZERS, get_synthesizer
 from freia_kd.synthesizers.knowledge_within import KnowledgeWithinOptions, KWInception
 from freia_kd.teachers import Teacher, build_net
 
@@ -55,3 +56,14 @@ def test_beside_others_they_are_left_out(tmp_path, on_the_fly):
     assert SAID.search(markdown(run_document(run.report), run.folder))
     again = resume(tmp_path / "run", teacher=taught, eval_data=make_data(taught.domain))
     assert not again.report.synthesizers[0].reliable
+
+
+def test_only_methods_that_ask_for_a_class_must_reach_it():
+    asking = {"deepinversion", "adaptive-deepinversion", "kw-inception", "kw-mixture"}
+    found = {n for n in SYNTHESIZERS.builtin if n != "proxy" and build(n).min_probability > 0}
+    assert found == asking
+    assert build("kw-mixture", {"min_probability": 0.5}).min_probability == 0.5
+
+
+def build(name, options=None):
+    return get_synthesizer(name).build("quick", options)
