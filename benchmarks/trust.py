@@ -86,7 +86,7 @@ def students_of(arguments, name, recipe, seed, known):
                 said = predict(student, test)
                 yield {
                     **key,
-                    "evidence": asdict(examine(student, judges, learned)),
+                    "evidence": asdict(examine(student, judges, learned, spec.arch is not None)),
                     "agreement": share_equal(said, answers),
                     "accuracy": share_equal(said, test.labels),
                     "teacher_accuracy": share_equal(answers, test.labels),

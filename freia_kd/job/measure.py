@@ -110,18 +110,21 @@ def _measure_student(
             job.teacher.net, after.net, job.teacher.domain.shape, by_layer=spec.arch is None
         ),
         gained=_differ(before.classifier, after),
-        expected=_expect(job, after, judges),
+        expected=_expect(job, spec, after, judges),
         change=change,
         per_class=per_class,
         confusion=confusion,
     )
 
 
-def _expect(job: Job, student: Classifier, judges: Sequence[Judge]) -> Expectation | None:
+def _expect(
+    job: Job, spec: StudentSpec, student: Classifier, judges: Sequence[Judge]
+) -> Expectation | None:
     if not judges:
         return None
     learned = {s.family or s.name for s in job.synthesizers}
-    return read_calibration().expect(examine(student, judges, learned))
+    evidence = examine(student, judges, learned, is_new=spec.arch is not None)
+    return read_calibration().expect(evidence)
 
 
 def _differ(untrained: Classifier, trained: Classifier) -> bool:

@@ -55,6 +55,8 @@ class Evidence:
         agreement: For each family, the share of inputs on which both name the same class: the mean
             over the classes that the teacher names.
         confident: The same where the teacher's probability is over 0.9; `None` where it nowhere is.
+        is_new: Whether the student began as a new net, not as a copy of its teacher: such nets
+            follow less far beyond what they learned from.
     """
 
     families: tuple[str, ...]
@@ -63,6 +65,7 @@ class Evidence:
     overlap: dict[str, float]
     agreement: dict[str, float]
     confident: dict[str, float | None]
+    is_new: bool = False
 
     @property
     def features(self) -> dict[str, float]:
@@ -71,6 +74,8 @@ class Evidence:
             "divergence": mean(math.log(self.divergence[f] + EPS) for f in self.families),
             "overlap": mean(logit(self.overlap[f]) for f in self.families),
             "agreement": mean(logit(self.agreement[f]) for f in self.families),
+            "information": mean(self.information[f] for f in self.families),
+            "new": float(self.is_new),
         }
 
 
@@ -106,13 +111,19 @@ def make_judges(teacher: Teacher, seed: int = 0, size: int = SIZE) -> list[Judge
     return judges
 
 
-def examine(student: Classifier, judges: Sequence[Judge], learned: Iterable[str] = ()) -> Evidence:
+def examine(
+    student: Classifier,
+    judges: Sequence[Judge],
+    learned: Iterable[str] = (),
+    is_new: bool = False,
+) -> Evidence:
     """The evidence on a student.
 
     Arguments:
         student: The student.
         judges: What :func:`make_judges` gave for its teacher, at least one.
         learned: The families of methods from which it learned.
+        is_new: Whether it began as a new net.
     """
     known = set(learned)
     unseen = tuple(judge.family for judge in judges if judge.family not in known)
@@ -125,6 +136,7 @@ def examine(student: Classifier, judges: Sequence[Judge], learned: Iterable[str]
         overlap={f: _overlap(taught[f], said[f]) for f in said},
         agreement={f: _agreement(taught[f], said[f]) or 0.0 for f in said},
         confident={f: _agreement(taught[f], said[f], CONFIDENT) for f in said},
+        is_new=is_new,
     )
 
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -106,11 +107,8 @@ def test_the_model_is_that_of_least_squares():
     shifts = {"a": 0.3 + 0.15, "b": -0.3 - 0.15, "c": 0.0}  # from the mean of the others
     for miss in misses:
         assert miss.logit == pytest.approx(-shifts[miss.case.teacher])
-        assert miss.agreement == pytest.approx(
-            law(miss.case.features["x"], miss.case.teacher) * 0
-            + 1 / (1 + math.exp(-(miss.logit + logit(miss.case.agreement))))
-            - miss.case.agreement
-        )
+        predicted = 1 / (1 + math.exp(-miss.logit - logit(miss.case.agreement)))
+        assert miss.agreement == pytest.approx(predicted - miss.case.agreement)
     assert found.margin == pytest.approx(0.45)
     assert found.error == pytest.approx(np.mean([abs(m.agreement) for m in misses]))
     narrow = calibrate(CASES, ["x"], {"teachers": ["a", "b", "c"], "date": "then"}, level=0.2)
@@ -134,7 +132,7 @@ def test_one_teacher_is_not_enough():
 
 def evidence(overlap):
     each = {"f": overlap}
-    return Evidence(("f",), {"f": 1 - overlap}, {"f": 1.0}, each, each, each)
+    return Evidence(("f",), {"f": 1 - overlap}, {"f": 0.8}, each, each, each)
 
 
 def test_what_is_shipped_is_what_the_students_measured_give():
@@ -166,6 +164,8 @@ def test_better_evidence_promises_more():
         assert 0 <= found.low < found.value < found.high <= 1
         assert found.level == calibration.level
     assert good.value > poor.value
+    new = calibration.expect(replace(evidence(0.5), is_new=True))
+    assert new.value < poor.value  # new nets follow less far beyond what they learned from
     assert calibration.expect(evidence(1e-9)).is_beyond
     assert "may not hold for other domains" in good.basis
     assert all(teacher in good.basis for teacher in calibration.about["teachers"])
