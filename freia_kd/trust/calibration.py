@@ -117,7 +117,7 @@ def calibrate(
         | https://arxiv.org/abs/1604.04173
 
     Example:
-        >>> cases = [Case(t, {"x": float(x)}, 1 / (1 + 2.0**-x)) for t in "ab" for x in range(9)]
+        >>> cases = [Case(t, {"x": float(x)}, 1 / (1 + 2.0**-x)) for t in "ab" for x in range(7)]
         >>> found = calibrate(cases, ["x"], {"teachers": ["a", "b"]})
         >>> round(found.weights["x"], 3), round(found.margin, 3)
         (0.693, 0.0)
