@@ -24,6 +24,10 @@ from .teachers.training import channels_last
 from .training import Checkpoints, Stateful, TrainingLoop, own_generator
 
 RATE = 2e-3  # Adam's, where none is given
+# The same for new nets. (Of LeNet5 on MNIST, a development teacher; 16,384 dead leaves, 600 steps,
+# one seed, accuracy in view: a net with batch normalisation 91.2, 95.8, 96.3 and 96.7 % with 1e-3,
+# 2e-3, 5e-3 and 1e-2, another LeNet5 96.9 and 97.8 % with 2e-3 and 5e-3.)
+NEW_RATE = 5e-3
 GENTLE_RATE = 2e-4  # the same for students whose batch normalisation stays as it is
 
 Batches = Callable[[int], tuple[Tensor, Tensor]]  # from a step to inputs and the teacher's logits
@@ -34,7 +38,7 @@ def learning_rate(options: DistillationOptions, student: Classifier) -> float:
     if options.learning_rate is not None:
         return options.learning_rate
     if student.is_new:
-        return RATE
+        return NEW_RATE
     return GENTLE_RATE if any(True for _ in batchnorm_layers(student)) else RATE
 
 

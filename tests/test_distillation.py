@@ -11,7 +11,7 @@ import torch
 from freia_kd.compression import batchnorm_layers
 from freia_kd.config import DistillationOptions, losses
 from freia_kd.data.synthetic import SyntheticSet, SyntheticWriter, dequantise, quantise
-from freia_kd.distillation import GENTLE_RATE, RATE, distance, learning_rate, mix, train_student
+from freia_kd.distillation import GENTLE_RATE, NEW_RATE, distance, learning_rate, mix, train_student
 from freia_kd.errors import UsageError
 from freia_kd.objectives import ActivationBoundaries
 from freia_kd.synthesizers import build_synthesizers
@@ -423,7 +423,7 @@ def test_batch_normalisation_of_a_new_net_learns(teacher, data):
     """Seen to fail: in eval mode its statistics stay those of a new layer."""
     student = new_net(teacher)
     options = DistillationOptions(steps=3, batch_size=8)
-    assert learning_rate(options, student) == RATE
+    assert learning_rate(options, student) == NEW_RATE
     train_student(student, data, options, torch.Generator().manual_seed(0), heldout=data)
     assert not student.is_new
     assert not any(module.training for module in student.modules())
