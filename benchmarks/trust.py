@@ -1,7 +1,7 @@
 """Predicts the agreement with the teacher on real data without any, and says how far off that is.
 
     python benchmarks/trust.py --data-root FOLDER            # students, to results/trust.json
-    python benchmarks/trust.py --fit agreement               # freia_kd/trust/calibration.json
+    python benchmarks/trust.py --fit agreement new           # freia_kd/trust/calibration.json
 
 Students of several kinds and qualities are made of teachers of `recovery-teachers.json` (roles
 development and calibration; test teachers take no part): other inputs, few steps, other sizes, new
@@ -42,6 +42,14 @@ RESULT = HERE / "results" / "trust.json"
 ROLES = ("development", "calibration")
 NEW = StudentSpec(arch="lenet5", name="new")
 SIZE, HELDOUT = 4_096, 512
+CANDIDATES = [  # features to predict by, shown beside those that are shipped
+    ("agreement",),
+    ("agreement", "new"),
+    ("overlap", "new"),
+    ("divergence", "new"),
+    ("agreement", "overlap", "new"),
+    ("agreement", "new", "information"),
+]
 # By architecture: what students learn from, for how many steps, and which students.
 PLANS = {
     "lenet5": [
@@ -134,8 +142,7 @@ def fit(names, conditions, rows):
         "| features | mean error | largest | " + " | ".join(teachers) + " |",
         "|---|" + "---|" * (len(teachers) + 2),
     ]
-    known = list(cases[0].features)
-    for chosen in dict.fromkeys([tuple(names), *((n,) for n in known), tuple(known)]):
+    for chosen in dict.fromkeys([tuple(names), *CANDIDATES]):
         misses = leave_one_out(cases, chosen)
         by_teacher = [
             mean(abs(m.agreement) for m in misses if m.case.teacher == t) for t in teachers
