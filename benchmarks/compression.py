@@ -37,7 +37,7 @@ def costs(arguments: argparse.Namespace) -> None:
         start = time.perf_counter()
         small = apply_plan(net, make_plan(net, ranks=arguments.ratio, shape=shape))
         seconds = time.perf_counter() - start
-        found = compare_costs(net.eval(), small.eval(), shape, seconds=1.0)
+        (found,) = compare_costs(net.eval(), [small.eval()], shape, seconds=1.0)
         old, new = found.before, found.after
         cells = [
             f"{len(found.layers)}",

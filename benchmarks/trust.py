@@ -23,8 +23,9 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-from recovery import few, load_split, make_teacher
+from recovery import load_split, make_teacher, some
 
+from freia_kd.compression import load_teacher
 from freia_kd.config import DistillationOptions
 from freia_kd.data.synthetic import SyntheticSet, SyntheticWriter
 from freia_kd.distillation import train_student
@@ -73,8 +74,8 @@ PLANS = {
 def students_of(arguments, name, recipe, seed, known):
     """Rows of one teacher's students, those that are not known yet."""
     train, test = (load_split(arguments, recipe, split) for split in ("train", "test"))
-    test = few(test, arguments.test_images, 0)
-    teacher = make_teacher(arguments, name, recipe, seed, train)
+    test = some(test, arguments.test_images, 0)
+    teacher = load_teacher(make_teacher(arguments, name, recipe, seed, train))
     answers, judges, inputs = predict(teacher, test), make_judges(teacher), calibration_set(teacher)
     plan = [(None, 0, ("1", "2", "3")), *PLANS[recipe["arch"]]]
     with tempfile.TemporaryDirectory() as folder:

@@ -7,8 +7,10 @@ import difflib
 import json
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.machinery import PathFinder
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
 from freia_kd.config import FaultCollector
 from freia_kd.errors import ConfigError, TrainingError, UsageError
@@ -26,9 +29,11 @@ if TYPE_CHECKING:
     from freia_kd.report.document import Section
     from freia_kd.training import Progress
 
-INTERRUPTED = 130  # as shells report a process that SIGINT ended
+INTERRUPTED, TERMINATED = 130, 143  # as shells report a process that SIGINT or SIGTERM ended
 OBJECT_PATH = re.compile(r"(?<![\w./\\])([A-Za-z_]\w*)(?:\.\w+)*:[A-Za-z_]")  # module:attribute
-FAULTS, GO_ON = "freia_kd.faults", "freia_kd.go_on"  # what a context remembers
+# What a context remembers: faults, what an interruption says, the log's file, and who writes it.
+FAULTS, GO_ON = "freia_kd.faults", "freia_kd.go_on"
+LOG, PROGRESS = "freia_kd.log", "freia_kd.progress"
 
 # Options that are gone, and what to do instead.
 GONE = {
@@ -48,6 +53,27 @@ class Failure(click.ClickException):
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
         self.exit_code = exit_code  # type: ignore[misc]
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which schedulers send: what was done is kept, as after Ctrl-C."""
+
+
+@contextmanager
+def terminating() -> Iterator[None]:
+    """Makes SIGTERM an exception within the block, where this thread may."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Choice(click.Choice):
@@ -71,6 +97,8 @@ class _Gathering:
             ctx.meta.setdefault(FAULTS, []).append(fault.format_message())
         except click.BadParameter as fault:
             ctx.meta.setdefault(FAULTS, []).append(f"{self.opts[0]}: {fault.message}")  # type: ignore[attr-defined]
+        if ctx.default_map:  # where a wrong value would be found again
+            ctx.default_map.pop(self.name, None)  # type: ignore[attr-defined]
         if self.required:  # type: ignore[attr-defined]
             return None
         return super().process_value(ctx, self.get_default(ctx))  # type: ignore[attr-defined,misc]
@@ -101,6 +129,7 @@ def option(
     help: str,
     kind: click.ParamType | Sequence[str] | None = None,
     name: str = "",
+    completes: Iterable[str] = (),
     **rest: Any,
 ) -> Callable[[Any], Any]:
     """An option of a command.
@@ -108,6 +137,7 @@ def option(
     Arguments:
         usage: How it is typed, such as `"--count -n N"`; without a value it is a flag.
         help: What it does.
+        completes: Names that a shell completes, besides files.
         kind: What its value is: one of some names, or a type if that of `TYPES` is not meant.
         name: The parameter that gets it, if the option is not called so.
         rest: What else click's options take.
@@ -125,8 +155,18 @@ def option(
         is_flag=metavar is None and kind is None,
         help=f"{help} May be repeated." if rest.get("multiple") else help,
         show_default="default" in rest,
+        **({"shell_complete": partial(_complete, tuple(completes))} if completes else {}),
         **rest,
     )
+
+
+def _complete(
+    names: tuple[str, ...], ctx: click.Context, parameter: click.Parameter, typed: str
+) -> list[CompletionItem]:
+    """The names that go on from what was typed, after a + or a comma too; else files."""
+    start = re.match(r"(.*[+,])?", typed).group()  # type: ignore[union-attr]
+    found = [CompletionItem(start + n) for n in names if (start + n).startswith(typed)]
+    return found or [CompletionItem(typed, type="file")]
 
 
 argument: Any = partial(click.argument, cls=Argument)
@@ -159,18 +199,42 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         debug = ctx.params.pop("debug")
         try:
+            _add_arguments(ctx)
             if not self.collects:
                 raise_faults(ctx)
             find_modules_here(ctx.params)
-            return super().invoke(ctx)
+            with terminating():
+                return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
-        except KeyboardInterrupt:
-            raise Failure(ctx.meta.get(GO_ON, _nothing_kept)(), INTERRUPTED) from None
+        except KeyboardInterrupt as stop:
+            code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+            raise _logged(ctx, Failure(ctx.meta.get(GO_ON, _nothing_kept)(), code)) from None
         except Exception as error:
             if debug:
                 raise
-            raise _failure(error) from error
+            raise _logged(ctx, _failure(error)) from error
+
+
+def _logged(ctx: click.Context, failure: Failure) -> Failure:
+    """The failure, which the log has as well, if work has begun that writes one."""
+    if PROGRESS in ctx.meta:
+        ctx.meta[PROGRESS].log.note(failure.message)
+    return failure
+
+
+def _add_arguments(ctx: click.Context) -> None:
+    """Puts a constructor's arguments behind the architecture that they are of."""
+    arguments = ctx.params.pop("arch_args", None)
+    if not arguments:
+        return
+    if ctx.params["arch"] is None:
+        fault = "--arch-arg is of --arch MODULE:CLASS, which is not given."
+        ctx.meta.setdefault(FAULTS, []).append(fault)
+        return
+    from freia_kd.teachers.build import with_arguments
+
+    ctx.params["arch"] = with_arguments(ctx.params["arch"], arguments)
 
 
 def _nothing_kept() -> str:
@@ -289,8 +353,8 @@ def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
 def typed_options() -> dict[str, Any]:
     """The options that were typed, without those that have their default."""
     ctx = click.get_current_context()
-    here = ParameterSource.COMMANDLINE
-    return {k: v for k, v in ctx.params.items() if ctx.get_parameter_source(k) == here}
+    here = (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)  # the latter by --config
+    return {k: v for k, v in ctx.params.items() if ctx.get_parameter_source(k) in here}
 
 
 def expect_writable(
@@ -329,8 +393,11 @@ def expect_writable(
                 f"{name}: {file} exists; pass --force to replace it, or choose another file."
             )
     folder = next(parent for parent in path.absolute().parents if parent.exists())
-    with tempfile.TemporaryFile(dir=folder):
-        pass
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, f"Cannot write in {folder} ({error.strerror})") from error
 
 
 def remember_folder(folder: str) -> None:
@@ -341,11 +408,17 @@ def remember_folder(folder: str) -> None:
 
 def make_progress(quiet: bool) -> Progress:
     """Bars on a terminal, plain lines elsewhere, nothing if quiet."""
-    from freia_kd.training import PlainProgress, Progress, RichProgress
+    from freia_kd.training import LoggedProgress, PlainProgress, Progress, RichProgress
 
-    if quiet:
-        return Progress()
-    return RichProgress() if sys.stderr.isatty() else PlainProgress()
+    shown = Progress()
+    if not quiet:
+        shown = RichProgress() if sys.stderr.isatty() else PlainProgress()
+    ctx = click.get_current_context()
+    if LOG not in ctx.meta:
+        return shown
+    ctx.meta[PROGRESS] = LoggedProgress(shown, ctx.meta[LOG])
+    ctx.call_on_close(ctx.meta[PROGRESS].close)
+    return ctx.meta[PROGRESS]
 
 
 def print_json(result: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from freia_kd.config import get_preset
+from freia_kd.synthesizers import SYNTHESIZERS
 
 from .command import (
     Command,
@@ -17,9 +18,10 @@ from .command import (
     print_json,
     remember_folder,
 )
+from .config import config_options
 from .job import expect_data, pop_training
 from .options import (
-    arch_option,
+    arch_options,
     data_options,
     device_option,
     domain_options,
@@ -39,13 +41,14 @@ from .students import expect_methods, make_students, student_options
 @click.command("compare", cls=Command, collects=True)
 @options(
     teacher_option,
-    arch_option,
+    arch_options(),
     domain_options,
     option(
         "--synthesizers all|NAME,...",
         "What to compare: names or MODULE:CLASS with commas between them. Those joined by + share "
         "the inputs; (samples) after a name gives it the samples.",
         default="all",
+        completes=["all", *SYNTHESIZERS.builtin],
     ),
     student_options,
     settings_option(),
@@ -67,6 +70,7 @@ from .students import expect_methods, make_students, student_options
         "--resume",
         "Go on with the comparison in --out. Methods, seeds and --eval-data may be added.",
     ),
+    config_options,
     json_option,
 )
 def command(teacher: str, synthesizers: str, as_json: bool, **given: Any) -> None:

@@ -18,8 +18,9 @@ from .command import (
     print_json,
     print_sections,
 )
+from .config import config_options
 from .options import (
-    arch_option,
+    arch_options,
     domain_options,
     force_option,
     json_option,
@@ -34,7 +35,7 @@ from .students import TARGETS, expect_methods, make_students, student_options
 @click.command("compress", cls=Command, collects=True)
 @options(
     teacher_option,
-    arch_option,
+    arch_options(),
     domain_options,
     student_options,
     settings_option("an option of a method of compression, as prune.keep_ratio=0.3."),
@@ -46,6 +47,7 @@ from .students import TARGETS, expect_methods, make_students, student_options
     ),
     option("--out FILE", "The student's file, .pt or .safetensors.", required=True),
     force_option,
+    config_options,
     json_option,
 )
 def command(plot: str | None, out: str, force: bool, as_json: bool, **given: Any) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from .command import Command, collecting, make_progress, option, options, print_json
-from .job import remember_run, run_arguments, run_options
+from .config import asked_options, config_options
+from .job import print_plan, remember_run, run_arguments, run_options
 from .options import data_options, eval_option, json_option
 from .students import student_options
 
@@ -18,10 +19,11 @@ from .students import student_options
     student_options,
     eval_option,
     data_options,
+    config_options,
     json_option,
     option("-v --verbose", "Also print the details and all options."),
 )
-def command(as_json: bool, verbose: bool, **given: Any) -> None:
+def command(as_json: bool, verbose: bool, dry_run: bool, **given: Any) -> None:
     """Compress a classifier and distil it, without its training data.
 
     Example: freiakd distill --teacher lenet5.pt --student 1 --student 3
@@ -30,6 +32,7 @@ def command(as_json: bool, verbose: bool, **given: Any) -> None:
     --eval-data can be added to it; every other option is the run's own.
     """
     typed = dict(given)
+    asked: dict[str, Any] = {} if typed["resume"] else {"asked": asked_options()}
     with collecting() as faults:
         arguments = run_arguments(faults, given)
     remember_run("distill", arguments.get("folder") or arguments.get("out"), typed)
@@ -37,8 +40,11 @@ def command(as_json: bool, verbose: bool, **given: Any) -> None:
     from freia_kd.report.render import terminal
     from freia_kd.report.run import run_document
 
+    if dry_run:
+        print_plan(as_json, again=typed["resume"], **arguments)
+        return
     job = api.resume if typed["resume"] else api.distill
-    result = job(**arguments, progress=make_progress(as_json))
+    result = job(**arguments, **asked, progress=make_progress(as_json))
     if as_json:
         print_json(result.report)
         return

@@ -7,16 +7,16 @@ from typing import Any
 import click
 
 from .command import Command, argument, option, options, print_json, print_table
-from .options import DATA, arch_option, data_options, domain_options, json_option, pop_domain
+from .options import DATA, arch_options, data_options, domain_options, json_option, pop_domain
 
 
 @click.command("evaluate", cls=Command)
 @options(
-    argument("path", metavar="FILE|RUN", type=click.Path(exists=True)),
+    argument("path", metavar="FILE|RUN|WEIGHTS"),
     option(f"--eval-data {DATA}", "The labelled test data.", required=True),
     data_options,
     option("--resize", "Resize images of another size."),
-    arch_option,
+    arch_options(),
     domain_options,
     json_option,
 )
@@ -26,6 +26,7 @@ def command(path: str, eval_data: str, as_json: bool, **given: Any) -> None:
     Of a run, the agreement with its teacher is measured too, if the teacher's file is still there.
     """
     from freia_kd import api
+    from freia_kd.evaluation import ONE_SIDED
     from freia_kd.report.words import proportion
 
     results = api.evaluate(path, eval_data, domain=pop_domain(given), **given)
@@ -38,3 +39,11 @@ def command(path: str, eval_data: str, as_json: bool, **given: Any) -> None:
         for r in results
     ]
     print_table(header, rows)
+    for r in results:
+        if r.commonest >= ONE_SIDED:
+            click.echo(
+                f"{r.file} gives the same class to {100 * r.commonest:.1f} % of all inputs: check "
+                "its weights, and the mean and std by which its training normalised pixels in "
+                "[0, 1].",
+                err=True,
+            )

@@ -10,7 +10,7 @@ import click
 from freia_kd.config import ExportFormat
 
 from .command import Command, argument, option, options, print_json, print_table
-from .options import arch_option, domain_options, force_option, json_option, pop_domain
+from .options import arch_options, domain_options, force_option, json_option, pop_domain
 
 
 @click.command("export", cls=Command)
@@ -23,7 +23,7 @@ from .options import arch_option, domain_options, force_option, json_option, pop
         "Where to write, a folder for several formats; by default beside the student.",
         click.Path(),
     ),
-    arch_option,
+    arch_options(),
     option(
         "--method MODULE:CLASS",
         "A method of compression of your own that the student was made by.",

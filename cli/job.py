@@ -11,13 +11,20 @@ import click
 
 from freia_kd.config import DistillationOptions, get_preset, losses
 from freia_kd.errors import CheckpointError, UsageError
+from freia_kd.flows import FLOWS
 from freia_kd.registry import COMPRESSIONS
-from freia_kd.synthesizers import IMAGE_DEFAULT, SYNTHESIZERS, VECTOR_DEFAULT
+from freia_kd.synthesizers import (
+    IMAGE_DEFAULT,
+    STATISTICS_DEFAULT,
+    SYNTHESIZERS,
+    VECTOR_DEFAULT,
+    default_synthesizer,
+)
 
-from .command import GO_ON, Faults, option, options, typed_options
+from .command import GO_ON, Faults, option, options, print_json, print_table, typed_options
 from .options import (
     TEACHER,
-    arch_option,
+    arch_options,
     device_option,
     domain_options,
     pop_domain,
@@ -34,9 +41,14 @@ if TYPE_CHECKING:
     from freia_kd.runs.store import RunRecord
     from freia_kd.synthesizers.contract import Synthesizer
 
+dry_run_option = option(
+    "--dry-run",
+    "Say what the run would take (stages, time, memory, disk), after a few real steps of each "
+    "stage, and write nothing.",
+)
 run_options = options(
-    option("--teacher FILE", f"{TEACHER} Needed for a new run."),
-    arch_option,
+    option("--teacher FILE|WEIGHTS", f"{TEACHER} Needed for a new run."),
+    arch_options(),
     domain_options,
     samples_option,
     option("--resize", "Resize samples of another size."),
@@ -48,13 +60,17 @@ run_options = options(
     option(
         "--synthesizer NAME[+NAME]|MODULE:CLASS",
         f"What makes the inputs, an equal share each: {', '.join(SYNTHESIZERS.builtin)}, or one of "
-        f"your own. By default {IMAGE_DEFAULT}, and {VECTOR_DEFAULT} for vectors.",
+        f"your own. By default {STATISTICS_DEFAULT} for images where the teacher has batch "
+        f"normalisation, {IMAGE_DEFAULT} where it has none, and {VECTOR_DEFAULT} for vectors, "
+        "joined with samples where there are any.",
+        completes=SYNTHESIZERS,
     ),
     settings_option(),
     option(
         "--loss NAME|MODULE:FUNCTION",
         f"The students' loss: {', '.join(losses())}, or one of your own. By "
         f"default {DistillationOptions.divergence}.",
+        completes=losses(),
     ),
     set_size_option,
     option("--on-the-fly", "Show the students new inputs in every step."),
@@ -66,12 +82,19 @@ run_options = options(
     option(
         "--flow NAME|FILE.yaml|MODULE:FUNCTION",
         "The flow of bdnf; by default nice, and a Glow for images above 32 x 32.",
+        completes=FLOWS.builtin,
     ),
     preset_option("standard"),
     seed_option,
     device_option,
     option("--out FOLDER", "The run's folder; by default a new one in runs/."),
     option("--resume", "Go on with the run in --out; --teacher is not needed."),
+    option(
+        "--repair",
+        "With --resume: delete what is damaged in the run (a shard, a student, a checkpoint), and "
+        "make it again.",
+    ),
+    dry_run_option,
 )
 
 
@@ -81,6 +104,8 @@ def run_arguments(faults: Faults, given: dict[str, Any]) -> dict[str, Any]:
     A run that goes on gets only what was typed, besides code of one's own. Settings then change
     the options that the run has recorded, so that the library can tell what differs.
     """
+    from freia_kd.teachers import is_published
+
     record = _open_record(faults, given)
     _expect_effects(faults, given, record)
     settings, domain, students = given.pop("settings"), None, None
@@ -104,7 +129,8 @@ def run_arguments(faults: Faults, given: dict[str, Any]) -> dict[str, Any]:
     synthesizer = given.pop("synthesizer")
     if record is not None:
         with faults:
-            _expect_trusted(record, "--arch", record.config["arch"], given["arch"])
+            if not is_published(record.config["teacher"]):
+                _expect_trusted(record, "--arch", record.config["arch"], given["arch"])
     with faults:
         synthesizer = _synthesizers(faults, given, domain, synthesizer, changes, record)
     asked = {"students": students, "training": training, "synthesizer": synthesizer}
@@ -114,6 +140,23 @@ def run_arguments(faults: Faults, given: dict[str, Any]) -> dict[str, Any]:
     typed = typed_options()  # samples of a run that goes on are resized as they were
     kept = {k: v for k, v in given.items() if k in typed and k not in ("out", "resize")}
     return {"folder": given["out"], "domain": domain, "methods": trusted, **kept, **asked}
+
+
+def print_plan(as_json: bool, again: bool, **arguments: Any) -> None:
+    """Prints what a run would take, with the arguments of its verb."""
+    from freia_kd import api
+    from freia_kd.job.planning import told
+
+    plan = api.plan(
+        out=arguments.pop("folder", None) or arguments.pop("out"), again=again, **arguments
+    )
+    if as_json:
+        print_json(plan.to_dict())
+        return
+    rows = [[s.name, f"{s.steps:,}" if s.steps else "", told(s.seconds)] for s in plan.stages]
+    print_table(["stage", "steps or inputs", "about"], rows)
+    click.echo(plan.describe())
+    click.echo("Nothing was written.")
 
 
 def remember_run(command: str, folder: str | None, given: dict[str, Any]) -> None:
@@ -133,7 +176,7 @@ def remember_run(command: str, folder: str | None, given: dict[str, Any]) -> Non
 
     def say() -> str:
         if folder is None or not Path(folder, "run.json").exists():
-            return "Interrupted before the run began; nothing was written."
+            return f"Interrupted before the run in {folder} began; nothing was written."
         return f"Interrupted. What was done is kept in {folder}; go on with: {shlex.join(words)}"
 
     click.get_current_context().meta[GO_ON] = say
@@ -167,7 +210,10 @@ def expect_data(faults: Faults, given: dict[str, Any], *names: str) -> None:
 def _open_record(faults: Faults, given: dict[str, Any]) -> RunRecord | None:
     from freia_kd.runs.store import read_record
 
+    repairs = given["repair"]
     if not given.pop("resume"):
+        faults.expect(not repairs, "--repair is of a run that goes on; pass --resume as well.")
+        del given["repair"]
         hint = "To go on with a run, pass --resume --out FOLDER."
         faults.expect(given["teacher"], f"--teacher FILE is missing. {hint}")
         return None
@@ -217,6 +263,7 @@ def _synthesizers(
 ) -> str | list[Synthesizer] | None:
     """Synthesizers with the options of a preset, or of a run, some of them changed."""
     from freia_kd.synthesizers import build_synthesizers, get_synthesizer
+    from freia_kd.synthesizers.bdnf import BDNF
 
     preset, base = given["preset"], {}
     if record is not None:
@@ -234,10 +281,12 @@ def _synthesizers(
                 base[f"{kind.name}.{option}"] = value
     if not changes:
         return names
-    names = names or _default_synthesizer(given["teacher"], domain)
-    proxy, _, _ = _proxy_source().partition(".")
-    if _proxy_source() in changes and proxy not in names.split("+"):
-        names = f"{names}+{proxy}"
+    if names is None:
+        names = _default_synthesizer(given["teacher"], domain, given.get("samples") is not None)
+        if any(key in ("flow", "gamma") or key.startswith(f"{BDNF.name}.") for key in changes):
+            names = _joined(names, BDNF.name)
+    if _proxy_source() in changes:
+        names = _joined(names, _proxy_source().partition(".")[0])
     has_flow = any("flow" in get_synthesizer(name).known_options() for name in names.split("+"))
     for key in () if has_flow else {"flow", "gamma"} & set(changes):
         del changes[key]
@@ -252,22 +301,30 @@ def _proxy_source() -> str:
     return f"{Proxy.name}.source"
 
 
-def _default_synthesizer(teacher: str | None, domain: Domain | None) -> str:
-    """What makes the inputs unless it is named, by what the teacher takes."""
+def _joined(names: str, name: str) -> str:
+    """The synthesizers with one more, unless it is one of them."""
+    return names if name in names.split("+") else f"{names}+{name}"
+
+
+def _default_synthesizer(teacher: str | None, domain: Domain | None, has_samples: bool) -> str:
+    """What makes the inputs unless it is named, by what the teacher's file says."""
     from freia_kd.teachers import read_checkpoint
 
     recorded: Any = {} if domain is None else domain.to_dict()
-    if teacher is not None and domain is None:
+    has_statistics = False
+    if teacher is not None and Path(teacher).exists():
         with suppress(CheckpointError):  # which the library raises when it loads the teacher
-            recorded = read_checkpoint(teacher).own.get("domain")
+            checkpoint = read_checkpoint(teacher)
+            recorded = recorded or checkpoint.own.get("domain")
+            has_statistics = any(key.endswith("running_mean") for key in checkpoint.state)
     is_vector = isinstance(recorded, dict) and len(recorded.get("shape", ())) == 1
-    return VECTOR_DEFAULT if is_vector else IMAGE_DEFAULT
+    return default_synthesizer(not is_vector, has_statistics, has_samples)
 
 
 def _new_folder(given: dict[str, Any]) -> str | None:
     from freia_kd.job.opening import new_folder
 
-    return None if given["teacher"] is None else str(new_folder(Path(given["teacher"]).stem))
+    return None if given["teacher"] is None else str(new_folder(given["teacher"]))
 
 
 def _trusted_code(record: RunRecord, given: dict[str, Any]) -> tuple[str, ...]:

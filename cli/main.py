@@ -20,6 +20,7 @@ COMMANDS = {
     "export": "Write a student for ONNX Runtime, torch.export or torch, and check the file.",
     "evaluate": "Measure a checkpoint, or the students of a run, on real data.",
     "toy": "Reproduce the paper's figure 2: flows on two-dimensional data.",
+    "runs": "List the runs of a folder, and how each stands.",
     "inspect": "Say what a checkpoint or a run's folder holds.",
 }
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, get_args
 
 import click
@@ -34,23 +36,42 @@ def _numbers(kind: type) -> Callable[[click.Context, click.Parameter, str | None
 def _settings(
     ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]
 ) -> dict[str, Any]:
-    """`NAME=VALUE` pairs; a value is JSON if it reads as such, else text."""
+    """`NAME=VALUE` pairs; a value is JSON or a literal of Python if it reads as such, else text."""
     settings = {}
     for pair in values:
         name, equals, text = pair.partition("=")
         if not name or not equals:
-            raise click.BadParameter(f"expected NAME.OPTION=VALUE; got {pair!r}.")
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
+            raise click.BadParameter(f"expected {parameter.metavar}; got {pair!r}.")
+        value: Any = text
+        for read in (ast.literal_eval, json.loads):
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                value = read(text)
         settings[name] = tuple(value) if isinstance(value, list) else value
     return settings
 
 
-TEACHER = "The teacher's checkpoint: .pt, .pth or .safetensors."
-teacher_option = option("--teacher FILE", TEACHER, required=True)
-arch_option = option(f"--arch {OBJECT}", "The architecture, if the file does not record it.")
+TEACHER = (
+    "The teacher's checkpoint: .pt, .pth, .ckpt or .safetensors; or weights that torchvision "
+    "publishes, by its name for them, as ResNet18_Weights.IMAGENET1K_V1."
+)
+teacher_option = option("--teacher FILE|WEIGHTS", TEACHER, required=True)
+
+
+def arch_options(help: str = "The architecture, if the file does not record it.") -> Any:
+    """The options of the architecture; :class:`Command` makes one value of both."""
+    return options(
+        option(f"--arch {OBJECT}", help),
+        option(
+            "--arch-arg NAME=VALUE",
+            "An argument of the architecture's constructor, as width=64; the number of classes is "
+            "passed by itself.",
+            name="arch_args",
+            multiple=True,
+            callback=_settings,
+        ),
+    )
+
+
 domain_options = options(
     option(
         "--domain",

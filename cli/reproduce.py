@@ -16,6 +16,7 @@ from .command import (
     print_json,
     remember_folder,
 )
+from .config import config_options
 from .options import data_options, device_option, json_option, workers_option
 
 
@@ -37,6 +38,7 @@ from .options import data_options, device_option, json_option, workers_option
     workers_option,
     option("--out FOLDER", "The folder of teachers, trials and table.", default="runs/table1"),
     option("--resume", "Go on with what --out holds. Data sets and seeds may be added."),
+    config_options,
     json_option,
 )
 def command(what: str, data: tuple[str, ...], out: str, as_json: bool, **given: Any) -> None:

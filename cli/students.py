@@ -66,6 +66,7 @@ student_options = options(
         "default tucker (low ranks); prune removes channels, and quantize, always the last, makes "
         "eight-bit integers. Several are applied in this order.",
         name="methods",
+        completes=COMPRESSIONS.builtin,
         multiple=True,
     ),
     option(

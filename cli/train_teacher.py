@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import click
@@ -14,17 +15,23 @@ from .command import (
     option,
     options,
     print_json,
+    remember_folder,
 )
-from .options import OBJECT, data_options, device_option, force_option, json_option, seed_option
+from .config import config_options
+from .options import (
+    arch_options,
+    data_options,
+    device_option,
+    force_option,
+    json_option,
+    seed_option,
+)
 
 
 @click.command("train-teacher", cls=Command)
 @options(
     argument("data", metavar="DATA"),
-    option(
-        f"--arch {OBJECT}",
-        "The architecture; by default lenet5 for images and mlp for tables.",
-    ),
+    arch_options("The architecture; by default lenet5 for images and mlp for tables."),
     data_options,
     option("--resize", "Resize images of a folder or file to 32 x 32."),
     option(
@@ -40,16 +47,19 @@ from .options import OBJECT, data_options, device_option, force_option, json_opt
     ),
     seed_option,
     device_option,
+    option("--resume", "Go on with a training that was stopped; --out FILE.training has it."),
     option("--out FILE", "The checkpoint, .pt, .pth or .safetensors.", required=True),
     force_option,
+    config_options,
     json_option,
 )
-def command(data: str, out: str, force: bool, as_json: bool, **given: Any) -> None:
+def command(data: str, out: str, resume: bool, force: bool, as_json: bool, **given: Any) -> None:
     """Train a classifier on DATA and say how accurate it is.
 
     DATA is digits, mnist, fashion-mnist, svhn, cifar10, one of the tables iris, wine,
     breast-cancer and digits-table, a folder of images with one subfolder for each class, or a file
-    .npz. The weights after the last step are kept; test data choose nothing.
+    .npz. The weights after the epoch that is best on a tenth of the training data, which is held
+    out, are kept; test data choose nothing. A training that was stopped goes on with --resume.
 
     Example: freiakd train-teacher digits --out lenet5.pt
     """
@@ -57,7 +67,11 @@ def command(data: str, out: str, force: bool, as_json: bool, **given: Any) -> No
     from freia_kd.report.words import proportion
 
     expect_writable(out, force, (".pt", ".pth", ".safetensors"), (data,))
-    result = api.train_teacher(data, out, progress=make_progress(as_json), **given)
+    folder = api.training_folder(out)
+    if force and not resume and (folder / "run.json").exists():
+        shutil.rmtree(folder)
+    remember_folder(str(folder))
+    result = api.train_teacher(data, out, resume=resume, progress=make_progress(as_json), **given)
     if as_json:
         print_json(result)
         return

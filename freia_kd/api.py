@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,27 +17,38 @@ from .comparing import compare as compare
 from .compression import compare_costs, count_parameters, load_classifier, load_teacher
 from .compression.comparison import Comparison as CostComparison
 from .config import BatchNormMode, Device, DistillationOptions, Preset, PresetName
-from .data.datasets import LabelledData, Split, load_dataset, measure_domain, resize_images
+from .data.datasets import (
+    LabelledData,
+    Split,
+    hold_out,
+    load_dataset,
+    measure_domain,
+    resize_images,
+)
 from .data.sources import PathLike, RealData, Source
 from .data.synthetic import SyntheticSet, quantise
 from .device import choose_device
 from .domain import DOMAINS, Domain
 from .errors import CheckpointError, UsageError
-from .evaluation import accuracy, predict, share_equal
+from .evaluation import accuracy, commonest, predict, share_equal
 from .exporting import export as export
 from .files import atomic
-from .job import open_job, reopen_job, run_job
-from .job.opening import Synthesizers, restore_synthesizer
+from .job import Plan, make_plan, open_job, reopen_job, run_job
+from .job.opening import Synthesizers, fingerprint_of, restore_synthesizer
 from .job.run import run_extraction
 from .job.student import write_student
 from .report.plots import plot_grid, plot_sensitivity, write_png
 from .report.schema import Proportion, Report
+from .runs import Run
+from .runs.listing import list_runs as list_runs
 from .runs.store import read_record
 from .students import StudentSpec, as_specs, build, calibration_set
+from .synthesizers.answers import check_answers
 from .teachers import (
     ARCHITECTURES,
     Classifier,
     Teacher,
+    is_published,
     read_checkpoint,
     save_classifier,
     train_new,
@@ -44,6 +56,7 @@ from .teachers import (
 from .training import Progress
 
 SIDE = 32  # of images that are resized, as in KegNet and BDNF
+MIN_HELD_OUT = 20  # inputs, below which none are held out to choose a teacher's weights
 EPOCHS, TABLE_STEPS = 8, 1_000  # of a teacher, unless asked otherwise
 
 
@@ -112,18 +125,21 @@ class Evaluation:
         accuracy: The share of inputs that it gets right.
         data: The data, by name.
         agreement: With the teacher, where there is one.
+        commonest: The share of inputs to which it gives its commonest answer.
     """
 
     file: str
     accuracy: Proportion
     data: str
     agreement: Proportion | None = None
+    commonest: float = 0.0
 
 
 def train_teacher(
     data: PathLike,
     out: PathLike,
     *,
+    resume: bool = False,
     arch: str | None = None,
     data_root: PathLike | None = None,
     download: bool = False,
@@ -137,9 +153,14 @@ def train_teacher(
 ) -> TrainedTeacher:
     """Trains a classifier on labelled data, and measures it on the test split afterwards.
 
+    A tenth of the training data (:func:`~freia_kd.data.datasets.hold_out`) is not trained on: the
+    weights after the epoch that is best on it are kept. The test split chooses nothing. While it
+    trains, what it needs to go on is kept in a folder beside the checkpoint, `OUT.training`.
+
     Arguments:
         data: A named set, a folder of images or an npz file.
         out: Where the checkpoint goes; it holds the architecture and the domain as well.
+        resume: Whether to go on with a training that was stopped, to the same weights bit for bit.
         arch: The architecture, by name or `package.module:Class`; if `None`, `"lenet5"` for
             images and `"mlp"` for vectors.
         data_root: Where torchvision keeps its data sets.
@@ -154,8 +175,10 @@ def train_teacher(
         progress: What to show meanwhile.
 
     Raises:
-        UsageError: If there is no such data or architecture, or they do not fit.
-        TrainingError: If the loss is not finite.
+        UsageError: If there is no such data or architecture, they do not fit, or a training that
+            was stopped had other options.
+        CheckpointError: If there is no training to go on with.
+        TrainingError: If the loss stays non-finite.
     """
     source, chosen = os.fspath(data), choose_device(device)
 
@@ -170,16 +193,57 @@ def train_teacher(
     arch = arch or ("lenet5" if domain.is_image else "mlp")
     if epochs is None:
         epochs = EPOCHS if domain.is_image else -(-TABLE_STEPS // max(1, len(train) // batch_size))
-    classifier = train_new(
-        arch, train, domain, epochs, batch_size, learning_rate, seed, chosen, progress
+    rest, heldout = hold_out(train) if len(train) >= MIN_HELD_OUT else (train, None)
+    run = _training_run(
+        out,
+        resume,
+        {
+            "data_sha256": fingerprint_of(train),
+            "arch": arch,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "seed": seed,
+            "device": chosen.type,
+        },
+        progress,
     )
-    save_classifier(out, classifier)
+    with run.stage("train"):
+        classifier = train_new(
+            arch,
+            rest,
+            domain,
+            epochs,
+            batch_size,
+            learning_rate,
+            seed,
+            chosen,
+            heldout=heldout,
+            checkpoints=run.checkpoints("teacher"),
+        )
+        save_classifier(out, classifier)
+    shutil.rmtree(run.folder)
     test = load("test", domain)
     separate = test.labels.shape != train.labels.shape or not torch.equal(test.inputs, train.inputs)
     share = Proportion.of(accuracy(classifier, test), len(test))
     return TrainedTeacher(
         os.fspath(out), arch, domain, count_parameters(classifier.net), share, separate
     )
+
+
+def training_folder(out: PathLike) -> Path:
+    """Where a training keeps what it needs to go on, until the checkpoint is written."""
+    return Path(f"{os.fspath(out)}.training")
+
+
+def _training_run(
+    out: PathLike, resume: bool, config: dict[str, Any], progress: Progress | None
+) -> Run:
+    if not resume:
+        return Run.create(training_folder(out), "train-teacher", config, progress)
+    run = Run.open(training_folder(out), "train-teacher", progress)
+    run.expect_config(config)
+    return run
 
 
 def distill(
@@ -201,6 +265,7 @@ def distill(
     seed: int = 0,
     device: Device = "auto",
     out: PathLike | None = None,
+    asked: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> DistillationResult:
     """Compresses a classifier and distils it, without its training data.
@@ -210,8 +275,8 @@ def distill(
         students: What to make of it: the papers' students, `"1"` to `"3"`, and specs. That they
             can be made is checked before any work.
         synthesizer: What makes the inputs: synthesizers, or their names or paths
-            `package.module:Class`, which `+` joins; each makes an equal share. By default
-            `"bdnf+leaves"`, or `"bdnf"` for vectors.
+            `package.module:Class`, which `+` joins; each makes an equal share. By default as
+            :func:`freia_kd.synthesizers.default_synthesizer` says.
         training: How the students are trained, if not as the preset says.
         preset: How much work to do.
         set_size: How many synthetic inputs to make, if not as many as the preset says.
@@ -228,6 +293,8 @@ def distill(
         seed: The seed of all random numbers.
         device: Where to compute.
         out: The run's folder; by default a new one under `runs/`.
+        asked: What was asked for in the caller's own words, plain values that the folder keeps as
+            `run.yaml`; the command's options, which `--config` reads.
         progress: What to show meanwhile.
 
     Raises:
@@ -256,6 +323,7 @@ def distill(
         seed=seed,
         device=device,
         out=out,
+        asked=asked,
         progress=progress,
     )
     return DistillationResult(job.run.folder, run_job(job))
@@ -280,6 +348,7 @@ def resume(
     domain: Domain | None = None,
     seed: int | None = None,
     device: Device | None = None,
+    repair: bool = False,
     progress: Progress | None = None,
 ) -> DistillationResult:
     """Goes on with a run, as if it had never been stopped.
@@ -298,10 +367,13 @@ def resume(
         synthesizer: The synthesizers again.
         methods: The run's methods of compression, and its students' architectures, that are code
             of one's own.
+        repair: Whether parts of the run that are damaged (a shard, a student, a checkpoint) may be
+            deleted and made again.
         training: As for :func:`distill`, and so are the others.
 
     Raises:
-        CheckpointError: If the folder holds no run, or one of an older version.
+        CheckpointError: If the folder holds no run, or one of an older version, or parts of it are
+            damaged and are not to be repaired.
         UsageError: If an option differs from the record; both values are named.
         TrainingError: If a loss stays non-finite, or no synthesizer's inputs can be relied on.
     """
@@ -323,7 +395,7 @@ def resume(
         device=device,
         progress=progress,
     )
-    return DistillationResult(job.run.folder, run_job(job))
+    return DistillationResult(job.run.folder, run_job(job, repair))
 
 
 def _evaluation(source: Source | None, root: PathLike | None, download: bool) -> RealData | None:
@@ -367,14 +439,14 @@ def compress(
     if plot is not None and not any(m.needs_teacher for m in spec.methods):
         raise UsageError("Only the search for a target measures sensitivity; there is no plot.")
     spec.check(loaded)
+    check_answers(loaded, progress)
     made = build(loaded, spec, calibration_set(loaded, seed), progress, seed)
     for search in made.searches:
         if plot is not None and search is not None:
             write_png(plot, plot_sensitivity(search["sensitivity"]))
     write_student(Path(out), made)
-    costs = compare_costs(
-        loaded.net, made.classifier.net, loaded.domain.shape, by_layer=spec.arch is None
-    )
+    nets, by_layer = [made.classifier.net], [spec.arch is None]
+    (costs,) = compare_costs(loaded.net, nets, loaded.domain.shape, by_layer=by_layer)
     return CompressedStudent(os.fspath(out), made.steps, made.searches, costs)
 
 
@@ -410,15 +482,15 @@ def evaluate(
             taught = _teacher_answers(Path(path), arch, data)
         share = Proportion.of(share_equal(said, data.labels), len(data))
         agreed = None if taught is None else Proportion.of(share_equal(said, taught), len(data))
-        results.append(Evaluation(os.fspath(file), share, data.name, agreed))
+        results.append(Evaluation(os.fspath(file), share, data.name, agreed, commonest(said)))
     return results
 
 
 def _teacher_answers(folder: Path, arch: str | None, data: LabelledData) -> torch.Tensor | None:
     """What the teacher of a run says, if its file is still there."""
     config = read_record(folder, "distill").config
-    is_strange = ":" in config["arch"] and config["arch"] != arch
-    if not Path(config["teacher"]).exists() or is_strange:
+    is_there = Path(config["teacher"]).exists() or is_published(config["teacher"])
+    if not is_there or (":" in config["arch"] and config["arch"] != arch):
         return None
     teacher = load_teacher(config["teacher"], config["arch"], Domain.from_dict(config["domain"]))
     return predict(teacher, data)
@@ -444,6 +516,7 @@ def extract(
     *,
     out: PathLike | None = None,
     again: bool = False,
+    repair: bool = False,
     **options: Any,
 ) -> tuple[Path, dict[str, int]]:
     """The first half of :func:`distill` or, with `again`, of :func:`resume`: the synthetic sets.
@@ -452,6 +525,7 @@ def extract(
         teacher: A checkpoint, or a teacher in memory; of a run that goes on, the run's if `None`.
         out: The run's folder.
         again: Whether to go on with the run in it.
+        repair: As for :func:`resume`.
         options: What else the verb takes.
 
     Returns:
@@ -467,9 +541,44 @@ def extract(
         if again
         else open_job(teacher or "", out=out, students=(), **options)
     )
-    folder = run_extraction(job)
+    folder = run_extraction(job, repair)
     sets = sorted(path.parent for path in folder.glob("synthetic*/*/manifest.json"))
     return folder, {str(path.relative_to(folder)): len(SyntheticSet(path)) for path in sets}
+
+
+def plan(
+    teacher: PathLike | Teacher | None = None,
+    *,
+    out: PathLike | None = None,
+    again: bool = False,
+    eval_data: Source | None = None,
+    data_root: PathLike | None = None,
+    download: bool = False,
+    **options: Any,
+) -> Plan:
+    """What :func:`distill` would take or, with `again`, :func:`resume`; nothing is written.
+
+    A few real steps of each stage are taken.
+
+    Arguments:
+        teacher: A checkpoint, or a teacher in memory; of a run that goes on, the run's if `None`.
+        out: The run's folder.
+        again: Whether it is about the run in it.
+        eval_data: As for the verb, and so are the others.
+        options: What else the verb takes; no `students` for :func:`extract`.
+
+    Raises:
+        UsageError: If the options do not fit together, or memory or disk cannot hold the run.
+        CheckpointError: If the teacher's file is not sound, or the folder holds no run.
+    """
+    options["evaluation"] = _evaluation(eval_data, data_root, download)
+    options.pop("repair", None)
+    job = (
+        reopen_job(out or "", teacher=teacher, **options)
+        if again
+        else open_job(teacher or "", out=out, **options)
+    )
+    return make_plan(job)
 
 
 def sample(

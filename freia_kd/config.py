@@ -237,7 +237,9 @@ class DistillationOptions(Config):
     leaves, 400 steps, one seed: L1 gives 91.9 % on MNIST and 59.2 % on Fashion-MNIST, forward KL at
     T = 8 92.8 and 65.2 % (MNIST alone: T = 4 92.2, T = 20 92.8, centred L1 92.2, centred MSE 92.9;
     a pull of 1e-3 92.8, of 1e-2 92.7, of 0.1 86.1; averaged weights 92.7). So a loss that is blind
-    to the mean logit is the default, and nothing is added to it.
+    to the mean logit is the default, and nothing is added to it. Drawing classes alike gives 72.0 %
+    on Fashion-MNIST where drawing all alike gives 65.7 (MNIST 92.0 %, about the same), and a
+    ResNet14's student 3 86.1 % in place of 82.2.
 
     Arguments:
         divergence: The loss against the teacher's logits, by name or `module:function`.
@@ -251,6 +253,8 @@ class DistillationOptions(Config):
             the student starts with (L2-SP, Li et al., 2018); 0 for none.
         ema: The decay of the exponential moving average of the weights, which is what the student
             ends with; 0 for the last weights themselves.
+        balanced: Whether inputs are drawn so that the teacher's classes come up alike
+            (:func:`~freia_kd.data.balance.class_balance`), and not all alike.
         steps: Training steps.
         batch_size: Inputs in a step.
         learning_rate: Adam's, falling to 0 as a cosine. `None` is 2e-3, or 2e-4 for students with
@@ -284,6 +288,7 @@ class DistillationOptions(Config):
     mixup: NonNegative = 0.0
     pull: NonNegative = 0.0
     ema: Decay = 0.0
+    balanced: bool = True
     steps: Count = 2_000
     batch_size: Count = 256
     learning_rate: NonNegative | None = None
@@ -370,7 +375,7 @@ def get_preset(name: str | Preset) -> Preset:
         "paper": lambda: Preset(
             "paper",
             6_400,
-            training=training("forward-kl", 1.0, steps=5_000, learning_rate=1e-5),
+            training=training("forward-kl", 1.0, balanced=False, steps=5_000, learning_rate=1e-5),
             bn="freeze",
         ),
     }

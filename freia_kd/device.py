@@ -1,7 +1,10 @@
-"""Where to compute."""
+"""Where to compute, and how much memory there is."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import get_args
 
 import torch
@@ -23,3 +26,80 @@ def choose_device(name: Device) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("There is no CUDA device here; use --device cpu.")
     return torch.device(name)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """The bytes of memory that are free for this process, or `None` where that is not known.
+
+    On Linux what the kernel can give without swapping, within the limits of the control group that
+    containers set.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = _fields(Path("/proc/meminfo"))
+    free = [1024 * meminfo["MemAvailable"]] if "MemAvailable" in meminfo else []
+    for folder, limit, used in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        files = [Path(folder, name) for name in (limit, used)]
+        texts = [file.read_text().strip() for file in files if file.exists()]
+        if len(texts) == 2 and all(text.isdigit() for text in texts):
+            # What the kernel has read ahead of files counts as used, and is given up at need.
+            cached = _fields(Path(folder, "memory.stat")).get("inactive_file", 0)
+            free.append(int(texts[0]) - int(texts[1]) + cached)
+    return min(free) if free else None
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes of memory that this process has had so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+    import sys
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@contextmanager
+def memory_limit(free: int | None) -> Iterator[None]:
+    """Lets allocations fail within the block that the memory which is free could not hold.
+
+    Without it a Linux kernel promises any memory, and kills the process that uses it.
+
+    Arguments:
+        free: How many bytes more the process may take; no limit if `None`.
+
+    Raises:
+        MemoryError: If they are not enough.
+    """
+    status = _fields(Path("/proc/self/status"))
+    if free is None or "VmData" not in status:
+        yield
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = 1024 * status["VmData"] + free
+    known = [value for value in (soft, hard) if value != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min([wanted, *known]), hard))
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        said = str(error).lower()
+        if isinstance(error, MemoryError) or "allocate memory" in said or "out of memory" in said:
+            raise MemoryError(f"{free:,} bytes of memory are free: {error}") from error
+        raise
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _fields(file: Path) -> dict[str, int]:
+    """The numbers of a file with a name and a number in each line."""
+    found = {}
+    for line in file.read_text().splitlines() if file.exists() else ():
+        name, *rest = line.replace(":", " ").split()
+        if rest and rest[0].isdigit():
+            found[name] = int(rest[0])
+    return found

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .compression.batchnorm import batchnorm_layers
 from .config import DistillationOptions
+from .data.balance import class_balance, draw_rows
 from .data.synthetic import SyntheticSet
 from .errors import UsageError
 from .evaluation import agreement
@@ -20,8 +19,15 @@ from .objectives.activation_boundaries import ActivationBoundaries, boundary_lay
 from .registry import DIVERGENCES
 from .synthesizers.on_the_fly import OnTheFlySet
 from .teachers.classifier import Classifier, Teacher
-from .teachers.training import channels_last
-from .training import Checkpoints, Stateful, TrainingLoop, own_generator
+from .training import (
+    Best,
+    Checkpoints,
+    Stateful,
+    TrainingLoop,
+    channels_last,
+    keep_layout,
+    own_generator,
+)
 
 RATE = 2e-3  # Adam's, where none is given
 # The same for new nets. (Of LeNet5 on MNIST, a development teacher; 16,384 dead leaves, 600 steps,
@@ -42,38 +48,6 @@ def learning_rate(options: DistillationOptions, student: Classifier) -> float:
     return GENTLE_RATE if any(True for _ in batchnorm_layers(student)) else RATE
 
 
-class Best:
-    """The weights that agree best with the teacher on held-out synthetic inputs, so far.
-
-    Arguments:
-        start: The weights before any training, which are the first candidate.
-        agreement: Their agreement.
-    """
-
-    def __init__(self, start: dict[str, Tensor], agreement: float = -1.0) -> None:
-        self.agreement, self.weights = agreement, start
-        self.stale = 0  # checks since the agreement was last better
-
-    def offer(self, student: nn.Module, value: float) -> None:
-        """Takes the student's present weights if they agree at least as well."""
-        self.stale = 0 if value > self.agreement else self.stale + 1
-        if value >= self.agreement:
-            self.agreement, self.weights = value, copy.deepcopy(student.state_dict())
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs."""
-        return {
-            "agreement": self.agreement,
-            "weights": dict(self.weights),
-            "stale": self.stale,
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`."""
-        self.agreement, self.weights = state_dict["agreement"], state_dict["weights"]
-        self.stale = state_dict["stale"]
-
-
 def train_student(
     student: Classifier,
     data: SyntheticSet | OnTheFlySet,
@@ -92,7 +66,8 @@ def train_student(
     Arguments:
         student: The student, on the device to train on.
         data: Synthetic inputs with the teacher's logits: a stored set, from which rows are drawn
-            at random, or inputs made on the fly for every step.
+            at random (`options.balanced` says how), or inputs made on the fly for every step,
+            which are balanced, or not, where they are made.
         options: How to train.
         generator: The source of the order of the data, on the CPU; by default one that torch's
             global generator seeds.
@@ -118,12 +93,13 @@ def train_student(
         raise UsageError(
             "The batch normalisation of a new net learns from batches of 2 inputs or more; got 1."
         )
-    start = copy.deepcopy(student.state_dict())
     untrained = -1.0 if heldout is None else agreement(student, heldout, half="even")
+    best = Best(student, untrained)
     early, late = _phases(options)
+    rows = _rows(data, options, generator)
 
     def batches(step: int) -> tuple[Tensor, Tensor]:
-        return _batch(student, data, step, options, generator, teacher)
+        return _batch(student, data, rows(step), options, generator, teacher)
 
     def later(step: int) -> tuple[Tensor, Tensor]:
         return batches(step + early)
@@ -132,7 +108,6 @@ def train_student(
         if early and teacher is not None:
             part = checkpoints and checkpoints.part("boundaries")
             _learn_boundaries(student, teacher, batches, early, options, generator, part)
-        best = Best(start, untrained)
         _learn_logits(student, later, late, options, generator, checkpoints, heldout, best)
     student.is_new = False
     student.eval()
@@ -144,20 +119,29 @@ def _phases(options: DistillationOptions) -> tuple[int, int]:
     return early, options.steps - early
 
 
+def _rows(
+    data: SyntheticSet | OnTheFlySet, options: DistillationOptions, generator: torch.Generator
+) -> Callable[[int], Tensor]:
+    """Which rows of the data a step learns from."""
+    size = options.batch_size
+    if not isinstance(data, SyntheticSet):
+        return lambda step: torch.arange(step * size, (step + 1) * size)
+    if not options.balanced:
+        return lambda step: torch.randint(len(data), (size,), generator=generator)
+    weights = class_balance(data.logits)
+    return lambda step: draw_rows(weights, size, generator)
+
+
 def _batch(
     student: Classifier,
     data: SyntheticSet | OnTheFlySet,
-    step: int,
+    rows: Tensor,
     options: DistillationOptions,
     generator: torch.Generator,
     teacher: Teacher | None,
 ) -> tuple[Tensor, Tensor]:
     """The inputs of a step and the teacher's logits, on the student's device."""
-    size, device = options.batch_size, next(student.parameters()).device
-    if isinstance(data, SyntheticSet):
-        rows = torch.randint(len(data), (size,), generator=generator)
-    else:
-        rows = torch.arange(step * size, (step + 1) * size)
+    device = next(student.parameters()).device
     x, logits, _ = (t.to(device) for t in data.batch(rows))
     if options.mixup > 0 and teacher is not None:
         x = mix(x, options.mixup, generator)
@@ -204,14 +188,15 @@ def _learn_boundaries(
         [*student.parameters(), *loss.parameters()], learning_rate(options, student)
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    _keep_layout(optimizer)
+    keep_layout(optimizer)
     parts: dict[str, Stateful] = {
         "student": student,
         "connectors": loss,
         "optimizer": optimizer,
         "schedule": schedule,
     }
-    loop = TrainingLoop(_title(checkpoints), steps, parts, generator, optimizer, checkpoints)
+    title, result = _title(checkpoints), ["student"]
+    loop = TrainingLoop(title, steps, parts, generator, optimizer, checkpoints, result)
     for step in loop:
         x, _ = batches(step)
         with loss.observe(student, teacher) as features:
@@ -259,7 +244,8 @@ def _learn_logits(
     averaged = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(options.ema)).eval()
     optimizer = torch.optim.Adam(student.parameters(), learning_rate(options, student))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    _keep_layout(optimizer)
+    keep_layout(optimizer)
+    best.net = averaged.module
     parts: dict[str, Stateful] = {
         "student": student,
         "averaged": averaged,
@@ -267,7 +253,8 @@ def _learn_logits(
         "schedule": schedule,
         "best": best,
     }
-    loop = TrainingLoop(_title(checkpoints), steps, parts, generator, optimizer, checkpoints)
+    title, result = _title(checkpoints), ["averaged" if heldout is None else "best"]
+    loop = TrainingLoop(title, steps, parts, generator, optimizer, checkpoints, result)
     for step in loop:
         x, target = batches(step)
         loss = divergence(student(x), target, options.temperature)
@@ -281,7 +268,7 @@ def _learn_logits(
             averaged.update_parameters(student)
         is_last = step + 1 == steps
         if heldout is not None and ((step + 1) % options.check_every == 0 or is_last):
-            best.offer(averaged.module, agreement(averaged.module, heldout, half="even"))
+            best.offer(agreement(averaged.module, heldout, half="even"))
             if options.patience is not None and best.stale >= options.patience:
                 loop.stop()
     student.load_state_dict(averaged.module.state_dict() if heldout is None else best.weights)
@@ -289,18 +276,6 @@ def _learn_logits(
 
 def _title(checkpoints: Checkpoints | None) -> str:
     return f"train {checkpoints.stage if checkpoints else 'the student'}"
-
-
-def _keep_layout(optimizer: torch.optim.Optimizer) -> None:
-    """Gives moments read from a file the memory layout of their parameters, as if never stopped."""
-
-    def rearrange(optimizer: torch.optim.Optimizer) -> None:
-        for parameter, state in optimizer.state.items():
-            for key, value in state.items():
-                if value.shape == parameter.shape:
-                    state[key] = torch.empty_like(parameter, requires_grad=False).copy_(value)
-
-    optimizer.register_load_state_dict_post_hook(rearrange)
 
 
 def distance(weights: Iterable[Tensor], start: Sequence[Tensor]) -> Tensor:

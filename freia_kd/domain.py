@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -53,8 +54,31 @@ class Domain:
                 raise ValueError(
                     f"Expected {field} with 1 or {self.shape[0]} entries; got {values}."
                 )
-        if not all(s > 0 for s in self.std):
+        if not all(0 < s < math.inf for s in self.std):
             raise ValueError(f"Expected a positive std; got {self.std}.")
+        if not all(map(math.isfinite, self.mean)):
+            raise ValueError(f"Expected finite means; got {self.mean}.")
+        if self.is_image:
+            self._expect_pixels()
+
+    def _expect_pixels(self) -> None:
+        """Raises unless pixels in [0, 1] can have the mean and std (or the std is 1, for none)."""
+        if min(self.mean) >= 0 and max(self.mean) <= 1 and all(map(_is_std, self.std)):
+            return
+        message = (
+            "Expected means between 0 and 1 and stds of at most 0.5 (or 1, for none), of pixels "
+            f"in [0, 1]; got mean {_listed(self.mean)} and std {_listed(self.std)}."
+        )
+        scaled = [
+            tuple(v / 255 for v in values) if max(values) > 1 else values
+            for values in (self.mean, self.std)
+        ]
+        if min(scaled[0]) >= 0 and max(scaled[0]) <= 1 and all(map(_is_std, scaled[1])):
+            message += (
+                " Those seem to be of pixels from 0 to 255; divided by 255 they are "
+                f"mean {_listed(scaled[0])} and std {_listed(scaled[1])}."
+            )
+        raise ValueError(message)
 
     @property
     def is_image(self) -> bool:
@@ -116,6 +140,15 @@ class Domain:
             return cls(**fields)
         except TypeError as error:
             raise ValueError(f"Not a domain: {fields!r} ({error}).") from error
+
+
+def _is_std(value: float) -> bool:
+    """Whether it can be the std of pixels in [0, 1], give or take rounding, or is 1."""
+    return value <= 0.51 or value == 1
+
+
+def _listed(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:.4g}" for value in values)
 
 
 # Inputs are 32 x 32, as in KegNet and BDNF (28 x 28 sets and the 8 x 8 digits are resized).

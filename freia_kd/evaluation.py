@@ -11,6 +11,7 @@ from .data.datasets import LabelledData
 from .data.synthetic import SyntheticSet
 from .modes import evaluating
 
+ONE_SIDED = 0.95  # the share of one answer from which on agreeing shows nothing
 BATCH_SIZE = 128  # larger batches are slower on CPUs
 
 
@@ -30,6 +31,16 @@ def share_equal(ours: Tensor, theirs: Tensor) -> float:
         0.75
     """
     return ours.eq(theirs).double().mean().item()
+
+
+def commonest(answers: Tensor) -> float:
+    """The share of inputs to which the commonest answer is given, of class indices `(N,)`.
+
+    Example:
+        >>> commonest(torch.tensor([3, 3, 1, 3]))
+        0.75
+    """
+    return answers.bincount().max().item() / len(answers)
 
 
 def accuracy(classifier: nn.Module, data: LabelledData) -> float:

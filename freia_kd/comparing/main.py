@@ -123,6 +123,12 @@ def compare(
         resume=resume,
         progress=progress,
     )
+    with opened.run.locked():
+        return ComparisonResult(opened.run.folder, _run(opened, workers, executor))
+
+
+def _run(opened: Opened, workers: int | None, executor: Executor | None) -> Comparison:
+    """Runs the trials that have not run, and writes what came out."""
     ended = run_all(opened.run, opened.trials, "trials", workers, executor)
     failed = {trial.title: error for trial, error in ended}
     trials = [trial for trial in opened.trials if trial.title not in failed]
@@ -131,7 +137,7 @@ def compare(
         raise TrainingError(f"Every method failed; the first: {title}: {error}")
     comparison = _compare(opened, trials, failed)
     write_comparison(opened.run.folder, comparison)
-    return ComparisonResult(opened.run.folder, comparison)
+    return comparison
 
 
 def _compare(opened: Opened, trials: Sequence[Trial], failed: dict[str, str]) -> Comparison:

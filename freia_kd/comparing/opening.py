@@ -30,8 +30,9 @@ from ..errors import UsageError
 from ..job.opening import fingerprint, fingerprint_of
 from ..runs import Run
 from ..students import StudentSpec, as_specs
+from ..synthesizers.answers import check_answers
 from ..synthesizers.contract import Synthesizer
-from ..teachers import Teacher
+from ..teachers import Teacher, is_published
 from ..training import Progress
 from .methods import BASELINE, REFERENCE, Method, Methods, build_methods, choose_methods
 from .runner import worker_faults
@@ -142,11 +143,16 @@ def open_comparison(
     specs = [spec.changed(bn=spec.bn or sizes.bn) for spec in specs]
     for spec in specs:
         spec.check(taught)
+    if evaluation is not None:
+        evaluation.check(taught.domain)
+    check_answers(taught, progress)
     few = None if samples is None else _load_samples(samples, taught.domain)
     methods, refused = choose_methods(methods, taught, few)
     real = evaluation.load(taught.domain, "train") if reference and evaluation else None
     # Whatever runs a trial may have another working directory.
-    given = teacher if isinstance(teacher, Teacher) else Path(teacher).absolute()
+    given = teacher
+    if not isinstance(teacher, Teacher) and not is_published(teacher):
+        given = Path(teacher).absolute()
     config = ComparisonConfig(
         teacher="in memory" if isinstance(teacher, Teacher) else os.fspath(teacher),
         teacher_sha256=fingerprint(taught.state_dict()),
@@ -195,6 +201,11 @@ def _remembered(run: Run) -> RealData | None:
     if source is not None and source["source"] is None:
         raise UsageError(
             "The evaluation data of this comparison were in memory; pass them again, as eval_data=."
+        )
+    if source is not None and ":" in source["source"] and not Path(source["source"]).exists():
+        raise UsageError(  # importing what a file names would run it
+            f"This comparison used data that are code of its own, --eval-data {source['source']}; "
+            "if you trust that code, pass the option again."
         )
     return None if source is None else RealData(**source)
 

@@ -122,8 +122,9 @@ class Trial:
         if self.result is not None:
             return
         job = self.open(progress)
-        (compress_students if self.method.kind == "baseline" else make_students)(job)
-        write_json(self.folder / RESULT, asdict(self._summary(job)))
+        with job.run.locked():
+            (compress_students if self.method.kind == "baseline" else make_students)(job)
+            write_json(self.folder / RESULT, asdict(self._summary(job)))
         spent = [*self.folder.glob("synthetic*/train")]
         for folder in [
             *spent,

@@ -2,7 +2,7 @@
 
 from .batchnorm import batchnorm_layers, match_batchnorm
 from .comparison import Comparison, compare_costs
-from .cost import Latency, count_macs, count_parameters, measure_latencies
+from .cost import Latency, Speed, count_macs, count_parameters, measure_latencies
 from .loading import load_classifier, load_teacher
 from .method import (
     Compressed,
@@ -27,6 +27,7 @@ __all__ = [
     "Plan",
     "Prune",
     "Quantize",
+    "Speed",
     "Step",
     "Tucker",
     "apply_plan",

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import nn
 
 from .cost import (
     Latency,
+    LayerUse,
+    Speed,
     count_macs,
     count_parameters,
     file_bytes,
-    measure_latencies,
+    latency_of,
     peak_bytes,
+    time_rounds,
     trace_layers,
 )
 from .quantize.layers import FakeQuantized
@@ -52,6 +55,7 @@ class LayerCosts:
         parameters: Parameters before and after.
         macs: Multiply-accumulates before and after.
         latency: Latency of the layer alone before and after.
+        speed: How much faster it is alone.
     """
 
     name: str
@@ -60,6 +64,7 @@ class LayerCosts:
     parameters: tuple[int, int]
     macs: tuple[int, int]
     latency: tuple[Latency, Latency]
+    speed: Speed | None = None
 
 
 @dataclass(frozen=True)
@@ -71,12 +76,14 @@ class Comparison:
         after: The costs of the student.
         layers: The costs of each compressed layer.
         warnings: What fewer multiply-accumulates did not buy here, in plain words.
+        speed: How much faster the student is, by batch size.
     """
 
     before: Costs
     after: Costs
     layers: tuple[LayerCosts, ...]
     warnings: tuple[str, ...]
+    speed: dict[int, Speed] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON types; batch sizes become text."""
@@ -85,21 +92,28 @@ class Comparison:
 
 def compare_costs(
     before: nn.Module,
-    after: nn.Module,
+    afters: Sequence[nn.Module],
     shape: Sequence[int],
     batches: Sequence[int] = (1, 64),
     seconds: float = 0.5,
-    by_layer: bool = True,
-) -> Comparison:
-    """Measures two nets side by side, and every layer that differs.
+    by_layer: Sequence[bool] | None = None,
+) -> list[Comparison]:
+    """Measures a net and what was made of it side by side, and every layer that differs.
+
+    All nets, and then all forms of a layer, take turns; so the teacher has one latency, and a layer
+    of it one, whatever it is compared with.
 
     Arguments:
         before: The teacher.
-        after: The student that compression made of it: layers keep their names. Or another net.
+        afters: The students that compression made of it: layers keep their names. Or other nets.
         shape: The shape of one input, without the batch.
         batches: The batch sizes at which to measure latency and memory.
-        seconds: About how long to time each net at each batch size; a fifth of it per layer.
-        by_layer: Whether to compare layers, which makes sense only of the same architecture.
+        seconds: About how long to time each net at each batch size; a tenth of it per layer.
+        by_layer: For each student whether its layers are compared, which makes sense only of the
+            teacher's own; by default they are.
+
+    Returns:
+        The costs of each student beside those of the teacher.
 
     Raises:
         ValueError: If a net rejects inputs of that shape.
@@ -109,56 +123,74 @@ def compare_costs(
         >>> from freia_kd.compression import Tucker
         >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
         >>> small = Tucker(layers={"0": 8}).apply(net, torch.zeros(1, 64)).net
-        >>> compared = compare_costs(net, small, (64,), seconds=0.01)
+        >>> (compared,) = compare_costs(net, [small], (64,), seconds=0.01)
         >>> compared.before.macs, compared.after.macs, compared.layers[0].ranks
         (4736, 1664, (8,))
         >>> compared.layers[0].change
         'low rank'
     """
-    latency = {
-        batch: measure_latencies([before, after], shape, batch, seconds) for batch in batches
-    }
+    by_layer = [True] * len(afters) if by_layer is None else by_layer
+    nets = [before, *afters]
+    times = {b: time_rounds(nets, [shape] * len(nets), b, seconds) for b in batches}
     costs = [
         Costs(
             count_parameters(net),
             count_macs(net, shape),
             file_bytes(net),
             {batch: peak_bytes(net, shape, batch) for batch in batches},
-            {batch: latency[batch][i] for batch in batches},
+            {batch: latency_of(times[batch][i], batch) for batch in batches},
         )
-        for i, net in enumerate((before, after))
+        for i, net in enumerate(nets)
     ]
-    layers = _compare_layers(before, after, shape, seconds / 5) if by_layer else ()
-    return Comparison(costs[0], costs[1], layers, _warnings(costs[0], costs[1], layers))
+    similar = [after if same else before for after, same in zip(afters, by_layer, strict=True)]
+    layers = _compare_layers(before, similar, shape, seconds / 10)
+    found = []
+    for i, own in enumerate(layers, 1):
+        speed = {batch: Speed.of(times[batch][0], times[batch][i]) for batch in batches}
+        said = _warnings(costs[0], costs[i], speed, own)
+        found.append(Comparison(costs[0], costs[i], own, said, speed))
+    return found
 
 
 def _compare_layers(
-    before: nn.Module, after: nn.Module, shape: Sequence[int], seconds: float
-) -> tuple[LayerCosts, ...]:
-    rows = []
-    uses = trace_layers(after, shape)
+    before: nn.Module, afters: Sequence[nn.Module], shape: Sequence[int], seconds: float
+) -> list[tuple[LayerCosts, ...]]:
+    """The layers that differ, of each student; those of the teacher are timed once."""
+    rows: list[list[LayerCosts]] = [[] for _ in afters]
+    traced = [trace_layers(after, shape) for after in afters]
     for name, use in trace_layers(before, shape).items():
-        old, new = before.get_submodule(name), after.get_submodule(name)
-        change = _change(old, new)
-        if not use.calls or not change:
+        old = before.get_submodule(name)
+        changed = [
+            (i, new, uses[f"{name}.0" if isinstance(new, nn.Sequential) else name])
+            for i, uses in enumerate(traced)
+            if use.calls and _change(old, new := afters[i].get_submodule(name))
+        ]
+        if not changed:
             continue
-        first = uses[f"{name}.0" if isinstance(new, nn.Sequential) else name]
-        inputs = [s[1:] for s in first.inputs]
-        before_ms, after_ms = (
-            measure_latencies([layer], size, seconds=seconds / 2)[0]
-            for layer, size in ((old, use.inputs[0][1:]), (new, inputs[0]))
-        )
-        rows.append(
-            LayerCosts(
-                name,
-                _ranks(old, new) if isinstance(new, nn.Sequential) else (),
-                change,
-                (count_parameters(old), count_parameters(new)),
-                (use.macs, sum(count_macs(new, s) for s in inputs)),
-                (before_ms, after_ms),
-            )
-        )
-    return tuple(rows)
+        shapes = [u.inputs[0][1:] for u in (use, *(u for _, _, u in changed))]
+        own, *times = time_rounds([old, *(new for _, new, _ in changed)], shapes, 1, seconds)
+        for (i, new, new_use), measured in zip(changed, times, strict=True):
+            rows[i].append(_compare_layer(name, (old, new), (use, new_use), (own, measured)))
+    return [tuple(own) for own in rows]
+
+
+def _compare_layer(
+    name: str,
+    layers: tuple[nn.Module, nn.Module],
+    uses: tuple[LayerUse, LayerUse],
+    times: tuple[Sequence[float], Sequence[float]],
+) -> LayerCosts:
+    """One layer before and after, from how the nets use it and how long it took in each round."""
+    old, new = layers
+    return LayerCosts(
+        name=name,
+        ranks=_ranks(old, new) if isinstance(new, nn.Sequential) else (),
+        change=_change(old, new),
+        parameters=(count_parameters(old), count_parameters(new)),
+        macs=(uses[0].macs, sum(count_macs(new, s[1:]) for s in uses[1].inputs)),
+        latency=(latency_of(times[0], 1), latency_of(times[1], 1)),
+        speed=Speed.of(*times),
+    )
 
 
 def _change(old: Any, new: Any) -> str:
@@ -182,35 +214,31 @@ def _ranks(old: Any, new: Any) -> tuple[int, ...]:
     return ins, outs
 
 
-def _warnings(before: Costs, after: Costs, layers: Sequence[LayerCosts]) -> tuple[str, ...]:
+def _warnings(
+    before: Costs, after: Costs, speed: Mapping[int, Speed], layers: Sequence[LayerCosts]
+) -> tuple[str, ...]:
     """Where fewer multiply-accumulates do not mean faster, or fewer parameters not smaller."""
-    found = []
-    share = after.macs / before.macs if before.macs else 1.0
     if any("int8" in row.change for row in layers):
         return (
             "Its integers are computed in floating point here, so that these times and this memory "
             "say nothing of eight-bit hardware: a file by `freiakd export` does, in its runtime.",
         )
-    for batch, old in before.latency.items():
-        new = after.latency[batch]
-        times = f"{old.median:.2f} ms before, {new.median:.2f} ms after"
-        if share < 1 and new.median >= old.median:
-            why = "its layers are more and smaller, and each" if layers else "each layer"
+    found = []
+    share = after.macs / before.macs if before.macs else 1.0
+    for batch, gain in speed.items():
+        if share < 1 and gain.low <= 1:
+            said = "is slower" if gain.high < 1 else "shows no measurable gain in speed"
             found.append(
-                f"The student needs {share:.0%} of the multiply-accumulates but is not faster here "
-                f"at batch {batch} ({times}): {why} has a cost of its own."
-            )
-        elif share < 1 and new.high > old.low:
-            found.append(
-                f"At batch {batch} the student's gain in speed is within the spread of the "
-                f"measurements here ({times})."
+                f"The student needs {share:.0%} of the multiply-accumulates but {said} here at "
+                f"batch {batch}: {gain.low:.2f} to {gain.high:.2f} times the teacher's speed, in "
+                f"{gain.rounds:,} rounds."
             )
     if share > 1:
         found.append(f"The student needs {share:.0%} of the teacher's multiply-accumulates: more.")
     slower = [
         f"{row.name} ({row.latency[0].median:.3f} to {row.latency[1].median:.3f} ms)"
         for row in layers
-        if row.latency[1].low > row.latency[0].high
+        if row.speed is not None and row.speed.high < 1
     ]
     if slower:
         found.append(

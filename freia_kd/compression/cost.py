@@ -41,6 +41,54 @@ class Latency:
     repeats: int
 
 
+MIN_ROUNDS = 11  # of passes in turn; with fewer the interval of a median is hardly one
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How many times faster one net is than another, from passes that took turns.
+
+    Arguments:
+        ratio: The median over rounds of its speed divided by the other's, above 1 if it is faster.
+        low: The lower end of the 95 % interval of that median.
+        high: The upper end.
+        rounds: How many rounds there were.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    rounds: int
+
+    @property
+    def is_measurable(self) -> bool:
+        """Whether the interval leaves out equal speed."""
+        return self.low > 1 or self.high < 1
+
+    @classmethod
+    def of(cls, before: Sequence[float], after: Sequence[float]) -> Speed:
+        """From the times of both in each round; what slows a round down slows both alike.
+
+        The interval holds for any distribution: its ends are order statistics of the ratios, which
+        the median leaves on one side with a probability below 2.5 %.
+
+        Arguments:
+            before: The times of the other net.
+            after: The times of this one, in the same rounds.
+
+        Example:
+            >>> Speed.of([2.0] * 20, [1.0] * 19 + [4.0])
+            Speed(ratio=2.0, low=2.0, high=2.0, rounds=20)
+        """
+        from scipy.stats import binom
+
+        ratios = np.sort(np.asarray(before) / np.asarray(after))
+        count = len(ratios)
+        cut = max(int(binom.ppf(0.025, count, 0.5)), 1) - 1
+        low, high = ratios[cut], ratios[count - 1 - cut]
+        return cls(float(np.median(ratios)), float(low), float(high), count)
+
+
 def count_parameters(net: nn.Module) -> int:
     """The number of parameters, those that are shared counted once.
 
@@ -141,22 +189,41 @@ def measure_latencies(
         nets: The nets, put back into the modes they were in.
         shape: The shape of one input, without the batch.
         batch: The number of inputs in a pass.
-        seconds: About how long to measure each net (at least 5 passes are timed).
+        seconds: About how long to measure each net (at least `MIN_ROUNDS` passes are timed).
 
     Raises:
         ValueError: If a net rejects inputs of that shape.
     """
-    inputs = [example_input(net, shape, batch) for net in nets]
+    return [latency_of(t, batch) for t in time_rounds(nets, [shape] * len(nets), batch, seconds)]
+
+
+def time_rounds(
+    nets: Sequence[nn.Module], shapes: Sequence[Sequence[int]], batch: int, seconds: float
+) -> list[list[float]]:
+    """The milliseconds of each net in each round, in which all take a turn; then in reverse.
+
+    Arguments:
+        nets: The nets, put back into the modes they were in.
+        shapes: For each net the shape of one input, without the batch.
+        batch: The number of inputs in a pass.
+        seconds: As of :func:`measure_latencies`.
+
+    Raises:
+        ValueError: If a net rejects inputs of its shape.
+    """
+    inputs = [example_input(net, shape, batch) for net, shape in zip(nets, shapes, strict=True)]
     times: list[list[float]] = [[] for _ in nets]
+    turns = list(zip(nets, inputs, times, strict=True))
     with evaluating(*nets):
-        for net, x in zip(nets, inputs, strict=True):
+        for net, x, _ in turns:
             for _ in range(2):
                 _run(net, x)
         start = time.perf_counter()
-        while len(times[0]) < 5 or time.perf_counter() - start < seconds * len(nets):
-            for net, x, measured in zip(nets, inputs, times, strict=True):
+        while len(times[0]) < MIN_ROUNDS or time.perf_counter() - start < seconds * len(nets):
+            for net, x, measured in turns:
                 measured.append(_timed(net, x))
-    return [_latency(measured, batch) for measured in times]
+            turns.reverse()  # so that none always finds the other's caches
+    return times
 
 
 def file_bytes(net: nn.Module) -> int:
@@ -268,6 +335,7 @@ def _synchronize(x: torch.Tensor) -> None:
         torch.cuda.synchronize(x.device)
 
 
-def _latency(times: Sequence[float], batch: int) -> Latency:
+def latency_of(times: Sequence[float], batch: int) -> Latency:
+    """What the times of one net say."""
     low, median, high = np.percentile(times, [10, 50, 90])
     return Latency(float(median), float(low), float(high), batch, len(times))

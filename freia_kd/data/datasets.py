@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from torch.utils.data import Dataset
 from ..domain import DOMAINS, Domain
 from ..errors import UsageError
 from ..registry import Registry
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Split = Literal["train", "test"]
 PathLike = str | os.PathLike[str]
@@ -223,7 +226,8 @@ def fit_domain(data: LabelledData, domain: Domain, resize: bool) -> LabelledData
         data.check(domain)
     except ValueError as error:
         hint = ""
-        if domain.is_image and not resize and data.shape[:1] == domain.shape[:1]:
+        has_size = data.shape != domain.shape and data.shape[:1] == domain.shape[:1]
+        if domain.is_image and not resize and has_size:
             hint = " Pass --resize to resize the images."
         raise UsageError(f"{error}{hint}") from error
     return data
@@ -264,6 +268,26 @@ def stratified(labels: np.ndarray, split: Split, test_share: float = 0.2) -> np.
     rows = np.arange(len(labels))
     parts = train_test_split(rows, test_size=test_share, random_state=0, stratify=labels)
     return parts[split == "test"]
+
+
+def hold_out(data: LabelledData, share: float = 0.1) -> tuple[LabelledData, LabelledData]:
+    """Parts a set in two, of which the second holds a share of every class; always the same ones.
+
+    Where classes are too small for that, the second is a share of all inputs.
+
+    Example:
+        >>> data = LabelledData(torch.rand(40, 2), torch.arange(40) % 2, "two")
+        >>> rest, part = hold_out(data)
+        >>> len(rest), part.labels.tolist()
+        (36, [0, 0, 1, 1])
+    """
+    labels = data.labels.numpy()
+    counts = np.bincount(labels)
+    if counts[counts > 0].min() < 2 or round(share * len(labels)) < (counts > 0).sum():
+        labels = np.zeros_like(labels)
+    rows = [torch.from_numpy(stratified(labels, s, share)).sort().values for s in ("train", "test")]
+    rest, part = (LabelledData(data.inputs[r], data.labels[r], data.name) for r in rows)
+    return rest, part
 
 
 def mnist(split: Split, root: Path, download: bool) -> LabelledData:
@@ -322,8 +346,7 @@ def read_folder(
 
     Colours become grey where the domain has one channel, and grey becomes colours.
     """
-    if (folder / "train").is_dir() and (folder / "test").is_dir():
-        folder = folder / split
+    folder = split_folder(folder, split)
     labels = _label_files(folder, domain)
     if domain is not None and not domain.is_image:
         raise UsageError(f"Expected vectors of shape {domain.shape}; {folder} is a folder.")
@@ -342,6 +365,12 @@ def read_folder(
         _refuse(folder, faults)
     indices = torch.tensor(list(labels.values()))
     return LabelledData(torch.stack(images), indices, str(folder))
+
+
+def split_folder(folder: Path, split: Split) -> Path:
+    """The subfolder of a split, where there is one for each; else the folder itself."""
+    parted = (folder / "train").is_dir() and (folder / "test").is_dir()
+    return folder / split if parted else folder
 
 
 def _refuse(folder: Path, faults: list[str]) -> None:
@@ -411,23 +440,25 @@ def _read_image(path: Path, domain: Domain | None, resize: bool) -> Tensor:
     from PIL import Image
 
     with Image.open(path) as image:
-        image.load()
-        if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
-            raise ValueError(f"expected 8 bits a channel; got mode {image.mode}")
-        channels = domain.shape[0] if domain else (1 if image.mode in ("1", "L", "LA") else 3)
-        if channels not in (1, 3):
-            raise ValueError(f"an image file has 1 or 3 channels; expected {channels}")
+        channels = _check_image(image, domain, resize)
         pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
     tensor = torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
-    if domain is None or tuple(tensor.shape) == domain.shape:
-        return tensor
-    if not resize:
-        height, width = domain.shape[1:]
+    return tensor if domain is None else resize_images(tensor[None], domain.shape[1:])[0]
+
+
+def _check_image(image: Image.Image, domain: Domain | None, resize: bool) -> int:
+    """The channels that an image file is read with; raises `ValueError` if it cannot be."""
+    if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
+        raise ValueError(f"expected 8 bits a channel; got mode {image.mode}")
+    channels = domain.shape[0] if domain else (1 if image.mode in ("1", "L", "LA") else 3)
+    if channels not in (1, 3):
+        raise ValueError(f"an image file has 1 or 3 channels; expected {channels}")
+    if domain is not None and not resize and image.size != domain.shape[:0:-1]:
+        (height, width), (got_width, got_height) = domain.shape[1:], image.size
         raise ValueError(
-            f"expected {height}x{width} pixels; got {tensor.shape[1]}x{tensor.shape[2]} "
-            "(--resize resizes it)"
+            f"expected {height}x{width} pixels; got {got_height}x{got_width} (--resize resizes it)"
         )
-    return resize_images(tensor[None], domain.shape[1:])[0]
+    return channels
 
 
 # --- npz files ---
@@ -463,20 +494,30 @@ def _read_arrays(path: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
     try:
         # numpy leaves a file open that it opened itself and could not read.
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
-            names = [
-                next((n for n in (a, b, f"{a}_{split}", f"{b}_{split}") if n in file), None)
-                for a, b in (("x", "images"), ("y", "labels"))
-            ]
-            if None in names:
-                raise UsageError(
-                    f"{path}: expected arrays x or images, and y or labels; "
-                    f"got {', '.join(file) or 'none'}."
-                )
-            return file[names[0]], file[names[1]]
+            x, y = array_names(path, list(file), split)
+            return file[x], file[y]
     except UsageError:
         raise
     except (OSError, EOFError, ValueError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise UsageError(f"{path} is not a sound .npz file of plain arrays ({error}).") from error
+
+
+def array_names(path: Path, names: list[str], split: Split) -> tuple[str, str]:
+    """The names of inputs and labels among those in a file .npz.
+
+    Raises:
+        UsageError: If one is missing.
+    """
+    x, y = (
+        next((n for n in (a, b, f"{a}_{split}", f"{b}_{split}") if n in names), None)
+        for a, b in (("x", "images"), ("y", "labels"))
+    )
+    if x is None or y is None:
+        raise UsageError(
+            f"{path}: expected arrays x or images, and y or labels; "
+            f"got {', '.join(names) or 'none'}."
+        )
+    return x, y
 
 
 def _channels_last(shape: tuple[int, ...], domain: Domain | None) -> bool:

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from ..domain import Domain
 from ..errors import UsageError
 from .datasets import DATASETS, LabelledData, Split, fit_domain, load_dataset
+from .preview import check_data
 
 PathLike = str | os.PathLike[str]
 Source = PathLike | LabelledData | Dataset[Any]
@@ -58,12 +59,22 @@ class RealData:
             "resize": self.resize,
         }
 
-    def check(self) -> None:
-        """Raises unless there seem to be such data, without reading them.
+    def check(self, domain: Domain | None = None, split: Split = "test") -> None:
+        """Raises unless there seem to be such data, without reading their inputs.
+
+        Arguments:
+            domain: What they must fit, as far as names, headers and labels tell
+                (:func:`~freia_kd.data.preview.check_data`); data in memory are not looked at.
+            split: The part that is meant.
 
         Raises:
-            UsageError: If there are none.
+            UsageError: If there are none, or they do not fit.
         """
+        self._expect_source()
+        if domain is not None and not isinstance(self.source, Dataset):
+            check_data(self.source, domain, split, self.resize)
+
+    def _expect_source(self) -> None:
         source = self.source
         if isinstance(source, Dataset):
             if not isinstance(source, Sized) or not hasattr(source, "__getitem__"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,14 @@ class SyntheticWriter:
 
     @property
     def shards(self) -> int:
-        """How many whole shards this worker has written."""
-        return len(list(self.folder.glob(f"shard-{self.worker:03d}-*.json")))
+        """The number of the shard that is next: the first that this worker has not yet written."""
+        number = 0
+        while shard_path(self.folder, number, self.worker).exists():
+            number += 1
+        return number
 
     def append(self, inputs: Tensor, logits: Tensor, conditions: Tensor) -> None:
-        """Writes one shard.
+        """Writes one shard, the first that there is not yet.
 
         Arguments:
             inputs: Quantised inputs with shape `(N, *shape)`: uint8 images (see
@@ -60,16 +64,41 @@ class SyntheticWriter:
             logits: The teacher's logits on these inputs, with shape `(N, classes)`.
             conditions: Class indices `(N,)` or soft labels `(N, classes)`.
         """
-        stem = f"shard-{self.worker:03d}-{self.shards:05d}"
+        record, sums = shard_path(self.folder, self.shards, self.worker), {}
         for name, value in zip(_ARRAYS, (inputs, logits, conditions), strict=True):
-            path = self.folder / f"{stem}.{name}.npy"
+            path = record.with_suffix(f".{name}.npy")
             with atomic(path) as temporary:
                 try:
                     np.save(temporary, value.cpu().numpy())
                 except OSError as error:  # numpy counts bytes, and says neither where nor why
                     reason = error.strerror or f"The disk may be full ({error})"
                     raise OSError(error.errno or errno.ENOSPC, reason, str(path)) from error
-        write_json(self.folder / f"{stem}.json", {"count": len(inputs)})
+                sums[name] = _checksum(temporary)
+        write_json(record, {"count": len(inputs), "crc32": sums})
+
+
+def shard_path(folder: Path, number: int, worker: int = 0) -> Path:
+    """The file of a shard without which it does not count."""
+    return folder / f"shard-{worker:03d}-{number:05d}.json"
+
+
+def check_shard(record: Path) -> None:
+    """Reads a shard whole.
+
+    Arguments:
+        record: The file by which it counts, :func:`shard_path`.
+
+    Raises:
+        CheckpointError: If its files are not what was written.
+    """
+    said = _read_json(record)
+    sums = said.get("crc32") if isinstance(said, dict) else None
+    for name in _ARRAYS:
+        path = record.with_suffix(f".{name}.npy")
+        if not path.exists():
+            raise CheckpointError(f"Its file {path.name} is missing.")
+        if not isinstance(sums, dict) or _checksum(path) != sums.get(name):
+            raise CheckpointError(f"Its file {path.name} is not what was written.")
 
 
 class SyntheticSet(Dataset):
@@ -109,6 +138,11 @@ class SyntheticSet(Dataset):
         inputs, logits, conditions = self.batch(torch.tensor([index]))
         return inputs[0], logits[0], conditions[0]
 
+    @property
+    def logits(self) -> list[np.ndarray]:
+        """The teacher's logits `(n, classes)` of each shard, as memory maps."""
+        return [shard[_ARRAYS.index("logits")] for shard in self.shards]
+
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs (pixels in [0, 1] for images), teacher logits and conditions at `indices` `(B,)`.
 
@@ -140,6 +174,15 @@ def quantise(x: Tensor) -> Tensor:
 def dequantise(x: Tensor) -> Tensor:
     """uint8 to pixels in [0, 1]; floats stay as they are."""
     return x.float() / 255 if x.dtype == torch.uint8 else x
+
+
+def _checksum(path: Path) -> int:
+    """The CRC-32 of a file's bytes, which finds damage, not malice."""
+    value = 0
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            value = zlib.crc32(part, value)
+    return value
 
 
 def _read_json(path: Path) -> Any:

@@ -205,28 +205,29 @@ def table1(
         run = Run.create(out, "table1", config, progress)
     trials: dict[tuple[str, str, int], Trial] = {}
     failed: dict[str, str] = {}
-    for seed in range(seeds):
-        new = {
-            (name, row, seed): make_trial(run, name, row, seed, preset, sets[name], device)
-            for name in names
-            for row in APPROACHES
-        }
-        for name in names:
-            _train_teacher(run, name, seed, preset, sets[name], chosen)
-        trials |= new
-        ended = run_all(run, [*new.values()], f"trials {seed}", workers, executor)
-        failed |= {trial.title: error for trial, error in ended}
-        tests = {n: load_dataset(n, DOMAINS[n], "test", data_root, download) for n in names}
-        options = {**config, "data": names, "seeds": seed + 1}
-        result = TableResult(
-            parts={n: _part(run, n, seed + 1, trials, tests[n]) for n in names},
-            preset=preset,
-            seeds=seed + 1,
-            failed=failed,
-            seconds=run.record.seconds,
-            provenance=provenance.record(options, chosen),
-        )
-        write_table1(run.folder, result)
+    with run.locked():
+        for seed in range(seeds):
+            new = {
+                (name, row, seed): make_trial(run, name, row, seed, preset, sets[name], device)
+                for name in names
+                for row in APPROACHES
+            }
+            for name in names:
+                _train_teacher(run, name, seed, preset, sets[name], chosen)
+            trials |= new
+            ended = run_all(run, [*new.values()], f"trials {seed}", workers, executor)
+            failed |= {trial.title: error for trial, error in ended}
+            tests = {n: load_dataset(n, DOMAINS[n], "test", data_root, download) for n in names}
+            options = {**config, "data": names, "seeds": seed + 1}
+            result = TableResult(
+                parts={n: _part(run, n, seed + 1, trials, tests[n]) for n in names},
+                preset=preset,
+                seeds=seed + 1,
+                failed=failed,
+                seconds=run.record.seconds,
+                provenance=provenance.record(options, chosen),
+            )
+            write_table1(run.folder, result)
     return result
 
 

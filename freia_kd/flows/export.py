@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..optional import require
 from .blocks import Conv1x1
 from .contract import ConditionalFlow
 
@@ -57,13 +58,7 @@ def export_decoder(flow: ConditionalFlow, path: str | Path) -> Path:
     Raises:
         ImportError: If the extra `onnx` is missing.
     """
-    try:
-        import onnxscript  # noqa: F401 - what PyTorch's exporter needs
-    except ImportError as error:
-        raise ImportError(
-            "Expected the library onnxscript, which is not installed; install it by "
-            "`pip install 'freia_kd[onnx]'`."
-        ) from error
+    require("onnxscript", "onnx")  # what PyTorch's exporter needs
     decoder = Decoder(flow)
     z = torch.zeros(2, *flow.shape, dtype=flow.dtype, device=flow.device)
     batch = torch.export.Dim("batch", min=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +71,7 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
     "mapping": lambda v: isinstance(v, dict),
     "kind": lambda v: isinstance(v, str) and v in KINDS,
 }
+TRUSTED = ("FrEIA", "freia_kd")  # whose modules a file may name
 
 
 def read_flow(path: str | Path, domain: Domain, base: Base | None = None) -> INNFlow:
@@ -96,8 +98,9 @@ def read_flow(path: str | Path, domain: Domain, base: Base | None = None) -> INN
 
     Further layers are `dct`, `permute` (a fixed random permutation of the channels, another one
     each time) and `swap` (the halves of the channels). All but `permute`, `swap`, `dct` and
-    rotations start as the identity. A module by `path` is imported, and must be a subclass of
-    FrEIA's `InvertibleModule`; the file itself is read by `yaml.safe_load`.
+    rotations start as the identity. A module by `path` must be a subclass of FrEIA's
+    `InvertibleModule`, from FrEIA, from this package, or from a module that has been imported
+    already: nothing is imported because the file names it. The file is read by `yaml.safe_load`.
 
     Arguments:
         path: The file.
@@ -110,7 +113,7 @@ def read_flow(path: str | Path, domain: Domain, base: Base | None = None) -> INN
     """
     try:
         recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UsageError(f"Cannot read the flow {str(path)!r}: {error}.") from error
     return build_recipe(recipe, domain, base, name=str(path))
 
@@ -264,6 +267,12 @@ class _Reader:
     def module(
         inn: INN, path: str, conditional: bool = False, options: Options | None = None
     ) -> None:
+        module = path.partition(":")[0]
+        if module.partition(".")[0] not in TRUSTED and module not in sys.modules:
+            raise ValueError(
+                f"{path!r} is code that only the file names, which is not imported; make the flow "
+                "in a function, and name that by --flow MODULE:FUNCTION"
+            )
         target = import_object(path)
         if not (inspect.isclass(target) and issubclass(target, InvertibleModule)):
             raise ValueError(f"{path!r} is not a subclass of FrEIA.modules.InvertibleModule")

@@ -2,12 +2,15 @@
 
 from .job import Job, JobConfig
 from .opening import open_job, reopen_job
+from .planning import Plan, make_plan
 from .run import compress_students, make_students, run_extraction, run_job
 
 __all__ = [
     "Job",
     "JobConfig",
+    "Plan",
     "compress_students",
+    "make_plan",
     "make_students",
     "open_job",
     "reopen_job",

@@ -11,6 +11,7 @@ import torch
 from ..config import BatchNormMode, Config, Count, DistillationOptions, PresetName, Size
 from ..data.datasets import LabelledData
 from ..data.sources import RealData
+from ..errors import UsageError
 from ..runs import Run
 from ..students import StudentSpec
 from ..synthesizers.contract import Synthesizer
@@ -99,6 +100,17 @@ class Job:
         students = [file for spec in self.specs for file in self.student_files(spec.name)]
         there = all(file.exists() for file in (self.run / "report.json", *students))
         return same and known and self.run.done("report") and there
+
+    def expect_evaluation(self) -> None:
+        """Raises if the run was measured on data that only memory held, and they are not given.
+
+        Raises:
+            UsageError: If so; the report would lose its accuracies.
+        """
+        if self.evaluation is None and self.run.record.evaluation is not None:
+            raise UsageError(
+                "The evaluation data of this run were in memory; pass them again, as eval_data=."
+            )
 
     def student_files(self, name: str) -> list[Path]:
         """Where a trained student is, each of which rebuilds it alone."""

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ..compression import compare_costs
+from ..compression.comparison import Comparison as CostComparison
 from ..data.datasets import LabelledData
 from ..data.synthetic import SyntheticSet
-from ..evaluation import agreement, predict, share_equal
+from ..evaluation import BATCH_SIZE, agreement, commonest, predict, share_equal
 from ..files import atomic
 from ..report import provenance
 from ..report.schema import (
@@ -28,7 +29,7 @@ from ..report.schema import (
     SynthesizerResult,
     TeacherResult,
 )
-from ..students import StudentSpec
+from ..students import Student, StudentSpec
 from ..teachers import Classifier
 from ..trust import Judge, examine, make_judges, read_calibration
 from .job import Job
@@ -43,8 +44,15 @@ def measure(job: Job) -> Report:
     students, judges = [], make_judges(job.teacher, job.config.seed)
     with job.run.stage("measure"):
         with job.run.progress.stage("measure", len(job.specs)) as stage:
-            for spec in job.specs:
-                students.append(_measure_student(job, spec, judges, data, answers))
+            trained = {spec.name: _trained(job, spec) for spec in job.specs}
+            nets = [steps[-1].classifier.net for steps in trained.values()]
+            own_layers = [spec.arch is None for spec in job.specs]
+            costs = compare_costs(
+                job.teacher.net, nets, job.teacher.domain.shape, by_layer=own_layers
+            )
+            for spec, own in zip(job.specs, costs, strict=True):
+                made, evidence = trained[spec.name], (judges, data, answers)
+                students.append(_measure_student(job, spec, made, own, *evidence))
                 stage.update(len(students), {})
         for suffix in (".pt", ".safetensors"):
             with atomic(job.run / f"student{suffix}") as temporary:
@@ -72,17 +80,22 @@ def measure(job: Job) -> Report:
     )
 
 
+def _trained(job: Job, spec: StudentSpec) -> list[Student]:
+    """A student after the training that followed each of its methods."""
+    return [read_student(job, spec, paths[-1]) for paths in training_stages(job, spec).values()]
+
+
 def _measure_student(
     job: Job,
     spec: StudentSpec,
+    trained: Sequence[Student],
+    costs: CostComparison,
     judges: Sequence[Judge],
     data: LabelledData | None,
     answers: Tensor | None,
 ) -> StudentResult:
     heldout = heldout_set(job.run.folder, spec.name)
-    stages = training_stages(job, spec)
     before = read_student(job, spec, compressed_paths(job, spec)[-1])
-    trained = [read_student(job, spec, paths[-1]) for paths in stages.values()]
     after = trained[-1].classifier
     said = None if data is None else predict(after, data)
     did = [] if spec.arch is None else [f"a new net, {spec.arch}"]
@@ -106,14 +119,13 @@ def _measure_student(
         methods=methods,
         compressed=_scores(before.classifier, heldout, data, answers),
         distilled=_scores(after, heldout, data, answers, said),
-        costs=compare_costs(
-            job.teacher.net, after.net, job.teacher.domain.shape, by_layer=spec.arch is None
-        ),
+        costs=costs,
         gained=_differ(before.classifier, after),
         expected=_expect(job, spec, after, judges),
         change=change,
         per_class=per_class,
         confusion=confusion,
+        commonest=commonest(torch.cat([heldout.batch(r)[1].argmax(1) for r in _odd(heldout)])),
     )
 
 
@@ -131,6 +143,11 @@ def _differ(untrained: Classifier, trained: Classifier) -> bool:
     before, after = untrained.net.state_dict(), trained.net.state_dict()
     same = [k in before and torch.equal(v, before[k]) for k, v in after.items()]
     return not all(same)
+
+
+def _odd(heldout: SyntheticSet) -> tuple[Tensor, ...]:
+    """The odd indices, which have chosen nothing, in batches."""
+    return torch.arange(1, len(heldout), 2).split(BATCH_SIZE)
 
 
 def _per_class(said: Tensor, answers: Tensor, labels: Tensor, classes: int) -> list[ClassScores]:

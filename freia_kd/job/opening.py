@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..compression import load_teacher
+from ..compression.batchnorm import batchnorm_layers
 from ..config import Device, DistillationOptions, Preset, collect_faults, get_preset
 from ..data.datasets import LabelledData
 from ..data.sources import PathLike, RealData, Source
-from ..device import choose_device
+from ..device import choose_device, free_memory, memory_limit
 from ..domain import Domain
 from ..errors import UsageError
 from ..runs import Run, RunRecord
@@ -26,10 +27,12 @@ from ..synthesizers import (
     expect_supported,
     get_synthesizer,
 )
+from ..synthesizers.answers import check_answers
 from ..synthesizers.contract import Synthesizer
-from ..teachers import Teacher
+from ..teachers import Teacher, is_published
 from ..training import Checkpoints, Progress
 from .job import Job, JobConfig
+from .planning import too_large
 
 IN_MEMORY = "in memory"  # in place of a teacher's file
 Synthesizers = str | Synthesizer | Sequence[str | Synthesizer]
@@ -52,6 +55,7 @@ def open_job(
     seed: int = 0,
     device: Device = "auto",
     out: PathLike | None = None,
+    asked: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Job:
     """A new run; arguments and errors as of :func:`freia_kd.distill`."""
@@ -67,9 +71,14 @@ def open_job(
     path = IN_MEMORY if isinstance(teacher, Teacher) else os.fspath(teacher)
     if not isinstance(teacher, Teacher):
         teacher = load_teacher(teacher, arch, domain)
-    chosen = synthesizer or default_synthesizer(teacher.domain)
+    if evaluation is not None:
+        evaluation.check(teacher.domain)
+    chosen = synthesizer or default_synthesizer(
+        teacher.domain.is_image, any(True for _ in batchnorm_layers(teacher)), samples is not None
+    )
     synthesizers = build_synthesizers(chosen, sizes.name)
     few = _load_samples(samples, resize, teacher, synthesizers)
+    check_answers(teacher, progress)
     config = JobConfig(
         teacher=path,
         teacher_sha256=fingerprint(teacher.state_dict()),
@@ -91,9 +100,8 @@ def open_job(
     )
     specs = [spec.changed(bn=spec.bn or sizes.bn) for spec in specs]
     _check_specs(specs, teacher)
-    stem = "teacher" if path == IN_MEMORY else Path(path).stem
-    folder = Path(out) if out is not None else new_folder(stem)
-    run = Run.create(folder, "distill", config.to_dict(), progress)
+    folder = Path(out) if out is not None else new_folder(path)
+    run = Run.create(folder, "distill", config.to_dict(), progress, asked)
     return Job(teacher.to(chosen_device), run, config, specs, synthesizers, few, evaluation)
 
 
@@ -126,6 +134,8 @@ def reopen_job(
     if evaluation is not None:
         evaluation.check()
     loaded = _load_again(old, teacher, arch, domain)
+    if evaluation is not None:
+        evaluation.check(loaded.domain)
     chosen, synthesizers = _synthesizers_again(old, synthesizer, folder)
     samples = _sample_path(old) if samples is None else samples
     if training is None:
@@ -180,13 +190,13 @@ def reopen_job(
     specs = specs or {spec.name: spec.changed(bn=old.bn) for spec in as_specs(["1"])}
     remembered = record.evaluation
     if evaluation is None and remembered is not None and remembered["source"] is not None:
+        if not Path(remembered["source"]).exists():
+            _expect_trusted("eval-data", remembered["source"])
         evaluation = RealData(**remembered)
     loaded = loaded.to(torch.device(old.device))
     job = Job(loaded, run, config, list(specs.values()), synthesizers, few, evaluation)
-    if evaluation is None and remembered is not None and not job.is_finished:
-        raise UsageError(
-            "The evaluation data of this run were in memory; pass them again, as eval_data=."
-        )
+    if not job.is_finished:
+        job.expect_evaluation()
     return job
 
 
@@ -213,7 +223,13 @@ def _load_samples(
         few = source.load(teacher.domain, "train")
     expect_supported(synthesizers, teacher, few)
     for synthesizer in synthesizers:
-        synthesizer.check(teacher)
+        free = free_memory(torch.device("cpu"))
+        try:
+            with memory_limit(free):
+                synthesizer.check(teacher)
+        except MemoryError:
+            remedies = ["choose a smaller --flow", "another --synthesizer"]
+            raise too_large(synthesizer.name, free, remedies) from None
     return few
 
 
@@ -245,7 +261,11 @@ def _flow_hash(synthesizers: list[Synthesizer]) -> str | None:
     return hashlib.sha256(b"".join(files)).hexdigest() if files else None
 
 
-def new_folder(stem: str) -> Path:
+def new_folder(teacher: PathLike) -> Path:
+    """The folder of a run that was given none, named by the teacher's file or its weights."""
+    path = os.fspath(teacher)
+    stem = path.rpartition(":")[2] if is_published(path) else Path(path).stem
+    stem = "teacher" if path == IN_MEMORY else stem
     number = 1
     while (folder := Path("runs") / f"{stem}-{number}").exists():
         number += 1
@@ -259,6 +279,8 @@ def _load_again(
         return teacher
     if teacher is None and old.teacher == IN_MEMORY:
         raise UsageError("The teacher of this run was in memory; pass it again, as teacher=.")
+    if is_published(teacher or old.teacher):
+        return load_teacher(teacher or old.teacher, arch, domain)
     if arch is None:
         _expect_trusted("arch", old.arch)
     recorded = Domain.from_dict(old.domain)

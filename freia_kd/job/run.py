@@ -12,26 +12,49 @@ from ..report.storage import read_report, write_report
 from ..students import Student, StudentSpec, calibration_set
 from .job import Job
 from .measure import measure
+from .planning import make_plan
+from .repair import find_damages, forget
 from .student import compress_student, train_student_of
 from .synthesis import needs_students, synthesize
 
 
-def run_job(job: Job) -> Report:
+def run_job(job: Job, repair: bool = False) -> Report:
     """Does what has not been done, stage by stage, and writes the report.
 
     A run that was killed anywhere and is called again leaves the same students, bit for bit.
 
+    Arguments:
+        job: The job.
+        repair: Whether parts that are damaged may be deleted and made again.
+
     Raises:
+        CheckpointError: If parts are damaged and may not be made again; all are named.
         UsageError: If a student cannot be made of this teacher.
         TrainingError: If a loss stays non-finite.
     """
-    if job.is_finished:
+    damages = find_damages(job, repair)
+    if job.is_finished and not damages:
         return read_report(job.run.folder)
-    make_students(job)
-    report = measure(job)  # real data may be read from here
-    with job.run.stage("report"):
-        write_report(job.run.folder, report)
+    job.expect_evaluation()
+    with job.run.locked():
+        forget(job, damages)
+        announce(job)
+        make_students(job)
+        report = measure(job)  # real data may be read from here
+        with job.run.stage("report"):
+            write_report(job.run.folder, report)
     return report
+
+
+def announce(job: Job) -> None:
+    """Says what is left to do and what that takes, and refuses what cannot be held.
+
+    Raises:
+        UsageError: If memory or disk cannot hold the run.
+    """
+    plan = make_plan(job)
+    if plan.stages:
+        job.run.progress.note(plan.describe())
 
 
 def make_students(job: Job) -> None:
@@ -63,8 +86,12 @@ def _compress(job: Job, spec: StudentSpec, inputs: Tensor) -> Student:
         raise
 
 
-def run_extraction(job: Job) -> Path:
+def run_extraction(job: Job, repair: bool = False) -> Path:
     """The first half of the job: fits the synthesizers and makes the synthetic sets.
+
+    Arguments:
+        job: The job.
+        repair: Whether parts that are damaged may be deleted and made again.
 
     Returns:
         The folder of the sets.
@@ -80,11 +107,15 @@ def run_extraction(job: Job) -> Path:
             f"The synthesizer {names} learns from a student, and there is none; distil students "
             "instead, for each of which it makes inputs."
         )
-    for spec in job.specs if own else [None]:
-        first = None
-        if spec is not None:
-            first = compress_student(job, spec, calibration_set(job.teacher, job.config.seed))
-        synthesize(job, spec, first)
+    damages = find_damages(job, repair)
+    with job.run.locked():
+        forget(job, damages)
+        announce(job)
+        for spec in job.specs if own else [None]:
+            first = None
+            if spec is not None:
+                first = compress_student(job, spec, calibration_set(job.teacher, job.config.seed))
+            synthesize(job, spec, first)
     return job.run.folder
 
 

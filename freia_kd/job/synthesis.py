@@ -41,8 +41,9 @@ def synthesize(
     """
     own = spec is not None and needs_students(job.synthesizers)
     name = f"synthetic-{spec.name}" if spec is not None and own else "synthetic"
-    waiting = job.config.on_the_fly or not job.run.done(f"{name}/heldout")
-    if waiting or not job.run.done(f"{name}/train"):
+    stages = [f"{name}/heldout", *(stage_of(s, spec) for s in job.synthesizers)]
+    stages += [] if job.config.on_the_fly else [f"{name}/train"]
+    if job.config.on_the_fly or not all(map(job.run.done, stages)):
         for synthesizer in job.synthesizers:
             _fit(job, synthesizer, spec, student)
     sources = _reliable(job, spec)
@@ -50,8 +51,13 @@ def synthesize(
     if not job.config.on_the_fly:
         return _make_set(job, sources, f"{name}/train", job.config.set_size), heldout
     seeds = seeded_generator(job.config.seed, f"{name} on the fly")
-    parts = [source.part(heldout=False) for source in sources]
-    return OnTheFlySet(parts, job.teacher, int(torch.randint(2**62, (), generator=seeds))), heldout
+    on_the_fly = OnTheFlySet(
+        [source.part(heldout=False) for source in sources],
+        job.teacher,
+        int(torch.randint(2**62, (), generator=seeds)),
+        balanced=job.config.training.balanced,
+    )
+    return on_the_fly, heldout
 
 
 def _reliable(job: Job, spec: StudentSpec | None) -> list[Synthesizer]:
@@ -99,7 +105,7 @@ def _diagnose(job: Job, synthesizer: Synthesizer, stage: str) -> None:
     found = synthesizer.diagnose(job.teacher, generator)
     least = synthesizer.min_probability
     reliable = not least or found is None or found.confidence >= least
-    warnings = [] if found is None else found.warnings()
+    warnings = [] if found is None else found.warnings(synthesizer.advice())
     if found is not None and not reliable:
         name = synthesizer.name
         warnings.append(
@@ -127,7 +133,7 @@ def _make_set(job: Job, sources: Sequence[Synthesizer], name: str, size: int) ->
             shards = -(-size // SHARD)
             parts = [s.part(heldout=name.endswith("heldout")) for s in sources]
             with job.run.progress.stage(f"make {name}", shards) as stage:
-                for shard in range(writer.shards, shards):
+                while (shard := writer.shards) < shards:
                     generator = seeded_generator(
                         job.config.seed, f"{name} shard {shard}", job.device
                     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from ..flows.contract import ConditionalFlow
 from .contract import Terms
+
+Sign = Literal["finite", "variety", "classes", "confidence"]  # of what goes wrong
 
 
 @dataclass(frozen=True)
@@ -47,44 +50,40 @@ class Diagnostics:
             for k, f in fields.items()
         }
 
-    def warnings(self) -> list[str]:
-        """What looks wrong, and what to change; empty if nothing does."""
-        if not self.finite:
-            return [
-                "Samples or logits are not finite: lower the learning rate, clip gradients, or "
-                "lower the clamp of the couplings."
-            ]
-        return [*self._of_variety(), *self._of_classes(), *self._of_confidence()]
+    def warnings(self, advice: Mapping[Sign, str] | None = None) -> list[str]:
+        """What looks wrong; empty if nothing does.
 
-    def _of_variety(self) -> list[str]:
+        Arguments:
+            advice: What to change about each sign; it is said behind it.
+        """
+        said: dict[Sign, str]
+        said = {"finite": "Samples or logits are not finite"} if not self.finite else self._signs()
+        return [
+            f"{fault}: {advice[sign]}." if advice and sign in advice else f"{fault}."
+            for sign, fault in said.items()
+        ]
+
+    def _signs(self) -> dict[Sign, str]:
+        signs: dict[Sign, str] = {}
         poor = [k for k, value in enumerate(self.variety) if value is not None and value < 0.1]
-        if not poor:
-            return []
-        return [
-            f"The samples of class {', '.join(map(str, poor))} have collapsed to nearly the same "
-            f"one (variety below 0.1 of the base's): raise alpha, add or strengthen a prior (such "
-            "as the base's own density), lower gamma, or train for fewer steps."
-        ]
-
-    def _of_classes(self) -> list[str]:
-        rare = [
-            k for k, share in enumerate(self.class_shares) if share * len(self.class_shares) < 0.25
-        ]
-        if not rare:
-            return []
-        return [
-            f"The teacher hardly ever sees class {', '.join(map(str, rare))} in the samples (less "
-            "than a quarter of an equal share): train longer, lower alpha or the prior's weight, "
-            "or raise the sharpness."
-        ]
-
-    def _of_confidence(self) -> list[str]:
-        if self.confidence >= 0.3:
-            return []
-        return [
-            f"The teacher gives the wanted class a mean probability of {self.confidence:.2f} only: "
-            "train longer, lower alpha or the prior's weight, or raise the sharpness."
-        ]
+        if poor:
+            signs["variety"] = (
+                f"The samples of class {', '.join(map(str, poor))} have collapsed to nearly the "
+                "same one (variety below 0.1 of the base's)"
+            )
+        classes = len(self.class_shares)
+        rare = [k for k, share in enumerate(self.class_shares) if share * classes < 0.25]
+        if rare:
+            signs["classes"] = (
+                f"The teacher hardly ever sees class {', '.join(map(str, rare))} in the samples "
+                "(less than a quarter of an equal share)"
+            )
+        if self.confidence < 0.3:
+            signs["confidence"] = (
+                f"The teacher gives the wanted class a mean probability of {self.confidence:.2f} "
+                "only"
+            )
+        return signs
 
 
 def diagnose(logits: Tensor, x: Tensor, c: Tensor, reference: Tensor) -> Diagnostics:

@@ -29,11 +29,17 @@ def visible(document: Document, folder: PathLike | None) -> Document:
 
     def is_visible(block: Block) -> bool:
         if isinstance(block, Figure):
-            return folder is not None and Path(folder, block.path).is_file()
+            return folder is not None and _is_within(folder, block.path)
         return bool(block.sentences if isinstance(block, Remarks) else block)
 
     shown = [replace(s, blocks=[*filter(is_visible, s.blocks)]) for s in document.sections]
     return replace(document, sections=[section for section in shown if section.blocks])
+
+
+def _is_within(folder: PathLike, path: str) -> bool:
+    """Whether a file is there, and in that folder: no report shows what lies elsewhere."""
+    whole = Path(folder, path)
+    return whole.is_file() and whole.resolve().is_relative_to(Path(folder).resolve())
 
 
 def markdown(document: Document, folder: PathLike) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+from ..evaluation import ONE_SIDED
 from .document import Block, Code, Document, Figure, Remarks, Section, Table
 from .schema import Provenance, Report, Scores, StudentResult
 from .student import speed_of, student_sections
@@ -50,6 +51,11 @@ def verdict(report: Report, student: StudentResult) -> str:
         said.append(points(student.change))
     elif scores.accuracy is not None:
         said.append(f"an accuracy of {proportion(scores.accuracy)}")
+    elif is_one_sided(student):
+        said.append(
+            "no evidence of how good it is (its teacher gives one and the same answer to "
+            f"{percent(student.commonest)} of held-out synthetic inputs)"
+        )
     else:
         agreement = proportion(scores.agreement)
         said.append(f"its teacher's answer on {agreement} of held-out synthetic inputs")
@@ -58,6 +64,11 @@ def verdict(report: Report, student: StudentResult) -> str:
     found = speed_of(student.costs, min(before.latency)) or "speed not measured"
     said.append("no measured speed-up" if found == SAME_SPEED else found)
     return ", ".join(said) + "."
+
+
+def is_one_sided(student: StudentResult) -> bool:
+    """Whether agreeing with the teacher on held-out inputs shows nothing."""
+    return student.commonest is not None and student.commonest >= ONE_SIDED
 
 
 def files(report: Report) -> list[Block]:
@@ -96,7 +107,7 @@ def main_table(report: Report) -> Table:
     for student in report.students:
         before, after = student.costs.before, student.costs.after
         found = speed_of(student.costs, batch)
-        times = f"{after.latency[batch].median:.3g} ms ({found})" if found else ""
+        times = f"{after.latency[batch].median:.3g} ms, {found}" if found else ""
         shares = [
             f"{size(after.bytes)} (1/{before.bytes / after.bytes:.1f})",
             f"{count(after.parameters)} (1/{before.parameters / after.parameters:.1f})",
@@ -174,6 +185,13 @@ def _doubts(student: StudentResult, has_samples: bool) -> Iterator[str]:
             f"Student {student.name}: distillation made it worse than compression alone on {on} "
             f"({percent(new.value)} after {percent(old.value)}{sure}). Take what `freiakd "
             f"compress` writes, or try another --synthesizer{samples}."
+        )
+    if is_one_sided(student):
+        yield (
+            f"Student {student.name}: its teacher gives one and the same answer to "
+            f"{percent(student.commonest)} of the held-out synthetic inputs, so that agreeing with "
+            "it there shows nothing. Check the teacher's weights, --mean and --std, or give images "
+            "that it tells apart with --proxy FOLDER or --samples FOLDER."
         )
     if student.distilled.agreement.value < LOW_AGREEMENT:
         yield (

@@ -264,6 +264,8 @@ class StudentResult:
         change: The student's accuracy less the teacher's, if there are evaluation data.
         per_class: The scores of each class.
         confusion: Teacher against student.
+        commonest: The share of the held-out synthetic inputs to which the teacher gives its
+            commonest answer, with which a student that always says the same would agree.
     """
 
     name: str
@@ -280,6 +282,7 @@ class StudentResult:
     change: Difference | None = None
     per_class: list[ClassScores] | None = None
     confusion: Confusion | None = None
+    commonest: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

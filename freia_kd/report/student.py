@@ -90,14 +90,14 @@ def cost_table(costs: CostComparison) -> Table:
 
 def speed_of(costs: CostComparison, batch: int) -> str | None:
     """The student's speed beside its teacher's; `None` where integers are computed as floats."""
-    if any("int8" in layer.change for layer in costs.layers):
+    if batch not in costs.speed or any("int8" in layer.change for layer in costs.layers):
         return None
-    return speed(costs.before.latency[batch], costs.after.latency[batch])
+    return speed(costs.speed[batch])
 
 
 def layer_table(costs: CostComparison) -> Table:
     """What each compressed layer costs, before and after."""
-    header = ("layer", "change", "ranks", "parameters", "MACs", "latency, ms")
+    header = ("layer", "change", "ranks", "parameters", "MACs", "latency alone, ms", "speed")
     rows = [
         [
             layer.name,
@@ -106,10 +106,11 @@ def layer_table(costs: CostComparison) -> Table:
             " → ".join(map(count, layer.parameters)),
             " → ".join(map(count, layer.macs)),
             " → ".join(f"{latency.median:.3f}" for latency in layer.latency),
+            speed(layer.speed) if layer.speed and "int8" not in layer.change else "",
         ]
         for layer in costs.layers
     ]
-    return Table(header, rows, frozenset(range(2, 6)))
+    return Table(header, rows, frozenset(range(2, 7)))
 
 
 def skipped_remarks(steps: Steps) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..compression.cost import Latency
+from ..compression.cost import Latency, Speed
 from .schema import Difference, Expectation, Proportion, Spread
 
 SAME_SPEED = "no measurable difference"
@@ -109,16 +109,21 @@ def ratio(before: float, after: float) -> str:
     return percent(after / before, 0) if before else ""
 
 
-def speed(before: Latency, after: Latency) -> str:
-    """How much faster, where the measured ranges do not overlap.
+def speed(gain: Speed) -> str:
+    """How much faster, where that can be told, with the 95 % interval.
 
     Example:
-        >>> slow, quick = Latency(3.0, 2.8, 3.3, 1, 9), Latency(1.5, 1.4, 1.6, 1, 9)
-        >>> speed(slow, quick), speed(quick, slow), speed(slow, slow)
-        ('2.0x faster', '2.0x slower', 'no measurable difference')
+        >>> quick, slow = Speed(2.0, 1.9, 2.14, 99), Speed(0.5, 0.45, 0.55, 99)
+        >>> speed(quick), speed(slow), speed(Speed(1.1, 0.98, 1.2, 99))
+        ('2.0x faster (1.9 to 2.1)', '2.0x slower (1.8 to 2.2)', 'no measurable difference')
+        >>> speed(Speed(1.02, 1.01, 1.03, 99)), speed(Speed(30.0, 28.0, 31.0, 99))
+        ('1.02x faster (1.01 to 1.03)', '30x faster (28 to 31)')
     """
-    if after.low <= before.high and before.low <= after.high:
+    if not gain.is_measurable:
         return SAME_SPEED
-    if after.median < before.median:
-        return f"{before.median / after.median:.1f}x faster"
-    return f"{after.median / before.median:.1f}x slower"
+    is_faster = gain.low > 1
+    ends = (gain.low, gain.high) if is_faster else (1 / gain.high, 1 / gain.low)
+    middle = gain.ratio if is_faster else 1 / gain.ratio
+    digits = 2 if middle < 1.2 else 1 if middle < 10 else 0
+    low, high = (f"{end:.{digits}f}" for end in ends)
+    return f"{middle:.{digits}f}x {'faster' if is_faster else 'slower'} ({low} to {high})"

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, UsageError
-from ..files import write_json
+from ..files import write_json, write_text
 from ..training import Checkpoints, Progress
 from ..version import __version__
+from .lock import HOLDER, LOCK, locked
 
 VERSION = 2  # of the record; raised when an older run could not go on
 RECORD = "run.json"
+ASKED = "run.yaml"  # the options that were asked for, in words that can be given back
 
 
 @dataclass
@@ -98,10 +100,19 @@ class Run:
         folder: The folder.
         record: What is known of the run.
         progress: What to show while stages run.
+        asked: The options of whoever began it, to be kept as `run.yaml`.
     """
 
-    def __init__(self, folder: Path, record: RunRecord, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        record: RunRecord,
+        progress: Progress | None = None,
+        asked: Mapping[str, Any] | None = None,
+    ) -> None:
         self.folder, self.record, self.progress = folder, record, progress or Progress()
+        self._asked = asked
+        self._known = _content(folder / RECORD)  # what is on disk, as far as this process knows
 
     @classmethod
     def create(
@@ -110,6 +121,7 @@ class Run:
         kind: str,
         config: Mapping[str, Any],
         progress: Progress | None = None,
+        asked: Mapping[str, Any] | None = None,
     ) -> Run:
         """A new run.
 
@@ -119,9 +131,11 @@ class Run:
         folder = Path(folder)
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"Expected a folder for the run; {folder} is a file.")
-        run = cls(folder, RunRecord(kind, json.loads(json.dumps(config))), progress)
+        run = cls(folder, RunRecord(kind, json.loads(json.dumps(config))), progress, asked)
         if not (folder / RECORD).exists():
-            if folder.is_dir() and any(folder.iterdir()):
+            # What a run leaves that is killed before its record is written, or is just beginning.
+            own = {LOCK, HOLDER, ASKED}
+            if folder.is_dir() and {path.name for path in folder.iterdir()} - own:
                 raise UsageError(
                     f"The folder {folder} is not empty and holds no run; choose another --out."
                 )
@@ -166,7 +180,28 @@ class Run:
 
     def write(self) -> None:
         """Writes the record."""
+        if self._asked is not None and not (self.folder / ASKED).exists():
+            import yaml
+
+            write_text(self.folder / ASKED, yaml.safe_dump(dict(self._asked), sort_keys=False))
         write_json(self.folder / RECORD, asdict(self.record))
+        self._known = _content(self.folder / RECORD)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps every other process off the folder within the block, and says which folder it is.
+
+        Raises:
+            UsageError: If another process works on it, or has done so since the run was opened.
+        """
+        with locked(self.folder):
+            if _content(self.folder / RECORD) != self._known:
+                raise UsageError(
+                    f"Another process has worked on the run in {self.folder} since it was opened; "
+                    "call the command again, with --resume."
+                )
+            self.progress.note(f"Run: {self.folder}")
+            yield
 
     def __truediv__(self, name: str) -> Path:
         return self.folder / name
@@ -207,13 +242,20 @@ class Run:
             if self.record.done or not _is_blank(self.folder):
                 self.write()
             else:
+                (self.folder / ASKED).unlink(missing_ok=True)
                 (self.folder / RECORD).unlink()
+                self._known = None
                 self.folder.rmdir()
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
 
 
 def _is_blank(folder: Path) -> bool:
     """Whether a folder holds nothing but the record of a run that has kept nothing yet."""
-    return [path.name for path in folder.iterdir() if not path.name.startswith(".")] == [RECORD]
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    return names - {ASKED} == {RECORD}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -160,7 +160,8 @@ def play(
         "generator": net, "student": student, "adam": adam, "sgd": sgd, "kept": kept,
     }  # fmt: skip
     # The student's steps are those that can diverge: a rollback halves its learning rate.
-    loop = TrainingLoop("play with the student", options.steps, parts, generator, sgd, checkpoints)
+    title, steps = "play with the student", options.steps
+    loop = TrainingLoop(title, steps, parts, generator, sgd, checkpoints, ["kept"])
     for step in loop:
         learned = [
             imitate(student, teacher, _inputs(net, options, generator), sgd)

@@ -138,6 +138,8 @@ class BDNF(Synthesizer):
     name = "bdnf"
     family = "spectral noise"  # which its base is
     takes_samples = True
+    varying: ClassVar = {"alpha": 2, "steps": 0.5}
+    directing: ClassVar = {"steps": 2, "alpha": 0.5}
     Options = BDNFOptions
     presets: ClassVar = {
         "quick": {"steps": 200, "batch_size": 64},
@@ -180,9 +182,8 @@ class BDNF(Synthesizer):
             "optimizer": optimizer,
             "schedule": schedule,
         }
-        loop = TrainingLoop(
-            "train the flow", options.steps, parts, generator, optimizer, checkpoints
-        )
+        title, steps = "train the flow", options.steps
+        loop = TrainingLoop(title, steps, parts, generator, optimizer, checkpoints, ["averaged"])
         for _ in loop:
             batch = self._batch(flow, samples, teacher.domain, generator)
             terms = objective(flow, teacher, batch)

@@ -15,7 +15,7 @@ from ..domain import Domain
 from ..errors import ConfigError, UsageError, unknown
 from ..flows.bases import GaussianBase, SpectralBase
 from ..objectives.batchnorm import normalization_layers
-from ..objectives.monitors import Diagnostics, diagnose
+from ..objectives.monitors import Diagnostics, Sign, diagnose
 from ..teachers.classifier import Classifier, Teacher
 from ..training import Checkpoints
 
@@ -44,6 +44,10 @@ class Synthesizer(ABC):
     takes_samples: ClassVar[bool] = False  # real inputs help it, but it works without
     family: ClassVar[str | None] = None  # methods whose inputs are alike; by default its own
     real_images: ClassVar[str | None] = None  # images of the real world that it shows, for reports
+
+    # By what to multiply its options if its inputs are too much alike, or not of their classes.
+    varying: ClassVar[Mapping[str, float]] = {}
+    directing: ClassVar[Mapping[str, float]] = {"steps": 2}
 
     options: Any
 
@@ -178,6 +182,33 @@ class Synthesizer(ABC):
         with torch.no_grad():
             logits = teacher(x.to(next(teacher.parameters()).device))
         return diagnose(logits.cpu(), x.cpu(), c, reference)
+
+    def advice(self) -> dict[Sign, str]:
+        """What to change about each sign of :meth:`diagnose`: options of the command, with values.
+
+        Example:
+            >>> from freia_kd.synthesizers.bdnf import BDNF
+            >>> BDNF().advice()["variety"]
+            'try --set bdnf.alpha=0.02, --set bdnf.steps=300, or another --synthesizer'
+        """
+        known = self.known_options()
+
+        def change(factors: Mapping[str, float]) -> str:
+            said = ["another --synthesizer"]
+            for option in reversed([name for name in factors if name in known]):
+                old = getattr(self.options, option)
+                new = old * factors[option]
+                text = str(round(new)) if isinstance(old, int) else f"{new:g}"
+                said[:0] = [f"--set {self.name}.{option}={text}"] if old else []
+            *first, last = said
+            return f"try {', '.join([*first, 'or ' + last])}" if first else f"try {last}"
+
+        return {
+            "finite": change({"learning_rate": 0.1}),
+            "variety": change(self.varying),
+            "classes": change(self.directing),
+            "confidence": change(self.directing),
+        }
 
     @property
     def min_probability(self) -> float:

@@ -109,9 +109,8 @@ class Inversion(Bank):
         canvas = Canvas(teacher.domain, min(options.images, options.batch_size), batches, generator)
         optimizer = torch.optim.Adam([canvas.half, canvas.full], options.learning_rate)
         parts: dict[str, Stateful] = {"canvas": canvas, "optimizer": optimizer}
-        loop = TrainingLoop(
-            "invert", batches * options.steps, parts, generator, optimizer, checkpoints
-        )
+        steps = batches * options.steps
+        loop = TrainingLoop("invert", steps, parts, generator, optimizer, checkpoints, ["canvas"])
         for step in loop:
             batch, t = divmod(step, options.steps)
             coarse = t < round(options.coarse * options.steps)

@@ -105,6 +105,7 @@ class KegNet(Synthesizer):
     """
 
     name = "kegnet"
+    varying: ClassVar = {"beta": 2}
     Options = KegNetOptions
     presets: ClassVar = {
         "quick": {"generators": 2, "steps": 300, "batch_size": 64},
@@ -146,7 +147,8 @@ class KegNet(Synthesizer):
         parts: dict[str, Stateful] = {"generator": net, "decoder": decoder, "optimizer": optimizer}
         title = f"train generator {number} of {options.generators}"
         own = checkpoints and checkpoints.part(number)
-        loop = TrainingLoop(title, options.steps, parts, generator, optimizer, own)
+        steps, result = options.steps, ["generator"]
+        loop = TrainingLoop(title, steps, parts, generator, optimizer, own, result)
         for _ in loop:
             terms = self._losses(net, decoder, teacher, generator)
             if loop.accept(terms.total, terms.items()):

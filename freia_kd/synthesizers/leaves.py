@@ -80,7 +80,10 @@ class Leaves(Noise):
         student: Classifier | None = None,
     ) -> None:
         super().fit(teacher, samples, checkpoints, generator, student)
-        self.painter = DeadLeaves(teacher.domain, self.options, self.device)
+        self.painter = self._painter(teacher.domain)
+
+    def _painter(self, domain: Domain) -> DeadLeaves:
+        return DeadLeaves(domain, self.options, self.device)
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         return self.painter(n, generator)
@@ -160,7 +163,7 @@ class DeadLeaves:
                 rows = slice((kind - turns[leaf]) % KINDS, alive, KINDS)
                 frame = frames[rows, leaf].flatten(0, 1) @ self.grid  # one product: bmm is slower
                 tops[rows].masked_fill_(
-                    _inside(kind, *frame.view(-1, 2, tops.shape[1]).unbind(1)), leaf + 1
+                    is_inside(kind, *frame.view(-1, 2, tops.shape[1]).unbind(1)), leaf + 1
                 )
         return tops.long().unsqueeze(1)
 
@@ -172,11 +175,15 @@ class DeadLeaves:
         by_law = (1 / smallest**2 + size * (1 - 1 / smallest**2)).rsqrt()
         radius = torch.where(chance < 0.5, by_law, smallest + size * (1 - smallest))
         ratio = (math.log(STRETCH) * (stretch - 0.5)).exp()
-        turn = 2 * math.pi * angle
+        across, down = (2 * across - 1) * reach[0], (2 * down - 1) * reach[1]
+        return self._maps(radius, ratio, 2 * math.pi * angle, across, down)
+
+    @staticmethod
+    def _maps(radius: Tensor, ratio: Tensor, turn: Tensor, across: Tensor, down: Tensor) -> Tensor:
+        """The maps of shapes of a radius, ratio of sides, angle and centre, all of one shape."""
         cos, sin = turn.cos() / radius, turn.sin() / radius
-        centre_x, centre_y = (2 * across - 1) * reach[0], (2 * down - 1) * reach[1]
-        along = [cos * ratio, sin * ratio, -(cos * centre_x + sin * centre_y) * ratio]
-        beside = [-sin / ratio, cos / ratio, (sin * centre_x - cos * centre_y) / ratio]
+        along = [cos * ratio, sin * ratio, -(cos * across + sin * down) * ratio]
+        beside = [-sin / ratio, cos / ratio, (sin * across - cos * down) / ratio]
         return torch.stack([torch.stack(along, -1), torch.stack(beside, -1)], -2)
 
     def _colours(self, n: int, count: int, generator: torch.Generator | None) -> Tensor:
@@ -219,7 +226,7 @@ class DeadLeaves:
         return torch.randn(*shape, generator=generator, device=self.device)
 
 
-def _inside(kind: int, u: Tensor, v: Tensor) -> Tensor:
+def is_inside(kind: int, u: Tensor, v: Tensor) -> Tensor:
     """Which pixels a leaf covers, `(B, P)`, from its own coordinates u and v, `(B, P)`."""
     if kind == 1:
         return torch.maximum(u.abs(), v.abs()) < 1

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..data.balance import class_balance, draw_rows
 from ..data.synthetic import dequantise, quantise
 from ..teachers.classifier import Teacher
 from .contract import TEACHER_BATCH_SIZE, Synthesizer
@@ -53,12 +54,19 @@ class OnTheFlySet:
         teacher: The teacher.
         seed: The seed of all random numbers.
         chunk: Inputs made at a time.
+        balanced: Whether a chunk shows the teacher's classes alike: its inputs are then drawn with
+            replacement from as many that were made (:func:`~freia_kd.data.balance.class_balance`).
     """
 
     def __init__(
-        self, sources: Sequence[Synthesizer], teacher: Teacher, seed: int, chunk: int = 2_048
+        self,
+        sources: Sequence[Synthesizer],
+        teacher: Teacher,
+        seed: int,
+        chunk: int = 2_048,
+        balanced: bool = False,
     ) -> None:
-        self.sources, self.teacher = list(sources), teacher
+        self.sources, self.teacher, self.balanced = list(sources), teacher, balanced
         self.seed, self.chunk = seed, chunk
         self._last: tuple[int, tuple[Tensor, Tensor, Tensor]] | None = None
 
@@ -86,10 +94,15 @@ class OnTheFlySet:
         if self._last is None or self._last[0] != number:
             digest = hashlib.sha256(f"{self.seed}/{number}".encode()).digest()
             device = next(self.teacher.parameters()).device
-            generator = torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+            seed = int.from_bytes(digest[:7], "big")
+            generator = torch.Generator(device).manual_seed(seed)
+            own = generator if device.type == "cpu" else torch.Generator().manual_seed(seed)
             arrays = generate_labelled(self.sources, self.teacher, self.chunk, generator)
-            # Without this, a batch would see only one of the sources.
-            order = torch.randperm(self.chunk, generator=generator, device=device).cpu()
+            # Without an order, a batch would see only one of the sources.
+            if self.balanced:
+                order = draw_rows(class_balance([arrays[1].cpu()]), self.chunk, own)
+            else:
+                order = torch.randperm(self.chunk, generator=own)
             inputs, logits, labels = (a.cpu()[order] for a in arrays)
             self._last = (number, (inputs, logits, labels))
         return self._last[1]

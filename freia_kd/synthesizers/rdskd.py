@@ -91,9 +91,8 @@ class RDSKD(Unconditional):
         optimizer = torch.optim.Adam(net.parameters(), options.learning_rate)
         penalty = IncrementPenalty()
         parts: dict[str, Stateful] = {"generator": net, "optimizer": optimizer, "penalty": penalty}
-        loop = TrainingLoop(
-            "train the generator", options.steps, parts, generator, optimizer, checkpoints
-        )
+        title, steps = "train the generator", options.steps
+        loop = TrainingLoop(title, steps, parts, generator, optimizer, checkpoints, ["generator"])
         for step in loop:
             z = torch.randn(options.batch_size, options.latents, generator=generator, device=device)
             terms = losses(teacher, net(z))

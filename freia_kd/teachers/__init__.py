@@ -2,13 +2,9 @@
 
 from .build import ARCHITECTURES, build_net
 from .classifier import Classifier, Teacher, check_classifier
-from .loading import (
-    Checkpoint,
-    load_classifier,
-    read_checkpoint,
-    recognise_arch,
-    save_classifier,
-)
+from .loading import load_classifier, recognise_arch, save_classifier
+from .published import is_published
+from .reading import Checkpoint, read_checkpoint
 from .training import train_classifier, train_new
 
 __all__ = [
@@ -18,6 +14,7 @@ __all__ = [
     "Teacher",
     "build_net",
     "check_classifier",
+    "is_published",
     "load_classifier",
     "read_checkpoint",
     "recognise_arch",

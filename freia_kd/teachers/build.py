@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,9 +13,6 @@ from torch import Tensor, nn
 from ..domain import Domain
 from ..errors import UsageError
 from ..registry import Registry
-
-CLASSES = ("classes", "num_classes", "n_classes")  # what constructors call the number of them
-CHANNELS = ("in_channels", "in_chans", "input_channels")
 
 ARCHITECTURES = Registry(
     "freia_kd.teachers",
@@ -24,6 +23,8 @@ ARCHITECTURES = Registry(
     },
     "architecture",
 )
+CLASSES = ("num_classes", "classes", "n_classes")  # what constructors call it
+CHANNELS = ("in_channels", "in_chans", "input_channels")
 
 
 def build_net(arch: str, domain: Domain, state: dict[str, Tensor] | None = None) -> nn.Module:
@@ -32,12 +33,14 @@ def build_net(arch: str, domain: Domain, state: dict[str, Tensor] | None = None)
     What `arch` names is one of
 
     - a class with a class method `from_domain(domain, state)`, as the known ones have;
-    - a class or function that gives the net when called with the number of classes and of input
-      channels, as far as it has arguments of the usual names for them, and else without any;
+    - a class or function that gives the net when called, with the arguments that stand behind its
+      path, and with the number of classes where it takes that (as `num_classes`, `classes` or
+      `n_classes`), and of input channels (`in_channels`, `in_chans` or `input_channels`);
     - a net, which is copied.
 
     Arguments:
-        arch: A name of `ARCHITECTURES`, or a path `package.module:Class`.
+        arch: A name of `ARCHITECTURES`, or a path `package.module:Class`, perhaps with arguments:
+            `"package.module:Class(width=64)"`.
         domain: The domain that the net is for.
         state: The weights to be loaded later, from which a net may read its widths.
 
@@ -50,10 +53,17 @@ def build_net(arch: str, domain: Domain, state: dict[str, Tensor] | None = None)
         >>> net.fc2.out_features
         10
     """
-    target = ARCHITECTURES[arch]
+    path, arguments = parse_arch(arch)
+    target = ARCHITECTURES[path]
+    takes_none = isinstance(target, nn.Module) or hasattr(target, "from_domain")
+    if arguments and (takes_none or not callable(target)):
+        raise UsageError(f"{path!r} takes no arguments; got {', '.join(arguments)}.")
     if isinstance(target, nn.Module):
         return copy.deepcopy(target)
-    net = _call(arch, target, domain, state)
+    if hasattr(target, "from_domain"):
+        net = target.from_domain(domain, state)
+    else:
+        net = _call(path, target, domain, arguments) if callable(target) else target
     if not isinstance(net, nn.Module):
         raise UsageError(
             f"Expected an nn.Module, or a class or function that gives one, from {arch!r}; "
@@ -62,30 +72,83 @@ def build_net(arch: str, domain: Domain, state: dict[str, Tensor] | None = None)
     return net
 
 
-def _call(arch: str, target: Any, domain: Domain, state: dict[str, Tensor] | None) -> Any:
-    if hasattr(target, "from_domain"):
-        return target.from_domain(domain, state)
-    if not callable(target):
-        return target
-    given = _usual_arguments(target, domain)
+def with_arguments(arch: str, arguments: Mapping[str, Any]) -> str:
+    """An architecture's path with a constructor's arguments behind it, by their names.
+
+    Raises:
+        UsageError: If the path has arguments already, or a value is not a plain one.
+
+    Example:
+        >>> with_arguments("torchvision.models:vgg11", {"num_classes": 10, "dropout": 0.1})
+        'torchvision.models:vgg11(dropout=0.1, num_classes=10)'
+    """
+    if not arguments:
+        return arch
+    said = ", ".join(f"{name}={arguments[name]!r}" for name in sorted(arguments))
+    whole = f"{arch}({said})"
+    parse_arch(whole)
+    return whole
+
+
+def parse_arch(arch: str) -> tuple[str, dict[str, Any]]:
+    """The path or name of an architecture, and the arguments behind it.
+
+    Raises:
+        UsageError: If what stands behind it is not `NAME=VALUE, ...` of plain values.
+
+    Example:
+        >>> parse_arch("torchvision.models:vgg11(num_classes=10)")
+        ('torchvision.models:vgg11', {'num_classes': 10})
+    """
+    path, bracket, rest = arch.partition("(")
+    if not bracket:
+        return arch, {}
     try:
-        return target(**given)
-    except Exception as error:
-        what = ", ".join(f"{k}={v}" for k, v in given.items())
-        what = f"with {what}" if given else "without arguments"
+        call = ast.parse(f"f({rest}", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or None in [k.arg for k in call.keywords]:
+            raise ValueError("not NAME=VALUE")
+        return path, {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UsageError(
-            f"Calling {arch!r} {what} failed ({type(error).__name__}: {error}); "
-            "name a function without arguments that returns the net."
+            f"Expected an architecture like package.module:Class(width=64), with plain values; got "
+            f"{arch!r}."
         ) from error
 
 
-def _usual_arguments(target: Any, domain: Domain) -> dict[str, int]:
-    """What a constructor is to be told of the domain, by the names that it has for it."""
+def _call(path: str, target: Any, domain: Domain, arguments: dict[str, Any]) -> Any:
+    """Calls a constructor, with the number of classes where it takes that."""
+    arguments = {**_channel_argument(target, domain), **arguments}
+    extra = _class_argument(target, domain.classes)
     try:
-        names = inspect.signature(target).parameters
-    except (TypeError, ValueError):  # some of C have no signature
+        if extra and not set(CLASSES) & set(arguments):
+            try:
+                return target(**arguments, **extra)
+            except TypeError:  # of a function that hands on what it does not name
+                if set(extra) <= set(inspect.signature(target).parameters):
+                    raise
+        return target(**arguments)
+    except Exception as error:
+        said = f"with {', '.join(arguments)}" if arguments else "without arguments"
+        raise UsageError(
+            f"Calling {path!r} {said} failed ({type(error).__name__}: {error}); give its arguments "
+            "by --arch-arg NAME=VALUE, or name a function without arguments that returns the net."
+        ) from error
+
+
+def _class_argument(target: Any, classes: int) -> dict[str, int]:
+    try:
+        parameters = inspect.signature(target).parameters
+    except (TypeError, ValueError):  # of builtins
         return {}
-    values = dict.fromkeys(CLASSES, domain.classes)
-    if domain.is_image:
-        values |= dict.fromkeys(CHANNELS, domain.shape[0])
-    return {name: value for name, value in values.items() if name in names}
+    named = [name for name in CLASSES if name in parameters]
+    hands_on = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return dict.fromkeys(named[:1] or CLASSES[: int(hands_on)], classes)
+
+
+def _channel_argument(target: Any, domain: Domain) -> dict[str, int]:
+    try:
+        parameters = inspect.signature(target).parameters
+    except (TypeError, ValueError):  # of builtins
+        return {}
+    named = [name for name in CHANNELS if name in parameters and domain.is_image]
+    return dict.fromkeys(named, domain.shape[0])

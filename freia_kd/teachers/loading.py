@@ -1,20 +1,15 @@
-"""Checkpoints of classifiers: read without running anything from them, written whole."""
+"""Classifiers of checkpoints, whoever wrote them, and their own files, written whole."""
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import os
-import pickle
-import pickletools
-import zipfile
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -25,197 +20,11 @@ from ..errors import CheckpointError, UsageError
 from ..files import atomic
 from .build import ARCHITECTURES, build_net
 from .classifier import Classifier, check_logits, check_weights
-
-PathLike = str | os.PathLike[str]
-
-META_KEY = "freia_kd"
-STATE_KEYS = ("model_state", "state_dict", "model_state_dict", "model", "net")
-PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
+from .published import is_published, read_published
+from .reading import META_KEY, STATE_KEYS, Checkpoint, PathLike, read_checkpoint
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """What a checkpoint file holds.
-
-    Arguments:
-        state: The weights by name, on the CPU.
-        meta: What else is in the file; under `"freia_kd"`, what this package wrote there.
-    """
-
-    state: dict[str, Tensor]
-    meta: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def own(self) -> dict[str, Any]:
-        """The metadata of this package: `arch`, `domain`, perhaps `compression`; else empty."""
-        own = self.meta.get(META_KEY, {})
-        return own if isinstance(own, dict) else {}
-
-
-def read_checkpoint(path: PathLike) -> Checkpoint:
-    """Reads the weights in a .pt, .pth, .pth.tar or .safetensors file; nothing in it is run.
-
-    The weights may be the file's whole content, or lie under `model_state`, `state_dict`,
-    `model_state_dict`, `model` or `net`. Prefixes of DataParallel and `torch.compile` are dropped.
-
-    Raises:
-        CheckpointError: If the file is missing, empty, truncated, not a checkpoint, holds code,
-            or has no weights inside.
-    """
-    path = Path(path)
-    content = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
-    state, meta = _split(content)
-    if not state:
-        raise CheckpointError(
-            f"{path} holds no weights: expected a state dict, bare or under one of "
-            f"{', '.join(STATE_KEYS)}; got {_describe(content)}."
-        )
-    checkpoint = Checkpoint(state, meta)
-    return checkpoint if checkpoint.own else Checkpoint(_strip_prefixes(state), meta)
-
-
-def _is_safetensors(path: Path) -> bool:
-    """Tells safetensors by suffix or content; raises for what cannot be any checkpoint."""
-    try:
-        head = _beginning(path, 9)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"There is no file {path}.") from error
-    except IsADirectoryError as error:
-        raise CheckpointError(f"Expected a checkpoint file; {path} is a folder.") from error
-    except OSError as error:
-        raise CheckpointError(f"Cannot read {path}: {error.strerror or error}.") from error
-    if not head:
-        raise CheckpointError(f"{path} is empty.")
-    return path.suffix == ".safetensors" or head[8:] == b"{"
-
-
-def _beginning(path: Path, count: int) -> bytes:
-    with path.open("rb") as file:
-        return file.read(count)
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            metadata = file.metadata() or {}
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is not a whole safetensors file: truncated, or something else ({error})."
-        ) from error
-    meta = {key: _from_json(value) for key, value in metadata.items()}
-    return {**meta, STATE_KEYS[0]: state}
-
-
-def _from_json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def _read_torch(path: Path) -> Any:
-    if _beginning(path, 4) == b"PK\x03\x04":
-        _check_archive(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise CheckpointError(_diagnose(path, error)) from error
-
-
-def _check_archive(path: Path) -> None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except Exception as error:
-        raise CheckpointError(
-            f"{path} is truncated or damaged ({error}); copy it again."
-        ) from error
-    if any(name.endswith("/constants.pkl") for name in names):
-        raise CheckpointError(
-            f"{path} is a TorchScript program, which is code; save model.state_dict()."
-        )
-
-
-def _diagnose(path: Path, error: Exception) -> str:
-    """Says in one line why torch refused a file."""
-    named = _named_globals(path)
-    suspects = [name for name in named if name in str(error)]
-    suspects += [name for name in named if not name.startswith(("torch.", "collections."))]
-    if suspects:
-        return (
-            f"{path} wants to run code when it is loaded (it names {suspects[0]}); it was refused "
-            "and nothing was run. Save model.state_dict() instead of whole objects."
-        )
-    if isinstance(error, pickle.UnpicklingError):  # torch's words advise to load without care
-        reason = f"it begins with {_beginning(path, 8)!r}"
-    else:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return f"{path} is not a checkpoint, or a damaged one ({reason})."
-
-
-def _named_globals(path: Path) -> list[str]:
-    """The functions and classes that the pickles in a file name; they are scanned, not loaded."""
-    names: list[str] = []
-    try:
-        with _pickle_stream(path) as stream:
-            while True:  # the format of torch < 1.6 has several pickles in a row
-                names += _scan_pickle(stream)
-    except Exception:  # the end of the pickles, or no pickle at all
-        return names
-
-
-def _pickle_stream(path: Path) -> IO[bytes]:
-    if not zipfile.is_zipfile(path):
-        return path.open("rb")
-    with zipfile.ZipFile(path) as archive:
-        member = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-        return io.BytesIO(archive.read(member))
-
-
-def _scan_pickle(stream: IO[bytes]) -> list[str]:
-    names: list[str] = []
-    strings: list[str] = []
-    for opcode, argument, _ in pickletools.genops(stream):
-        if opcode.name in ("GLOBAL", "INST"):
-            names.append(str(argument).replace(" ", "."))
-        elif opcode.name == "STACK_GLOBAL":
-            names.append(".".join(strings[-2:]))
-        elif isinstance(argument, str):
-            strings.append(argument)
-    return names
-
-
-def _split(content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights and the rest of a file's content."""
-    if not isinstance(content, Mapping):
-        return {}, {}
-    for key in STATE_KEYS:
-        if isinstance(content.get(key), Mapping):
-            return _tensors(content[key]), {k: v for k, v in content.items() if k != key}
-    return _tensors(content), {}
-
-
-def _tensors(mapping: Mapping[Any, Any]) -> dict[str, Tensor]:
-    return {k: v for k, v in mapping.items() if isinstance(k, str) and isinstance(v, Tensor)}
-
-
-def _describe(content: Any) -> str:
-    if isinstance(content, Mapping):
-        return f"a dict with the keys {', '.join(map(repr, list(content)[:5])) or '(none)'}"
-    return f"an object of type {type(content).__name__}"
-
-
-def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in PREFIXES * 2:  # either may be outside
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
-
-
-def recognise_arch(state: dict[str, Tensor]) -> str:
+def recognise_arch(state: Mapping[str, Tensor]) -> str:
     """Names the known architecture whose keys and shapes the weights have.
 
     Raises:
@@ -231,12 +40,13 @@ def recognise_arch(state: dict[str, Tensor]) -> str:
             return name
     raise UsageError(
         f"The architecture of these weights is not one of the known ones "
-        f"({', '.join(ARCHITECTURES)}); name it with --arch NAME|package.module:Class. "
+        f"({', '.join(ARCHITECTURES)}); name it with --arch NAME|package.module:Class, and its "
+        "constructor's arguments with --arch-arg NAME=VALUE. "
         f"The weights are {_some(list(state))}."
     )
 
 
-def _has_shapes_of(arch: str, state: dict[str, Tensor]) -> bool:
+def _has_shapes_of(arch: str, state: Mapping[str, Tensor]) -> bool:
     make = ARCHITECTURES[arch]
     try:
         sizes = make.sizes(state)
@@ -262,9 +72,10 @@ def load_classifier(
     :func:`freia_kd.compression.load_classifier`, which takes compressed nets as well.
 
     Arguments:
-        path: The checkpoint, see :func:`read_checkpoint`.
-        arch: A name of `ARCHITECTURES` or a path `package.module:Class`; recognised from the
-            weights or the file's metadata if not given.
+        path: The checkpoint, see :func:`read_checkpoint`; or weights by torchvision's name
+            (:func:`~freia_kd.teachers.published.read_published`).
+        arch: A name of `ARCHITECTURES` or a path `package.module:Class`, see :func:`build_net`;
+            recognised from the weights or the file's metadata if not given.
         domain: The input domain; needed unless this package wrote the file.
         build: Makes the net that a checkpoint's weights are of, with other values, from the
             checkpoint, the architecture and the domain; by default :func:`build_net` does.
@@ -276,19 +87,64 @@ def load_classifier(
         CheckpointError: If the file is not a sound checkpoint of the architecture.
         UsageError: If the architecture or the domain is unknown or contradicts the file.
     """
-    checkpoint = read_checkpoint(path)
+    if is_published(path):
+        checkpoint, known, own_domain = read_published(path)
+        arch, domain = arch or known, domain or own_domain
+    else:
+        checkpoint = read_checkpoint(path)
+    if not checkpoint.own:
+        checkpoint = _without_wrapper(path, checkpoint, arch)
     arch = _choose_arch(path, checkpoint, arch)
     domain = _choose_domain(path, checkpoint, domain, arch)
-    if build is not None:
-        net = build(checkpoint, arch, domain)
-    elif "compression" not in checkpoint.own:
-        net = build_net(arch, domain, checkpoint.state)
-    else:
+    if build is None and "compression" in checkpoint.own:
         raise UsageError(f"{path} holds a compressed net; load it by freia_kd.load_student.")
+    make = build or _build
+    net = make(checkpoint, arch, domain)
+    if not checkpoint.own and set(net.state_dict()) != set(checkpoint.state):
+        keys = set(net.state_dict())
+        inner = _part(path, checkpoint, lambda state: set(state) == keys)
+        net, checkpoint = (net if inner is checkpoint else make(inner, arch, domain)), inner
     _load_weights(path, net, checkpoint.state, arch)
     classifier = Classifier(net, domain, arch).eval()
     _check(path, classifier)
     return classifier
+
+
+def _build(checkpoint: Checkpoint, arch: str, domain: Domain) -> nn.Module:
+    return build_net(arch, domain, checkpoint.state)
+
+
+def _without_wrapper(path: PathLike, checkpoint: Checkpoint, arch: str | None) -> Checkpoint:
+    """The weights of a known architecture without what trainers have put around it."""
+    names = [name for name in ARCHITECTURES.builtin if arch in (None, name)]
+    return _part(path, checkpoint, lambda s: any(_has_shapes_of(name, s) for name in names))
+
+
+def _part(
+    path: PathLike, checkpoint: Checkpoint, fits: Callable[[dict[str, Tensor]], bool]
+) -> Checkpoint:
+    """The weights under the one prefix under which all that a net needs is, and nothing else.
+
+    Lightning and others keep the net in an attribute of a larger module, such as `model.`; what
+    that module has beside it (a loss, metrics) is not the net's.
+
+    Raises:
+        UsageError: If there are several such prefixes, as with averaged weights beside the last.
+    """
+    state = checkpoint.state
+    if fits(state):
+        return checkpoint
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        for match in re.finditer(r"\.", key):
+            parts.setdefault(key[: match.end()], {})[key[match.end() :]] = value
+    fitting = [prefix for prefix, part in parts.items() if fits(part)]
+    if len(fitting) > 1:
+        raise UsageError(
+            f"{path} holds several nets that fit, under {_some(fitting)}; save the state dict of "
+            "one of them."
+        )
+    return Checkpoint(parts[fitting[0]], checkpoint.meta) if fitting else checkpoint
 
 
 def _choose_arch(path: PathLike, checkpoint: Checkpoint, arch: str | None) -> str:

@@ -2,14 +2,21 @@
 
 from .checkpoints import Checkpoints
 from .loop import Stateful, TrainingLoop, own_generator
-from .progress import PlainProgress, Progress, RichProgress
+from .progress import LoggedProgress, PlainProgress, Progress, RichProgress
+from .rehearsal import Rehearsal
+from .weights import Best, channels_last, keep_layout
 
 __all__ = [
+    "Best",
     "Checkpoints",
+    "LoggedProgress",
     "PlainProgress",
     "Progress",
+    "Rehearsal",
     "RichProgress",
     "Stateful",
     "TrainingLoop",
+    "channels_last",
+    "keep_layout",
     "own_generator",
 ]

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..errors import CheckpointError
 from ..files import write_text
 from .progress import Progress
 from .state import load_state, save_state
@@ -24,11 +25,16 @@ class Checkpoints:
         folder: The run's folder.
         stage: The name of the stage.
         progress: What to show while it runs.
+
+    Raises:
+        CheckpointError: If the stage's name leads to another folder.
     """
 
     def __init__(
         self, folder: str | os.PathLike[str], stage: str, progress: Progress | None = None
     ) -> None:
+        if Path(stage).name != stage:  # of a record that a stranger may have written
+            raise CheckpointError(f"Expected a stage's name without folders; got {stage!r}.")
         self.folder, self.stage = Path(folder), stage
         self.progress = progress or Progress()
 
@@ -59,6 +65,11 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+    def is_enough(self, step: int, steps: int) -> bool:
+        """Whether a loop is to end before its last step; never, save in a rehearsal."""
+        del step, steps
+        return False
 
     def forget_after(self, step: int) -> None:
         """Drops the metrics of this stage after a step, which a resumed stage will write again."""

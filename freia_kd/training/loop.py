@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Protocol
 
@@ -69,6 +69,8 @@ class TrainingLoop:
         optimizer: The optimizer whose learning rate a rollback halves.
         checkpoints: Where to keep states and metrics, if anywhere; training resumes from what is
             there.
+        result: The parts that are wanted after the last step, when moments of an optimizer and the
+            like are not kept any more; all of them if empty.
 
     Raises:
         TrainingError: When the loss stays non-finite.
@@ -82,11 +84,14 @@ class TrainingLoop:
         generator: torch.Generator,
         optimizer: torch.optim.Optimizer,
         checkpoints: Checkpoints | None = None,
+        result: Sequence[str] = (),
     ) -> None:
-        self.title, self.steps = title, steps
+        self.title, self.steps, self.result = title, steps, tuple(result)
         self.parts, self.generator, self.optimizer = parts, generator, optimizer
         self.checkpoints = checkpoints
         self.step = self.rollbacks = 0
+        first = optimizer.param_groups[0]
+        self.rate = float(first.get("initial_lr", first["lr"]))  # before rollbacks and schedules
         self.last_values: dict[str, float] = {}
         saved = checkpoints.load() if checkpoints else None
         if saved:
@@ -103,8 +108,8 @@ class TrainingLoop:
         return {"parts": {k: copy.deepcopy(p.state_dict()) for k, p in self.parts.items()}}
 
     def _restore(self, state: dict[str, Any]) -> None:
-        for name, part in self.parts.items():
-            part.load_state_dict(copy.deepcopy(state["parts"][name]))
+        for name, saved in state["parts"].items():
+            self.parts[name].load_state_dict(copy.deepcopy(saved))
 
     def _finite(self) -> bool:
         tensors = (v for part in self.parts.values() for v in part.state_dict().values())
@@ -112,8 +117,9 @@ class TrainingLoop:
 
     def _save(self) -> None:
         if self.checkpoints and self._finite():
+            wanted = self.result if self.step >= self.steps else ()
             state = {
-                **self._snapshot(),
+                "parts": {k: self.parts[k].state_dict() for k in wanted or self.parts},
                 "generator": self.generator.get_state(),
                 "step": self.step,
                 "steps": self.steps,
@@ -133,6 +139,8 @@ class TrainingLoop:
             )
             saved_at = time.monotonic()
             while self.step < self.steps:
+                if self.checkpoints and self.checkpoints.is_enough(self.step, self.steps):
+                    break
                 yield self.step
                 self.step += 1
                 if stage:
@@ -171,7 +179,8 @@ class TrainingLoop:
             raise TrainingError(
                 f"{self.title}: the loss is not finite at step {self.step} "
                 f"({', '.join(names)}), after {RETRIES} rollbacks with ever smaller steps; "
-                "lower the learning rate, or check the teacher's inputs and weights."
+                f"lower the learning rate, to {self.rate / 10:.1g} say, or check the teacher's "
+                "inputs and weights."
             )
         self._restore(self.good)
         for group in self.optimizer.param_groups:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -112,3 +113,44 @@ class RichProgress(Progress):
                     bars.update(task, completed=done, terms=_format(values))
 
             yield Running()
+
+
+class LoggedProgress(Progress):
+    """Shows what another progress shows, and appends lines with the time of day to a file.
+
+    Arguments:
+        shown: What a person sees.
+        file: The log; what it holds stays.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+
+    def __init__(self, shown: Progress, file: str | os.PathLike[str]) -> None:
+        self.shown = shown
+        self.log = _DatedProgress(open(file, "a", encoding="utf-8"))  # noqa: SIM115 - see close
+
+    def close(self) -> None:
+        """Closes the log."""
+        self.log.stream.close()
+
+    def note(self, message: str) -> None:
+        self.shown.note(message)
+        self.log.note(message)
+
+    @contextmanager
+    def stage(self, title: str, total: int) -> Iterator[Stage]:
+        with self.shown.stage(title, total) as shown, self.log.stage(title, total) as log:
+
+            class Both:
+                def update(self, done: int, values: Mapping[str, float]) -> None:
+                    shown.update(done, values)
+                    log.update(done, values)
+
+            yield Both()
+
+
+class _DatedProgress(PlainProgress):
+    def note(self, message: str) -> None:
+        for line in message.splitlines():
+            super().note(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 
 from freia_kd.cli.main import COMMANDS, main
 from freia_kd.teachers import Classifier, save_classifier
+from freia_kd.training import Checkpoints
 
 
 def test_every_command_has_help():
@@ -115,6 +116,32 @@ def test_train_teacher_and_evaluate(tmp_path):
     assert "(95 % interval)" in call("evaluate", out, "--eval-data", "digits").stdout
     call("train-teacher", "digits", "--epochs", 1, "--out", again)
     assert again.read_bytes() == out.read_bytes()
+
+
+def test_train_teacher_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    whole, out = tmp_path / "whole.pt", tmp_path / "t.pt"
+    arguments = ["train-teacher", "iris", "--epochs", 8, "--batch-size", 20]
+    call(*arguments, "--out", whole)
+    save, monkeypatched = Checkpoints.save, []
+    monkeypatch.setattr("freia_kd.training.loop.SAVE_EVERY", 0)
+
+    def save_and_stop(self, state):
+        save(self, state)
+        monkeypatched.append(state["step"])
+        if len(monkeypatched) == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_stop)
+        said = call(*arguments, "--out", out, code=130).stderr
+    assert said.strip().endswith(f"kept in {out}.training; to go on, add --resume to the command.")
+    assert not out.exists()
+    assert "pass --resume" in fails(*arguments, "--out", out)
+    assert "seed was 0, is 1" in fails(*arguments, "--out", out, "--resume", "--seed", 1)
+    call(*arguments, "--out", out, "--resume")
+    assert out.read_bytes() == whole.read_bytes()
+    assert not (tmp_path / "t.pt.training").exists()
+    assert "no run.json" in fails(*arguments, "--out", out, "--resume", "--force", code=1)
 
 
 # --- What can go wrong: one line, the right exit code, nothing half-written ---
@@ -320,15 +347,16 @@ def test_debug_shows_the_traceback(tmp_path):
     assert type(result.exception).__name__ == "CheckpointError"
 
 
-def test_control_c_keeps_what_was_done(teacher_file, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_control_c_and_sigterm_keep_what_was_done(number, code, teacher_file, tmp_path):
     out = tmp_path / "run"
-    code = (
+    program = (
         # A shell that runs the tests in the background lets them ignore SIGINT.
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "from freia_kd.cli.main import main; main()"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "distill",
+        [sys.executable, "-c", program, "distill",
          "--teacher", str(teacher_file), "--preset", "quick", "--out", str(out)],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -336,17 +364,19 @@ def test_control_c_keeps_what_was_done(teacher_file, tmp_path):
         deadline = time.monotonic() + 120
         while not (out / "compressed-1.safetensors").exists() and time.monotonic() < deadline:
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         stdout, stderr = process.communicate(timeout=60)
     finally:
         process.kill()
         process.communicate()
-    assert process.returncode == 130, stderr
+    assert process.returncode == code, stderr
     assert stdout == ""
     assert "Traceback" not in stderr
     last = stderr.splitlines()[-1]
     assert last.endswith(f"kept in {out}; go on with: freiakd distill --resume --out {out}")
+    assert f"Run: {out}" in stderr.splitlines()
     assert json.loads((out / "run.json").read_text())["kind"] == "distill"
+    assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
 
 
 def test_samples_that_are_faulty_are_listed_together(distill, tmp_path):

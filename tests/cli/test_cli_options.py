@@ -106,7 +106,7 @@ def test_proxy_images_are_shown_beside_the_rest(teacher_file, tmp_path):
     run = tmp_path / "run"
     result = call(*words, "--proxy", tmp_path / "any.npz", "--out", run, "--json")
     made = {s["name"]: s for s in json.loads(result.stdout)["synthesizers"]}
-    assert set(made) == {"bdnf", "leaves", "proxy"}
+    assert set(made) == {"leaves", "figures", "bdnf", "proxy"}
     assert made["proxy"]["options"]["source"] == str(tmp_path / "any.npz")
     assert "proxy" in made["proxy"]["real_images"]
     refused = call("distill", "--resume", "--out", run, "--proxy", tmp_path, code=2)

@@ -1,9 +1,11 @@
 """Costs against hand-computed numbers."""
 
+import copy
 import io
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,7 +13,9 @@ from torch import nn
 from freia_kd.compression import comparison
 from freia_kd.compression.comparison import Costs, LayerCosts, compare_costs
 from freia_kd.compression.cost import (
+    MIN_ROUNDS,
     Latency,
+    Speed,
     count_macs,
     count_parameters,
     file_bytes,
@@ -135,7 +139,7 @@ def test_comparison_of_a_student():
     net = LeNet5()
     plan = Plan({"conv2": LayerPlan("tucker2", (3, 4)), "fc1": LayerPlan("svd", (10,))})
     small = apply_plan(net, plan)
-    compared = compare_costs(net, small, (1, 32, 32), batches=(1, 4), seconds=0.02)
+    (compared,) = compare_costs(net, [small], (1, 32, 32), batches=(1, 4), seconds=0.02)
     assert compared.after.parameters == count_parameters(small)
     assert compared.after.macs == count_macs(small, (1, 32, 32))
     assert set(compared.before.latency) == set(compared.after.peak_bytes) == {1, 4}
@@ -148,26 +152,63 @@ def test_comparison_of_a_student():
     json.dumps(compared.to_dict())
 
 
-def costs(macs, low, median, high):
-    return Costs(1, macs, 1, {1: 1}, {1: Latency(median, low, high, 1, 5)})
+def test_students_share_the_teacher_that_they_are_compared_with():
+    net = LeNet5()
+    plans = [Plan({"conv2": LayerPlan("tucker2", (k, 4))}) for k in (2, 3)]
+    both = compare_costs(net, [apply_plan(net, plan) for plan in plans], (1, 32, 32), (1,), 0.01)
+    first, second = both
+    assert first.before == second.before
+    assert first.layers[0].latency[0] == second.layers[0].latency[0]
+    assert first.after != second.after
+    assert (first.layers[0].ranks, second.layers[0].ranks) == ((2, 4), (3, 4))
+    assert first.speed[1].rounds == first.before.latency[1].repeats >= MIN_ROUNDS
+
+
+def test_a_net_is_not_faster_than_itself():
+    net, slow = Slow(4), Slow(40)
+    itself, other = compare_costs(net, [copy.deepcopy(net), slow], (256,), (8,), seconds=0.3)
+    assert itself.speed[8].low <= 1.05
+    assert itself.speed[8].high >= 0.95
+    assert other.speed[8].is_measurable
+    assert other.speed[8].high < 0.5
+
+
+def test_the_interval_of_a_speed_covers_its_median_as_often_as_it_says():
+    generator, covered, trials = np.random.default_rng(0), 0, 1_000
+    for _ in range(trials):
+        noise = generator.lognormal(0, 0.3, (2, 25))
+        speed = Speed.of(3.0 * noise[0], noise[1])
+        covered += speed.low <= 3.0 <= speed.high
+    assert 0.95 <= covered / trials < 0.99
+    drift = generator.lognormal(0, 2, 25)  # which both feel alike
+    assert Speed.of(3.0 * drift, drift) == Speed(pytest.approx(3), *[pytest.approx(3)] * 2, 25)
+
+
+def costs(macs):
+    return Costs(1, macs, 1, {1: 1}, {1: Latency(1.0, 0.9, 1.1, 1, 50)})
+
+
+EQUAL, FASTER, SLOWER = (Speed(r, r - 0.1, r + 0.1, 50) for r in (1.02, 1.5, 0.7))
 
 
 @pytest.mark.parametrize(
-    ("after", "message"),
+    ("macs", "speed", "message"),
     [
-        (costs(40, 1.0, 2.0, 3.0), "40% of the multiply-accumulates but is not faster here"),
-        (costs(40, 0.8, 1.5, 1.9), "within the spread"),
-        (costs(40, 0.8, 0.9, 1.0), None),
-        (costs(130, 0.8, 0.9, 1.0), "130% of the teacher's multiply-accumulates: more"),
+        (40, SLOWER, "40% of the multiply-accumulates but is slower here at batch 1: 0.60 to 0.80"),
+        (40, EQUAL, "shows no measurable gain in speed here at batch 1: 0.92 to 1.12 times"),
+        (40, FASTER, None),
+        (130, FASTER, "130% of the teacher's multiply-accumulates: more"),
     ],
 )
-def test_warnings_in_plain_words(after, message):
-    found = comparison._warnings(costs(100, 1.8, 2.0, 2.2), after, [])
+def test_warnings_in_plain_words(macs, speed, message):
+    found = comparison._warnings(costs(100), costs(macs), {1: speed}, [])
     assert [message in w for w in found] == ([True] if message else [])
 
 
-def test_a_slower_layer_is_named():
-    fast, slow = Latency(1.0, 0.9, 1.1, 1, 5), Latency(2.0, 1.9, 2.1, 1, 5)
-    row = LayerCosts("conv1", (1, 1), "low rank", (9, 3), (9, 3), (fast, slow))
-    (warning,) = comparison._warnings(costs(9, 1, 1, 1), costs(9, 1, 1, 1), [row])
+def test_a_cause_is_named_where_a_measurement_shows_it():
+    times = Latency(1.0, 0.9, 1.1, 1, 5), Latency(2.0, 1.9, 2.1, 1, 5)
+    row = LayerCosts("conv1", (1, 1), "low rank", (9, 3), (9, 3), times, SLOWER)
+    (warning,) = comparison._warnings(costs(9), costs(9), {}, [row])
     assert "conv1 (1.000 to 2.000 ms)" in warning
+    for same in (EQUAL, FASTER):
+        assert not comparison._warnings(costs(9), costs(9), {}, [replace(row, speed=same)])

@@ -182,7 +182,7 @@ layers:
         (["squeeze", "squeeze", "squeeze", "squeeze"], r"layers\[3\].squeeze: does not fit"),
         (["coupling"], "a coupling needs at least 2 channels; squeeze first"),
         ([{"module": {"path": "os:system"}}], "is not a subclass of FrEIA"),
-        ([{"module": {"path": "no_such:thing"}}], "Cannot import module 'no_such'"),
+        ([{"module": {"path": "no_such:thing"}}], "code that only the file names"),
         (["dct"], "at least one layer that learns"),
         ([], "expected a list of layers"),
         (None, "expected a list of layers; got None"),

@@ -45,10 +45,10 @@ LESS = "4.0x smaller, 0.3 points less accurate (between -1.9 and +1.3)"
     ("changes", "sentence"),
     [
         ({}, f"{LESS}, no measured speed-up."),
-        ({"costs": costs(0.5)}, f"{LESS}, 2.0x faster."),
+        ({"costs": costs(0.5)}, f"{LESS}, 2.0x faster (1.8 to 2.2)."),
         (
             {"costs": costs(2.0), "change": None},
-            "4.0x smaller, an accuracy of 97.6 % (96.5 to 98.4), 2.0x slower.",
+            "4.0x smaller, an accuracy of 97.6 % (96.5 to 98.4), 2.0x slower (1.8 to 2.2).",
         ),
         (
             {"costs": costs(0.5, "low rank, int8"), "change": Difference(0.0, -0.01, 0.01)},
@@ -134,7 +134,7 @@ def test_the_main_table():
     assert compressed["accuracy"].startswith("77.6 %")
     assert distilled["agreement, held-out synthetic"].startswith("97.0 %")
     assert distilled["file"] == "62 kB (1/4.0)"
-    assert distilled["latency, batch 1"] == "1 ms (no measurable difference)"
+    assert distilled["latency, batch 1"] == "1 ms, no measurable difference"
     assert table.strong == {2}
     unseen = main_table(unmeasured())
     assert not {"accuracy", "agreement, real data"} & set(unseen.header)
@@ -148,7 +148,7 @@ def test_costs_have_units():
     assert found["latency, batch 1"] == [
         "1 ms (0.9 to 1.1)",
         "0.5 ms (0.45 to 0.55)",
-        "2.0x faster",
+        "2.0x faster (1.8 to 2.2)",
     ]
 
 
@@ -178,6 +178,17 @@ def test_that_is_seen_without_real_data_too():
     assert "--samples" in said(unmeasured(worse))
     with_samples = report(worse, real_data=RealData(samples="few", samples_count=10))
     assert "--samples" not in said(with_samples)
+
+
+def test_one_sided_answers_are_no_success():
+    sure = student(distilled=scores(None, 1.0), change=None, commonest=0.6)
+    assert "its teacher's answer on 100.0 %" in verdict(unmeasured(sure), sure)
+    dead = replace(sure, commonest=0.991)
+    assert "no evidence of how good it is" in verdict(unmeasured(dead), dead)
+    assert "100.0 %" not in verdict(unmeasured(dead), dead)
+    assert "same answer to 99.1 % of the held-out" in said(unmeasured(dead))
+    assert "--mean and --std" in said(unmeasured(dead))
+    assert "same answer" not in said(unmeasured(sure))
 
 
 def test_low_agreement_is_said():

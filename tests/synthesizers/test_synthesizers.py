@@ -1,3 +1,5 @@
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from freia_kd.errors import CheckpointError
 from freia_kd.flows.bases import SpectralBase
 from freia_kd.objectives.monitors import diagnose
 from freia_kd.objectives.reverse_likelihood import ReverseLikelihood
+from freia_kd.synthesizers import SYNTHESIZERS, build_synthesizers, get_synthesizer
 from freia_kd.synthesizers.bdnf import BDNF, BDNFOptions
 from freia_kd.synthesizers.noise import Spectral, Uniform
 from freia_kd.training import Checkpoints
@@ -197,3 +200,18 @@ def test_health_sees_a_collapse(teacher):
     with torch.no_grad():
         health = diagnose(teacher(x), x, labels, reference)
     assert [w for w in health.warnings() if "collapsed" in w]
+
+
+@pytest.mark.parametrize("name", list(SYNTHESIZERS.builtin))
+def test_advice_names_options_that_there_are_with_values_that_they_take(name):
+    synthesizer = get_synthesizer(name)()
+    for advice in synthesizer.advice().values():
+        assert advice.endswith("another --synthesizer")
+        for option, value in re.findall(r"--set (\S+)=([^\s,]+)", advice):
+            changed = build_synthesizers(name, "standard", {option: json.loads(value)})[0]
+            old, new = (
+                getattr(s.options, option.partition(".")[2]) for s in (synthesizer, changed)
+            )
+            assert old != new
+    if name == "bdnf":
+        assert len(re.findall("--set", " ".join(synthesizer.advice().values()))) == 7

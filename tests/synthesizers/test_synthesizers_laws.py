@@ -56,6 +56,7 @@ ROWS = {
     "samples": Row({"augment": "never"}),
     "samples, augmented": Row({"augment": "always"}, name="samples"),
     "leaves": Row(taught=True, restored=None),
+    "figures": Row(taught=True, restored=None),
     "photos": Row(taught=True, restored=None),
     "proxy": Row({"augment": "never"}, taught=True),
     "spectral": Row(taught=True, restored=None),

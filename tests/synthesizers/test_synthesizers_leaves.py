@@ -4,7 +4,7 @@ import scipy.stats
 import torch
 
 from freia_kd.domain import DOMAINS, Domain
-from freia_kd.synthesizers.leaves import RING, DeadLeaves, Leaves, LeavesOptions, _inside
+from freia_kd.synthesizers.leaves import RING, DeadLeaves, Leaves, LeavesOptions, is_inside
 from freia_kd.teachers import Teacher
 from freia_kd.teachers.mlp import MLP
 
@@ -92,14 +92,14 @@ def test_sizes_follow_the_law():
 def test_shapes(kind, inside, outside):
     for points, expected in ((inside, True), (outside, False)):
         u, v = torch.tensor(points, dtype=torch.float32).T.unsqueeze(0).unbind(1)
-        assert (_inside(kind, u, v) == expected).all()
+        assert (is_inside(kind, u, v) == expected).all()
 
 
 def test_a_later_leaf_covers_an_earlier_one(monkeypatch):
     paint = DeadLeaves(Domain((1, 8, 8), 2, (0.5,), (0.2,)))
     whole = torch.tensor([[0.1, 0.0, 0.0], [0.0, 0.1, 0.0]])  # covers every pixel
     monkeypatch.setattr(paint, "_frames", lambda n, leaves, _: whole.expand(n, leaves, 2, 3))
-    monkeypatch.setattr("freia_kd.synthesizers.leaves._inside", lambda kind, u, v: u.abs() < 1)
+    monkeypatch.setattr("freia_kd.synthesizers.leaves.is_inside", lambda kind, u, v: u.abs() < 1)
     assert paint._cover([5, 5, 3, 1], 5, generator()).flatten(1).unique(
         dim=1
     ).flatten().tolist() == [

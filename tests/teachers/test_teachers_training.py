@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from freia_kd.data.datasets import LabelledData
+from freia_kd.data.datasets import LabelledData, hold_out
 from freia_kd.domain import Domain
 from freia_kd.errors import TrainingError
-from freia_kd.teachers import Classifier, train_classifier
+from freia_kd.teachers import Classifier, train_classifier, train_new
 from freia_kd.teachers.mlp import MLP
+from freia_kd.training import Checkpoints
 
 DOMAIN = Domain((2,), 2, (1.0, -1.0), (2.0, 0.5))
 
@@ -73,8 +74,66 @@ def test_batch_normalisation_never_sees_a_batch_of_one(data):
 
 
 def test_a_loss_that_is_not_finite_stops_with_advice(data):
-    with pytest.raises(TrainingError, match=r"at step .* of 100.*lower the learning rate"):
+    with pytest.raises(TrainingError, match=r"not finite at step .*lower the learning rate"):
         train(data, learning_rate=1e30)
+
+
+class Killed(Exception):
+    """In place of a kill."""
+
+
+class Dropping(nn.Sequential):
+    """With dropout, whose random numbers must go on too."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(2, 16), nn.BatchNorm1d(16), nn.Dropout(0.5), nn.Linear(16, 2))
+
+
+@pytest.mark.parametrize("at", [1, 10, 14, 37, 99])
+def test_a_training_that_is_killed_ends_the_same_bit_for_bit(data, tmp_path, monkeypatch, at):
+    monkeypatch.setattr("freia_kd.training.loop.SAVE_EVERY", 0)
+    arch = f"{__name__}:Dropping"
+    rest, heldout = hold_out(data)
+    options = {"epochs": 10, "batch_size": 18, "heldout": heldout}
+    whole = train_new(arch, rest, DOMAIN, **options)
+    again = train_new(arch, rest, DOMAIN, **options)
+    assert equal(whole, again)  # dropout follows the seed
+    save, count = Checkpoints.save, []
+
+    def save_and_die(self, state):
+        save(self, state)
+        count.append(state["step"])
+        if len(count) == at:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_die)
+        with pytest.raises(Killed):
+            train_new(arch, rest, DOMAIN, **options, checkpoints=Checkpoints(tmp_path, "teacher"))
+    assert count[-1] == at
+    torch.rand(7)  # what happened in between must not matter
+    resumed = train_new(arch, rest, DOMAIN, **options, checkpoints=Checkpoints(tmp_path, "teacher"))
+    assert equal(whole, resumed)
+
+
+def test_the_weights_of_the_best_epoch_are_kept(data, monkeypatch):
+    scores, seen = iter([0.5, 0.9, 0.9, 0.7]), []
+
+    def score(classifier, heldout):
+        seen.append({k: v.clone() for k, v in classifier.net.state_dict().items()})
+        return next(scores)
+
+    monkeypatch.setattr("freia_kd.teachers.training.accuracy", score)
+    rest, heldout = hold_out(data)
+    net = train(rest, epochs=4, heldout=heldout)
+    assert equal(net, seen[2])  # the later one of two equal ones
+    assert not equal(net, seen[3])
+
+
+def equal(ours, theirs):
+    ours = ours.state_dict()
+    theirs = theirs if isinstance(theirs, dict) else theirs.state_dict()
+    return all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ from freia_kd.training.checkpoints import read_metrics
 from freia_kd.training.state import load_state, save_state
 
 
-def make(run=None, steps=30):
+def make(run=None, steps=30, result=()):
     torch.manual_seed(0)
     net, generator = nn.Linear(3, 1), torch.Generator().manual_seed(1)
     optimizer = torch.optim.Adam(net.parameters(), 0.1)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     parts = {"net": net, "optimizer": optimizer, "schedule": schedule}
-    return net, optimizer, TrainingLoop("fit", steps, parts, generator, optimizer, run)
+    return net, optimizer, TrainingLoop("fit", steps, parts, generator, optimizer, run, result)
 
 
 def train(net, optimizer, loop, stop_at=None, bad=()):
@@ -52,6 +52,34 @@ def test_a_finished_loop_runs_no_more(tmp_path):
     net, _, loop = make(run)
     assert list(loop) == []
     assert torch.equal(net.weight, weight)
+
+
+def test_metrics_have_no_row_twice_after_a_kill(tmp_path, monkeypatch):
+    monkeypatch.setattr("freia_kd.training.loop.LOG_EVERY", 1)
+    run, other = (Checkpoints(tmp_path, stage) for stage in ("fit", "fit-2"))
+    train(*make(other, steps=3))
+    for step, every in ((3, 0.0), (8, 1e9), (12, 1e9)):  # killed long after the last state
+        monkeypatch.setattr("freia_kd.training.loop.SAVE_EVERY", every)
+        with pytest.raises(KeyboardInterrupt):
+            train(*make(run), stop_at=step)
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write('{"stage": "fit", "st')  # and in the middle of a line
+    train(*make(run))
+    rows = [(m["stage"], m["step"]) for m in read_metrics(tmp_path)]
+    assert sorted(rows) == [("fit", k) for k in range(1, 31)] + [("fit-2", k) for k in (1, 2, 3)]
+
+
+def test_only_the_result_is_kept_after_the_last_step(tmp_path, monkeypatch):
+    monkeypatch.setattr("freia_kd.training.loop.SAVE_EVERY", 0.0)
+    run, whole = Checkpoints(tmp_path, "fit"), train(*make())
+    with pytest.raises(KeyboardInterrupt):
+        train(*make(run, result=["net"]), stop_at=17)
+    assert set(load_state(run.path)["parts"]) == {"net", "optimizer", "schedule"}
+    assert torch.equal(train(*make(run, result=["net"])), whole)
+    assert set(load_state(run.path)["parts"]) == {"net"}
+    net, _, loop = make(run, result=["net"])
+    assert list(loop) == []
+    assert torch.equal(net.weight, whole)
 
 
 def test_a_nan_is_rolled_back_with_half_the_learning_rate():

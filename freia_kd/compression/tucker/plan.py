@@ -255,7 +255,7 @@ def read_rules(path: str | os.PathLike[str]) -> dict[str, Ranks]:
 
     try:
         rules = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"Not a YAML file: {path} ({error}).") from error
     if not isinstance(rules, dict) or not rules:
         raise ValueError(f"Expected layer patterns and their ranks in {path}; got {rules!r}.")

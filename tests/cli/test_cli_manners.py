@@ -1,0 +1,194 @@
+"""A run's plan, its options in a file, its log, the list of runs, and names in the shell."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+from cli_calls import call, fails, faults
+
+from freia_kd.runs.lock import HOLDER, LOCK, locked
+
+
+def students(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("student-*")}
+
+
+# --- The plan ---
+
+
+def test_a_dry_run_says_what_a_run_takes_and_writes_nothing(distill, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    shown = call(*distill, "--student", 3, "--dry-run")
+    for expected in ("bdnf", "student-3", "synthetic/train", "Plan: about", "Memory", "disk"):
+        assert expected in shown.stdout
+    assert sorted(tmp_path.iterdir()) == before
+    plan = json.loads(call("extract", *distill[1:], "--dry-run", "--json").stdout)
+    names = [stage["name"] for stage in plan["stages"]]
+    assert names == ["bdnf", "leaves", "synthetic/heldout", "synthetic/train"]
+    assert plan["disk"] < plan["disk_free"]
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_run_begins_with_its_folder_and_its_plan(distill, tmp_path):
+    lines = call(*distill).stderr.splitlines()
+    assert lines[0] == f"Run: {tmp_path / 'run'}"
+    assert re.match(r"Plan: about [\d.]+ s, .*bdnf .*\(4\).* Memory .* disk .* free\)\.", lines[1])
+
+
+# --- Options in a file ---
+
+
+def test_what_a_run_writes_can_be_given_back(distill, tmp_path):
+    own = ["--student", 1, "--student", 3, "--set", "bdnf.steps=3", "--set", "student.mixup=0.5"]
+    call(*distill, *own, "--seed", 4, "--synthesizer", "bdnf+spectral")
+    run, again = tmp_path / "run", tmp_path / "again"
+    asked = yaml.safe_load((run / "run.yaml").read_text())
+    assert asked["set"] == {"bdnf.steps": 3, "student.mixup": 0.5}
+    assert asked["student"] == ["1", "3"]
+    assert not {"out", "resume", "json", "debug", "config"} & set(asked)
+    call("distill", "--config", run / "run.yaml", "--out", again)
+    assert students(again) == students(run)
+    assert (again / "run.yaml").read_bytes() == (run / "run.yaml").read_bytes()
+    call("distill", "--config", run / "run.yaml", "--out", run, "--resume")  # the same options
+    other = fails("distill", "--config", run / "run.yaml", "--out", run, "--resume", "--seed", 5)
+    assert "seed was 4, is 5" in other  # what is typed wins
+
+
+def test_all_faults_of_a_file_are_named_together(tmp_path, teacher_file):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "sede: 1\npreset: slow\nstudent: [1, 7]\nset-size: many\nresume: true\n"
+        "on-the-fly: sometimes\nmean: {a: 1}\n"
+    )
+    lines = faults("distill", "--teacher", teacher_file, "--config", file, "--seed", "x")
+    text = "\n".join(lines)
+    for expected in (
+        "Unknown option 'sede'; did you mean 'seed'?",
+        "--preset: expected one of quick",
+        "--student: expected one of 1, 2, 3; got '7'",
+        "--set-size: 'many' is not a valid",
+        "Unknown option 'resume'",
+        "on-the-fly: expected what --on-the-fly takes; got 'sometimes'",
+        "mean: expected what --mean takes; got {'a': 1}",
+        "--seed: 'x' is not a valid",
+    ):
+        assert expected in text, expected
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- 1\n- 2\n", "expected options by name"),
+        ("seed: [1\n", "is not YAML"),
+        ("seed: !!python/object/apply:os.system ['touch was-here']\n", "is not YAML"),
+    ],
+)
+def test_a_file_that_holds_no_options(text, message, tmp_path, teacher_file, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(text)
+    assert message in fails("distill", "--teacher", teacher_file, "--config", "mine.yaml")
+    assert [path.name for path in tmp_path.glob("*") if path != teacher_file] == ["mine.yaml"]
+
+
+# --- The log ---
+
+
+def test_the_log_has_what_is_shown_and_what_went_wrong(distill, tmp_path):
+    log = tmp_path / "log.txt"
+    call(*distill, "--log-file", log, "--json")
+    lines = log.read_text().splitlines()
+    assert all(re.match(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d \S", line) for line in lines)
+    assert any(line.endswith("train the flow: 4 steps") for line in lines)
+    assert any("Plan: about" in line for line in lines)
+    (tmp_path / "run/student-1.pt").write_bytes(b"damaged")
+    shown = call("distill", "--resume", "--out", tmp_path / "run", "--log-file", log, code=1)
+    after = log.read_text().splitlines()
+    assert after[: len(lines)] == lines
+    assert "student-1.pt (stage student-1)" in after[-1]
+    assert "--repair" in shown.stderr
+    call("distill", "--resume", "--repair", "--out", tmp_path / "run", "--log-file", log)
+    assert "was deleted; the stage student-1 makes it again" in log.read_text()
+
+
+def test_a_log_that_cannot_be_written_is_refused_before_any_work(distill, tmp_path):
+    assert "no/log" in fails(*distill, "--log-file", tmp_path / "no/log", code=1)
+    assert not (tmp_path / "run").exists()
+
+
+# --- The list of runs ---
+
+
+def test_runs_are_listed_with_their_state(finished, tmp_path):
+    for name in ("done", "stopped", "held", "broken"):
+        shutil.copytree(finished.folder, tmp_path / "runs" / name)
+    stopped = tmp_path / "runs/stopped/run.json"
+    record = json.loads(stopped.read_text())
+    record["done"] = record["done"][:3]
+    stopped.write_text(json.dumps(record))
+    (tmp_path / "runs/broken/run.json").write_text("{")
+    (tmp_path / "runs/nothing").mkdir()
+    with locked(tmp_path / "runs/held"):
+        found = json.loads(call("runs", tmp_path / "runs", "--json").stdout)
+    states = {run["folder"].rpartition("/")[2]: run["state"] for run in found}
+    assert states.pop("broken").startswith("The file")
+    assert states.pop("held").startswith("running (process ")
+    assert states == {"done": "finished", "stopped": f"stopped after {record['done'][-1]}"}
+    done = next(run for run in found if run["folder"].endswith("done"))
+    assert done["students"] == ["1", "3"]
+    measured = finished.report.students[0].distilled
+    assert done["accuracy"]["1"]["value"] == measured.accuracy.value
+    assert done["agreement"]["1"]["value"] == measured.agreement.value
+    assert "finished" in call("runs", tmp_path / "runs").stdout
+    assert "There are no runs in" in call("runs", tmp_path / "runs/nothing").stdout
+
+
+def test_a_run_in_use_is_refused_with_who_uses_it(distill, tmp_path):
+    with locked(tmp_path / "run"):
+        result = call(*distill, code=2)
+    assert "Another process works on the run in" in result.stderr
+    assert "since 20" in result.stderr
+    (tmp_path / "run").mkdir()  # as after kill -9 before the first stage
+    for name in (LOCK, HOLDER):
+        (tmp_path / "run" / name).touch()
+    call(*distill, "--dry-run")
+    (tmp_path / "run/mine").touch()
+    assert "holds no run" in fails(*distill)
+
+
+def test_repair_is_of_a_run_that_goes_on(distill):
+    assert "--repair is of a run that goes on" in fails(*distill, "--repair")
+
+
+# --- Names in the shell ---
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("distill --synthesizer lea", ["leaves"]),
+        ("distill --synthesizer bdnf+uni", ["bdnf+uniform"]),
+        ("compare --synthesizers bdnf,ph", ["bdnf,photos"]),
+        ("distill --student ", ["1", "2", "3"]),
+        ("distill --preset b", ["best"]),
+        ("distill --method q", ["quantize"]),
+        ("distill --loss centred", ["centred-l1", "centred-mse"]),
+        ("dis", ["distill"]),
+    ],
+)
+def test_the_shell_completes_names(typed, expected):
+    words = f"freiakd {typed}"
+    environment = {
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split(" ")) - 1),
+        "_FREIAKD_COMPLETE": "bash_complete",
+    }
+    code = "from freia_kd.cli.main import main; main(prog_name='freiakd')"
+    shown = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert [line.partition(",")[2] for line in shown.stdout.splitlines()] == expected
