@@ -127,7 +127,7 @@ def make_students(
             with faults:
                 chosen = choice if kind is Tucker else {}
                 methods.append(kind.from_dict({**chosen, **changes[kind]}))
-        if len(methods) == len(kinds):
+        if len(methods) == len(kinds) and (methods or not own["methods"]):
             with faults:
                 specs.append(StudentSpec(tuple(methods), own["name"] or "", own["bn"], arch))
     faults.expect(
