@@ -12,7 +12,7 @@ from freia_kd import __version__
 COMMANDS = {
     "distill": "Make smaller classifiers of a teacher, without its training data.",
     "compare": "Compare methods on a teacher, and name the best for it.",
-    "reproduce": "Reproduce the paper's Table 1, with teachers trained from scratch.",
+    "reproduce": "Reproduce the paper's Table 1, or its figure 2, 3 or 4.",
     "train-teacher": "Train a classifier on real data.",
     "extract": "Make a synthetic set from a teacher.",
     "sample": "Sample inputs from what a run has learned.",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from freia_kd.config import PaperStudent
 from freia_kd.registry import COMPRESSIONS
 
 from .command import Faults, option, options
@@ -23,8 +24,9 @@ NAMES = (*OWN, "methods", "keep_ratio", "student_arch", "name", "bn")  # of all 
 student_options = options(
     option(
         "--student",
-        "One of the papers' students, from the largest to the smallest; by default 1.",
-        ("1", "2", "3"),
+        "One of the papers' students, from the largest to the smallest; by default 1. For LeNet5 "
+        "and ResNet14 these are KegNet's, and bdnf-1 to bdnf-3 those of BDNF's Table 1.",
+        get_args(PaperStudent),
         name="students",
         multiple=True,
     ),

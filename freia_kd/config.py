@@ -34,6 +34,9 @@ Self = TypeVar("Self", bound="Config")
 Device = Literal["auto", "cpu", "cuda"]
 PresetName = Literal["quick", "standard", "best", "paper"]
 BatchNormMode = Literal["match", "freeze"]
+PaperStudent = Literal[
+    "1", "2", "3", "kegnet-1", "kegnet-2", "kegnet-3", "bdnf-1", "bdnf-2", "bdnf-3"
+]
 Target = Literal["params", "macs", "latency", "drop"]
 ExportFormat = Literal["torch", "safetensors", "onnx", "torch-export"]
 

@@ -17,16 +17,33 @@ from concurrent.futures import (
 )
 from contextlib import contextmanager
 from multiprocessing import connection, get_context
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from ..errors import TrainingError, UsageError
 from ..runs import Run
 from ..training import Progress
-from .trials import Trial
 
 KILLED = "its process was killed, or died; it may have run out of memory"
-Ended = tuple[Trial, str | None]  # a trial that has ended, and the error if it failed
+
+
+class Runnable(Protocol):
+    """What a trial is to those that run it: plain data, which another process can run."""
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def result(self) -> Any: ...
+
+    def run(self, progress: Progress | None = None) -> None: ...
+
+
+AnyTrial = TypeVar("AnyTrial", bound=Runnable)
 
 
 def count_workers(device: str) -> int:
@@ -46,11 +63,11 @@ def worker_faults(workers: int | None, executor: Executor | None) -> Iterator[st
 
 def run_all(
     run: Run,
-    trials: Sequence[Trial],
+    trials: Sequence[AnyTrial],
     title: str,
     workers: int | None = None,
     executor: Executor | None = None,
-) -> list[tuple[Trial, str]]:
+) -> list[tuple[AnyTrial, str]]:
     """Runs what has not been run, as a stage of a run; what failed, with the errors.
 
     Arguments:
@@ -63,7 +80,7 @@ def run_all(
     waiting, failed = [trial for trial in trials if trial.result is None], []
     done = len(trials) - len(waiting)
     if workers is None:
-        workers = min((count_workers(trial.options.device) for trial in waiting), default=1)
+        workers = min((count_workers(trial.device) for trial in waiting), default=1)
     with run.stage(title), run.progress.stage(title, len(trials)) as stage:
         for trial, error in run_trials(waiting, run.progress, workers, executor):
             result = trial.result
@@ -79,11 +96,11 @@ def run_all(
 
 
 def run_trials(
-    trials: Sequence[Trial],
+    trials: Sequence[AnyTrial],
     progress: Progress,
     workers: int = 1,
     executor: Executor | None = None,
-) -> Iterator[Ended]:
+) -> Iterator[tuple[AnyTrial, str | None]]:
     """Runs trials and yields each when it has ended, with the error if it failed.
 
     Arguments:
@@ -104,7 +121,7 @@ def run_trials(
             yield trial, attempt(trial, progress)
 
 
-def attempt(trial: Trial, progress: Progress | None = None) -> str | None:
+def attempt(trial: Runnable, progress: Progress | None = None) -> str | None:
     """Runs a trial; the error, if it failed."""
     try:
         trial.run(progress)
@@ -118,7 +135,9 @@ def _describe(error: BaseException) -> str:
     return f"{kind}{' '.join(str(error).split())}"
 
 
-def _submit_all(trials: Sequence[Trial], executor: Executor) -> Iterator[Ended]:
+def _submit_all(
+    trials: Sequence[AnyTrial], executor: Executor
+) -> Iterator[tuple[AnyTrial, str | None]]:
     running = {executor.submit(attempt, trial): trial for trial in trials}
     try:
         for future in as_completed(running):
@@ -138,10 +157,12 @@ def _outcome(future: Future[str | None]) -> str | None:
         return _describe(error)
 
 
-def _run_in_processes(waiting: list[Trial], workers: int) -> Iterator[Ended]:
+def _run_in_processes(
+    waiting: list[AnyTrial], workers: int
+) -> Iterator[tuple[AnyTrial, str | None]]:
     """Side by side; when a process dies, those that were running are repeated, each alone."""
     while waiting:
-        suspects: list[Trial] = []
+        suspects: list[AnyTrial] = []
         with _pool(min(workers, len(waiting))) as pool:
             yield from _run_until_broken(pool, waiting, workers, suspects)
         for trial in suspects:
@@ -150,10 +171,10 @@ def _run_in_processes(waiting: list[Trial], workers: int) -> Iterator[Ended]:
 
 
 def _run_until_broken(
-    pool: Executor, waiting: list[Trial], workers: int, suspects: list[Trial]
-) -> Iterator[Ended]:
+    pool: Executor, waiting: list[AnyTrial], workers: int, suspects: list[AnyTrial]
+) -> Iterator[tuple[AnyTrial, str | None]]:
     """Takes what is waiting; if a process dies, what was running is left among the suspects."""
-    running: dict[Future[str | None], Trial] = {}
+    running: dict[Future[str | None], AnyTrial] = {}
     while waiting or running:
         try:
             # No more than run at once, so that it is known which these are.

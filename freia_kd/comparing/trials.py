@@ -81,6 +81,11 @@ class Trial:
         return f"{self.method.name}, seed {self.seed}"
 
     @property
+    def device(self) -> Device:
+        """Where it computes."""
+        return self.options.device
+
+    @property
     def result(self) -> TrialResult | None:
         """What :meth:`run` has written, or `None`."""
         from pydantic import TypeAdapter

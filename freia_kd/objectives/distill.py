@@ -28,7 +28,8 @@ class Distill:
 
     - `cls` :math:`= -\langle c \cdot \log \mathrm{softmax}(t(x) / T) \rangle`, eq. (5);
     - `volume` :math:`= -\alpha \langle \log|\det \partial x/\partial z| \rangle`: eq. (6), and
-      the squash to pixels, which eq. (6) and the paper's code leave out;
+      the squash to pixels, which eq. (6) leaves out, and which the code of the paper's Table 1 adds
+      as eq. (1) asks;
     - `batchnorm` :math:`= \beta \sum_l \ldots`, eq. (7), left out if beta is 0 or the teacher
       has no such layers (the paper's LeNet5);
     - `prior` :math:`= -w \langle \log p_X(x) \rangle`, the term of eq. (1) that the paper

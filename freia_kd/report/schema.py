@@ -512,7 +512,10 @@ class TablePart:
     Arguments:
         arch: The teacher's architecture.
         test_images: How many images accuracy was measured on.
-        rows: The accuracy of each row and student over seeds, in [0, 1]; `None` where all failed.
+        rows: The accuracy of each row and student over seeds, in [0, 1], with the last weights;
+            `None` where all failed.
+        best_on_test: Of the paper's rows the largest accuracy of all looks at the test images, as
+            the paper prints it: a leak, which nothing uses.
         published: The paper's accuracies of each row, in %, in the order of the students; a text
             where the paper gives a bound.
         recovery: See :func:`recovery`, for the rows where it says something.
@@ -521,6 +524,7 @@ class TablePart:
     arch: str
     test_images: Count
     rows: dict[str, dict[str, Spread | None]]
+    best_on_test: dict[str, dict[str, Spread | None]]
     published: dict[str, list[float | str]]
     recovery: dict[str, dict[str, Spread | None]]
 
@@ -532,6 +536,8 @@ class TableResult:
     Arguments:
         parts: The data sets.
         preset: How much work was done.
+        students: Whose students: `"paper"` for those of BDNF's code, `"kegnet"` for KegNet's.
+        teacher: The name of the teacher's file; `None` for teachers trained from scratch.
         seeds: How many seeds.
         failed: The errors of trials that failed, by name.
         seconds: How long each stage took, in seconds.
@@ -541,6 +547,8 @@ class TableResult:
 
     parts: dict[str, TablePart]
     preset: str
+    students: str
+    teacher: str | None
     seeds: Count
     failed: dict[str, str]
     seconds: dict[str, NonNegative]

@@ -27,7 +27,7 @@ class RunRecord:
     """What `run.json` holds.
 
     Arguments:
-        kind: What made the folder: `"distill"`, `"compare"` or `"table1"`.
+        kind: What made the folder: `"distill"`, `"compare"`, `"table1"` or `"trial"`.
         config: The resolved options; a run that is resumed must have the same.
         students: What each student is to be, by name; more may be added.
         evaluation: Where the evaluation data are, if they have a place: the arguments of

@@ -117,12 +117,12 @@ class BDNF(Synthesizer):
     fewer steps of a larger learning rate, and their weights are averaged.
 
     The preset `paper` undoes these, save the cosine: its weights and learning rate are those of the
-    paper's text, its 9,390 steps of 64 latents (30 times 20,000) those of the paper's code. What
-    that code has beside, and this preset has not:
+    paper's text, its 9,390 steps of 64 latents (30 times 20,000) those of the paper's code. The
+    volume includes the squash to pixels, as in the code of the paper's Table 1. What that code has
+    beside, `freiakd reproduce table1 --preset code` has (:mod:`freia_kd.experiments.recipes`):
 
-    - z is of :math:`\mathcal{N}(0, 1/4)`, when the flow learns and when it samples;
-    - the volume leaves out the squash to pixels, which is part of f here
-      (:class:`~freia_kd.objectives.distill.Distill`);
+    - z is of :math:`\mathcal{N}(0, 1/4)`, when the flow learns and when it samples, and the flow is
+      1500 wide and starts from random weights;
     - CLS has :math:`\log(p + 0.01)`, unless there are samples;
     - the teacher's net takes :math:`a (x - 1/2)` in place of normalised pixels, with one factor a
       of [1, 2] for a batch (and x itself where there are samples), and so do students;

@@ -1,7 +1,9 @@
 """The schemes of The Knowledge Within: Gaussian, inception, batch-norm statistics, and two of them.
 
-The paper's text was not at hand: what is here follows its abstract, the names of its schemes and
-their published summaries, with the batch-norm literature for the rest; the weights are ours.
+Experimental: the paper's text was not at hand. Its abstract and readers' published notes confirm
+the schemes, the class logit that the inception scheme raises, and the divergence of the batch-norm
+statistics with its direction (:func:`gaussian_divergence`). Not confirmed, and so ours: weights and
+numbers of steps, the smoothness prior, the jitter, how layers are averaged, and the mixture.
 """
 
 from __future__ import annotations
@@ -57,7 +59,8 @@ class KnowledgeWithinOptions(InversionOptions):
 class KWGaussian(Noise):
     """The Gaussian scheme: pixels of the training data's mean and standard deviation, by channel.
 
-    Pixels are independent, and labelled by the teacher; nothing is optimised. A
+    Experimental, as the module says. Pixels are independent, and labelled by the teacher; nothing
+    is optimised. A
     Gaussian clipped to [0, 1] loses the statistics that it has, so it is the one that has the
     domain's *after* clipping, if there is one (which noise `normal` leaves out). Vectors are not
     clipped.
@@ -96,7 +99,7 @@ class KWGaussian(Noise):
 
 
 class KnowledgeWithin(Inversion):
-    """Images by optimisation, the base class of the other schemes.
+    """Images by optimisation, the base class of the other schemes, all of them experimental.
 
     Those are optimised as :class:`~freia_kd.synthesizers.inversion.Inversion` says: from Gaussian
     noise, by Adam, jittered and clipped to pixels in [0, 1].
@@ -134,8 +137,8 @@ class KWInception(KnowledgeWithin):
 
     .. math:: -\langle \log p_T(y|x) \rangle + w\,\langle (x - G * x)^2 \rangle
 
-    with a Gaussian kernel G. A departure: published summaries speak of the class logit
-    (`target="logit"`), which has the teacher's units and no end.
+    with a Gaussian kernel G. A departure: readers' notes on the paper speak of the class
+    logit (`target="logit"`), which has the teacher's units and no end.
     """
 
     name = "kw-inception"

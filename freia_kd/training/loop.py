@@ -15,6 +15,8 @@ from ..errors import TrainingError
 from .checkpoints import Checkpoints
 
 SAVE_EVERY = 15.0  # seconds between checkpoints
+SAVE_COST = 0.5  # seconds that one may take at that pace; larger states are kept less often
+MAX_PAUSE = 20  # times that pace
 LOG_EVERY = 20  # steps between lines of metrics
 SNAPSHOT_EVERY = 100  # steps between the states to roll back to
 RETRIES = 3  # rollbacks before giving up
@@ -137,7 +139,7 @@ class TrainingLoop:
                 if self.checkpoints
                 else None
             )
-            saved_at = time.monotonic()
+            save_at = time.monotonic() + SAVE_EVERY
             while self.step < self.steps:
                 if self.checkpoints and self.checkpoints.is_enough(self.step, self.steps):
                     break
@@ -149,9 +151,12 @@ class TrainingLoop:
                     self.checkpoints.log(self.step, self.last_values)
                 if self.step % SNAPSHOT_EVERY == 0 and self._finite():
                     self.good = self._snapshot()
-                if time.monotonic() - saved_at > SAVE_EVERY:
+                start = time.monotonic()
+                if start > save_at:
                     self._save()
-                    saved_at = time.monotonic()
+                    end = time.monotonic()
+                    pause = min(max(1.0, (end - start) / SAVE_COST), MAX_PAUSE)
+                    save_at = end + SAVE_EVERY * pause
             self._save()
 
     def mark(self) -> None:

@@ -29,10 +29,12 @@ def test_every_command_has_help():
         assert command.name == name
         assert name in listing
         assert summary.split()[0] in listing
-        text = call(name, "--help").output
-        assert "--debug" in text
-        options = [p for p in command.params if isinstance(p, click.Option)]
-        assert all(o.help.endswith(".") for o in options), name
+        inner = command.commands if isinstance(command, click.Group) else {"": command}
+        for part, one in inner.items():
+            text = call(*filter(None, (name, part)), "--help").output
+            assert "--debug" in text
+            options = [p for p in one.params if isinstance(p, click.Option)]
+            assert all(o.help.endswith(".") for o in options), (name, part)
 
 
 HEAVY = ("torch", "pydantic", "FrEIA", "normflows", "numpy", "matplotlib", "rich", "sklearn")

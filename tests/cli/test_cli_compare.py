@@ -28,7 +28,7 @@ def test_compare_prints_a_table_and_names_a_winner(compare, tmp_path):
 @pytest.mark.parametrize(
     ("mistake", "said"),
     [
-        (("--student", "4"), "--student: expected one of 1, 2, 3; got '4'"),
+        (("--student", "4"), "--student: expected one of 1, 2, 3, kegnet-1"),
         (("--synthesizers", "boat"), "Unknown synthesizer 'boat'"),
         (("--synthesizers", "uniform+uniform"), "Expected different synthesizers"),
         (("--set", "student.stepz=1"), "Unknown option 'student.stepz'; did you mean"),

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,16 +11,18 @@ from scipy.io import savemat
 from freia_kd.compression import load_classifier, load_teacher
 from freia_kd.config import DistillationOptions, Preset, get_preset
 from freia_kd.data.datasets import LabelledData
-from freia_kd.errors import ConfigError, UsageError
+from freia_kd.domain import DOMAINS
+from freia_kd.errors import CheckpointError, ConfigError, UsageError
 from freia_kd.evaluation import accuracy
+from freia_kd.experiments import recipes
 from freia_kd.experiments import table1 as module
+from freia_kd.experiments.published import PAPER_ROWS, TABLE1, TRAINED, TUCKER
 from freia_kd.experiments.table1 import (
-    APPROACHES,
-    TABLE1,
-    TRAINED,
-    TUCKER,
-    choose_preset,
-    make_method,
+    OUR_ROWS,
+    STUDENTS,
+    Table,
+    check_teacher,
+    make_trial,
     one_of_each,
     recoveries,
     table1,
@@ -30,12 +31,17 @@ from freia_kd.job.opening import fingerprint
 from freia_kd.report.schema import Proportion, Spread, TableResult
 from freia_kd.report.storage import read_result
 from freia_kd.runs import Run
+from freia_kd.synthesizers import STATISTICS_DEFAULT
 from freia_kd.synthesizers.bdnf import BDNF
-from freia_kd.synthesizers.kegnet import KegNet
-from freia_kd.synthesizers.noise import Noise, Uniform
-from freia_kd.teachers import Classifier, build_net
+from freia_kd.synthesizers.noise import Noise
+from freia_kd.teachers import Classifier, build_net, save_classifier
 
 TINY = Preset("quick", 8, 4, DistillationOptions(steps=1, batch_size=4))
+TINY_RECIPE = {
+    "width": 8, "steps": 1, "batch_size": 4, "kegnet_steps": 1, "kegnet_batch": 8, "set_size": 8,
+    "student_rate": 1e-2, "epochs": 2, "check_every": 1,
+}  # fmt: skip
+NAMES = STUDENTS["paper"]
 
 
 def make_svhn(folder):
@@ -65,8 +71,8 @@ def tiny_table():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torchvision.datasets.svhn, "check_integrity", lambda *a, **k: True)
         patch.setitem(module.QUICK, "lenet5", TINY)
+        patch.setattr(recipes, "QUICK", TINY_RECIPE)
         patch.setattr(BDNF, "presets", {"quick": {"steps": 1, "batch_size": 4}})
-        patch.setattr(KegNet, "presets", {"quick": {"steps": 1, "batch_size": 8}})
         patch.setattr(Noise, "presets", {"quick": {"tries": 1}})
         patch.setitem(TABLE1, "svhn", replace(TABLE1["svhn"], arch="lenet5"))
         patch.setattr(module, "train_new", train)
@@ -98,153 +104,216 @@ def test_every_row_beside_the_papers(made):
     assert read_result(out, TableResult) == result
     assert result.failed == {}
     part = result.parts["svhn"]
-    assert list(part.rows) == ["original", *APPROACHES]
+    assert list(part.rows) == ["original", TUCKER, *PAPER_ROWS, *OUR_ROWS, TRAINED]
     # Table 1 of the paper, section 5.2
     assert part.published["T+BDNF"] == [72.1, 78.0, 66.5]
     assert part.published["T+Normal"] == [70.57, 63.8, 22.9]
-    test = module.load_dataset("svhn", module.DOMAINS["svhn"], "test", out.parent)
-    for name, row in (("2", "T+Uniform"), ("3", TUCKER), ("1", TRAINED)):
+    test = module.load_dataset("svhn", DOMAINS["svhn"], "test", out.parent)
+    for name, row in ((NAMES[1], "our default"), (NAMES[2], TUCKER), (NAMES[0], TRAINED)):
         kind = "compressed" if row == TUCKER else "student"
         student = load_classifier(out / f"svhn/{stem(row)}-0/{kind}-{name}.safetensors")
         assert part.rows[row][name] == Spread(accuracy(student, test), None, 1)
     assert "| T\\+BDNF | 72.1 | " in (out / "table1.md").read_text().replace("| T+", "| T\\+")
 
 
-def test_rows_are_the_papers_methods(made):
-    def options(row):
-        return options_of(made[1], row)
+def test_two_columns_and_only_the_papers_rows_have_the_leak(made):
+    result, out = made
+    part = result.parts["svhn"]
+    assert list(part.best_on_test) == list(PAPER_ROWS)
+    for row in PAPER_ROWS:
+        curves = json.loads((out / f"svhn/{stem(row)}-0/trial.json").read_text())["curve"]
+        for name in NAMES:
+            assert part.rows[row][name].mean == curves[name][-1]
+            assert part.best_on_test[row][name].mean == max(curves[name])
+    text = (out / "table1.md").read_text()
+    assert "best on test (a leak)" in text
+    assert "compare it with the paper's figure and with nothing else" in text
 
-    flow = options("T+BDNF")["synthesizers"]["bdnf"]
-    assert (flow["base"], flow["prior"], flow["contrast"]) == ("gaussian", False, [1.0, 2.0])
-    assert options("T+BDNF(Sample)")["synthesizers"]["bdnf"] == flow
-    assert options("T+our default")["synthesizers"]["bdnf"]["base"] == "spectral"
-    assert options("T+KegNet")["synthesizers"]["kegnet"]["generators"] == 1
-    assert options("T+BDNF")["samples"] is None
-    assert "one of each" in options("T+BDNF(Sample)")["samples"]
-    assert "one of each" in options("T+Sample")["samples"]
-    for row in ("T+Sample", TRAINED):  # as they are
-        assert options(row)["synthesizers"]["samples"]["augment"] == "never"
-    assert flow["augment"] is False
-    assert options(TRAINED)["samples"] == "svhn"
-    kept = {row: students(made[1], row) for row in APPROACHES}
-    assert kept.pop("T+our default") == {"match"}
-    assert len(kept) == len(APPROACHES) - 1
-    assert all(modes == {"freeze"} for modes in kept.values())
+
+def test_rows_are_the_papers_methods(made):
+    few = {row: options_of(made[1], row)["samples"] for row in PAPER_ROWS}
+    assert {row for row, samples in few.items() if samples} == {"T+Sample", "T+BDNF(Sample)"}
+    assert all("one of each" in samples for samples in few.values() if samples)
+    kinds = {row: options_of(made[1], row)["row"] for row in PAPER_ROWS}
+    assert kinds == {row: kind for row, (kind, _) in PAPER_ROWS.items()}
+    ours = options_of(made[1], "our default")
+    assert ours["synthesizer"] == STATISTICS_DEFAULT
+    assert ours["samples"] is None
+    assert "one of each" in options_of(made[1], "our default, 10 images")["samples"]
+    assert options_of(made[1], TRAINED)["samples"] == "svhn"
+    modes = {row: students(made[1], row) for row in (TUCKER, *OUR_ROWS, TRAINED)}
+    assert modes.pop(TUCKER) == {"freeze"}
+    assert set(map(frozenset, modes.values())) == {frozenset({"match"})}
 
 
 def students(out, row):
     record = json.loads((out / f"svhn/{stem(row)}-0/run.json").read_text())
+    assert set(record["students"]) == set(NAMES)
     return {spec["bn"] for spec in record["students"].values()}
 
 
-def test_presets():
-    kegnet, ours = (
-        {preset: choose_preset("fashion-mnist", row, preset) for preset in ("quick", "paper")}
-        for row in ("T+KegNet", "T+our default")
-    )
-    assert [sizes.set_size for sizes in kegnet.values()] == [4_096, 6_400]
-    assert kegnet["paper"].training.divergence == "forward-kl"
-    assert {sizes.bn for sizes in kegnet.values()} == {"freeze"}
-    assert (ours["quick"].set_size, ours["quick"].bn) == (4_096, "match")
-    assert ours["paper"] == get_preset("standard")
-    for name in ("mnist", "fashion-mnist"):
-        assert list(TABLE1[name].epochs) == ["quick", "paper"]
+@pytest.mark.parametrize("preset", ["quick", "code", "paper"])
+def test_the_presets_of_a_trial(preset, tmp_path):
+    run = Run.create(tmp_path / "out", "table1", {})
+    table = Table(run, preset, "kegnet", tmp_path / "teacher.pt", "cpu")
+    data = LabelledData(torch.rand(20, 1, 32, 32), torch.arange(20) % 10, "data")
+    trial = make_trial(table, "fashion-mnist", "T+KegNet", 3, data, data)
+    assert trial.recipe == recipes.get_recipe(preset, "fashion-mnist")
+    assert (trial.kegnet.beta, trial.kegnet.learning_rate) == (10.0, 1e-2)  # KegNet's code
+    assert (trial.seed, trial.students) == (3, STUDENTS["kegnet"])
+    ours = make_trial(table, "fashion-mnist", "our default", 3, data, data)
+    standard = get_preset("standard")
+    assert ours.options.preset == (module.QUICK["resnet14"] if preset == "quick" else standard)
 
 
-def test_kegnet_has_its_own_options_by_data_set_with_the_papers_preset():
-    quick, paper = (make_method("mnist", "T+KegNet", p).synthesizers[0] for p in ("quick", "paper"))
-    assert (quick.options.generators, paper.options.generators) == (1, 1)
-    assert quick.options.beta != 0
-    assert paper.options.beta == 0
-    betas = {name: TABLE1[name].kegnet.get("beta") for name in ("mnist", "fashion-mnist")}
-    assert betas == {"mnist": 0, "fashion-mnist": 10}  # KegNet's code
-
-
-def test_it_is_resumed(made, monkeypatch):
-    first, out = made
-    (out / "svhn/T-Normal-0/accuracy.json").unlink()
+def test_it_is_resumed_and_rows_may_be_added(tiny_table, tmp_path, monkeypatch):
+    folder = make_svhn(tmp_path)
+    first = call(folder, rows=[TUCKER, "T+Normal"])
+    assert list(first.parts["svhn"].rows) == ["original", TUCKER, "T+Normal"]
     monkeypatch.setattr(module, "train_new", None)  # must not be called again
-    assert call(out.parent, resume=True).parts == first.parts
+    monkeypatch.setattr(module.PublishedTrial, "_make", None)
+    again = call(folder, resume=True, rows=["T+Normal", TUCKER])
+    assert again.parts == first.parts
+    monkeypatch.undo()
+    more = call(folder, resume=True, rows=[TUCKER, "T+Normal", "T+Uniform"])
+    assert more.parts["svhn"].rows["T+Normal"] == first.parts["svhn"].rows["T+Normal"]
+    assert "T+Uniform" in more.parts["svhn"].rows
     with pytest.raises(UsageError, match="preset was 'quick', is 'paper'"):
-        call(out.parent, resume=True, preset="paper")
+        call(folder, resume=True, preset="paper")
+    with pytest.raises(UsageError, match="students was 'paper', is 'kegnet'"):
+        call(folder, resume=True, students="kegnet")
     with pytest.raises(UsageError, match="already holds a run"):
-        call(out.parent)
+        call(folder)
 
 
-ROWS = (TUCKER, "T+Uniform", "T+Sample", TRAINED)
+SOME = (TUCKER, "T+Uniform", "T+Sample", TRAINED)
 
 
 @pytest.fixture(scope="module")
 def two_seeds(tiny_table, tmp_path_factory):
     """Some rows with two seeds, in the first of which noise fails."""
     folder = make_svhn(tmp_path_factory.mktemp("seeds"))
-    fit = Uniform.fit
+    make = module.PublishedTrial._make
 
-    def failing(self, teacher, samples, checkpoints, *more):
-        if checkpoints.folder.name == "T-Uniform-0":
+    def failing(self, run, teacher):
+        if self.folder.name == "T-Uniform-0":
             raise ValueError("no noise today")
-        return fit(self, teacher, samples, checkpoints, *more)
+        return make(self, run, teacher)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Uniform, "fit", failing)
-        patch.setattr(module, "APPROACHES", {k: APPROACHES[k] for k in ROWS})
-        return call(folder, seeds=2), folder
+        patch.setattr(module.PublishedTrial, "_make", failing)
+        return call(folder, seeds=2, rows=SOME), folder
 
 
-def test_each_seed_has_its_teacher_its_samples_and_its_students(two_seeds):
+def test_each_seed_has_its_teacher_and_its_samples(two_seeds):
     out = two_seeds[1] / "out"
     paths = [out / f"teachers/svhn-{seed}.pt" for seed in (0, 1)]
     prints = [fingerprint(load_teacher(path).state_dict()) for path in paths]
     assert prints[0] != prints[1]
-    taken = {0: set(), 1: set()}
-    for row in ROWS:
-        for seed in (0, 1):
-            options = options_of(out, row, seed)
-            assert options["seed"] == seed
-            assert options["teacher_sha256"] == prints[seed]
-            taken[seed].add((row, options["samples_sha256"]))
-    assert taken[0] ^ taken[1] == {(r, d) for s in (0, 1) for r, d in taken[s] if r == "T+Sample"}
+    for seed in (0, 1):
+        assert options_of(out, TRAINED, seed)["seed"] == seed
+        assert options_of(out, TRAINED, seed)["teacher_sha256"] == prints[seed]
     trained = json.loads((out / "svhn/T-training-data-1/trial.json").read_text())
     assert trained["images"] == 60  # made-up training images; there are 40 to test by
 
 
 def test_means_are_over_the_seeds_that_did_not_fail(two_seeds):
     result, folder = two_seeds
-    part = result.parts["svhn"]
+    part, name = result.parts["svhn"], NAMES[1]
     assert result.failed == {"svhn, T+Uniform, seed 0": "ValueError: no noise today"}
-    test = module.load_dataset("svhn", module.DOMAINS["svhn"], "test", folder)
+    test = module.load_dataset("svhn", DOMAINS["svhn"], "test", folder)
+    paths = [folder / f"out/teachers/svhn-{seed}.pt" for seed in (0, 1)]
+    teachers = [accuracy(load_classifier(path), test) for path in paths]
+    assert part.rows["original"][name].mean == pytest.approx(sum(teachers) / 2)
 
-    def right(path):
-        return accuracy(load_classifier(folder / "out" / path), test)
+    def last(row, seed):
+        return json.loads((folder / f"out/svhn/{row}-{seed}/trial.json").read_text())["last"][name]
 
-    teachers = [right(f"teachers/svhn-{seed}.pt") for seed in (0, 1)]
-    assert teachers[0] != teachers[1]
-    assert part.rows["original"]["3"].mean == pytest.approx(sum(teachers) / 2)
-    noise = right("svhn/T-Uniform-1/student-2.safetensors")
-    assert part.rows["T+Uniform"]["2"] == Spread(pytest.approx(noise), None, 1)
-    few = [right(f"svhn/T-Sample-{seed}/student-1.safetensors") for seed in (0, 1)]
-    row = part.rows["T+Sample"]["1"]
-    assert row.mean == pytest.approx(sum(few) / 2)
-    assert row.std == pytest.approx(abs(few[0] - few[1]) / 2**0.5)
+    assert part.rows["T+Uniform"][name] == Spread(pytest.approx(last("T-Uniform", 1)), None, 1)
+    few = [last("T-Sample", seed) for seed in (0, 1)]
+    assert part.rows["T+Sample"][name].mean == pytest.approx(sum(few) / 2)
+    assert part.rows["T+Sample"][name].std == pytest.approx(abs(few[0] - few[1]) / 2**0.5)
+
+
+def save(path, arch, name):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = build_net(arch, DOMAINS[name])
+    save_classifier(path, Classifier(net, DOMAINS[name], arch))
+    return path
+
+
+def test_a_teacher_of_ones_own(tiny_table, tmp_path):
+    folder = make_svhn(tmp_path)
+    path = save(tmp_path / "mine.pt", "lenet5", "svhn")
+    result = call(folder, teacher=path, rows=[TUCKER], seeds=2)
+    assert result.teacher == "mine.pt"
+    assert not (folder / "out/teachers").exists()
+    assert options_of(folder / "out", TUCKER, 1)["teacher_sha256"] == check_teacher(path, "svhn")
+    other = save(tmp_path / "other.pt", "lenet5", "svhn")
+    load = torch.load(other, weights_only=True)
+    load["model_state"]["fc2.bias"] += 1
+    torch.save(load, other)
+    with pytest.raises(UsageError, match="teacher_sha256 was"):
+        call(folder, teacher=other, rows=[TUCKER], resume=True)
+
+
+def test_other_teachers_are_refused_before_any_work(tmp_path):
+    lenet = save(tmp_path / "lenet.pt", "lenet5", "mnist")
+    resnet = save(tmp_path / "resnet.pt", "resnet14", "svhn")
+    fashion = save(tmp_path / "fashion.pt", "lenet5", "fashion-mnist")
+    assert len(check_teacher(lenet, "mnist")) == 64
+    with pytest.raises(UsageError, match=r"Expected a resnet14 of fashion-mnist.*a net of mnist"):
+        check_teacher(lenet, "fashion-mnist")
+    with pytest.raises(UsageError, match=r"Expected a resnet14 of fashion-mnist.*holds a lenet5"):
+        check_teacher(fashion, "fashion-mnist")
+    with pytest.raises(UsageError, match="Expected a resnet14 of fashion-mnist"):
+        check_teacher(resnet, "fashion-mnist")
+    with pytest.raises(UsageError, match=r"Expected a lenet5 of mnist.*a net of fashion-mnist"):
+        check_teacher(fashion, "mnist")
+    with pytest.raises(CheckpointError, match="There is no file"):
+        check_teacher(tmp_path / "none.pt", "mnist")
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "odd.pt")
+    with pytest.raises(UsageError, match="Expected a lenet5 of mnist"):
+        check_teacher(tmp_path / "odd.pt", "mnist")
+
+
+def test_a_released_teacher_says_neither_architecture_nor_domain(tmp_path):
+    net = build_net("lenet5", DOMAINS["mnist"])
+    torch.save({"model_state": net.state_dict()}, tmp_path / "released.pth.tar")
+    assert len(check_teacher(tmp_path / "released.pth.tar", "mnist")) == 64
 
 
 def test_teachers_learn_as_long_as_the_preset_says(tmp_path, monkeypatch):
     trained = []
     monkeypatch.setattr(module, "train_new", lambda *a, **options: trained.append((a, options)))
     monkeypatch.setattr(module, "save_classifier", lambda path, net: path.touch())
-    run = Run.create(tmp_path / "out", "table1", {})
+    table = Table(Run.create(tmp_path / "out", "table1", {}), "code", "paper", None, "cpu")
     for _ in range(2):
-        module._train_teacher(run, "fashion-mnist", 1, "paper", "data", "cpu")
+        module._train_teacher(table, "fashion-mnist", 1, "data", "cpu")
     ((arguments, options),) = trained  # once
-    assert arguments == ("resnet14", "data", module.DOMAINS["fashion-mnist"], 30)
+    assert arguments == ("resnet14", "data", DOMAINS["fashion-mnist"], 30)
     assert options["seed"] == 1
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
-def test_the_results_kept_have_the_papers_figures(name):
-    path = Path(__file__).parents[2] / f"benchmarks/results/table1-{name}.json"
-    kept = json.loads(path.read_text())["parts"][name]["published"]
-    assert kept == {row: list(figures) for row, figures in TABLE1[name].published.items()}
+class Notes(module.Progress):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def test_by_default_all_parts_whose_data_are_there(tiny_table, tmp_path):
+    folder, notes = make_svhn(tmp_path), Notes()
+    found = module._load([], folder, False, notes)
+    assert list(found) == ["svhn"]
+    assert [note.split(":")[0] for note in notes.notes] == [
+        "mnist is left out of the table", "fashion-mnist is left out of the table",
+    ]  # fmt: skip
+    assert all("--download" in note and "\n" not in note for note in notes.notes)
+    with pytest.raises(UsageError, match=r"--data-root.*--download"):
+        module._load([], tmp_path / "nothing", False, notes)
 
 
 def test_samples_are_one_of_each_class():
@@ -259,25 +328,33 @@ def shares(value):
     return {name: Proportion.of(value, 1000) for name in "123"}
 
 
+def gains(right, seeds):
+    return recoveries(right, "T+BDNF", seeds, "123")["2"]
+
+
 def test_recovery_is_relative_to_training_data():
     right = {(TUCKER, 0): shares(0.5), ("T+BDNF", 0): shares(0.7), (TRAINED, 0): shares(0.9)}
-    assert recoveries(right, "T+BDNF", 1)["2"].mean == pytest.approx(0.5)
+    assert gains(right, 1).mean == pytest.approx(0.5)
     # A trial that failed leaves its seed out.
     right |= {(TUCKER, 1): shares(0.5), ("T+BDNF", 1): shares(0.6)}
-    assert recoveries(right, "T+BDNF", 2)["2"] == Spread(pytest.approx(0.5), None, 1)
+    assert gains(right, 2) == Spread(pytest.approx(0.5), None, 1)
     right |= {(TRAINED, 1): shares(0.9)}
     del right["T+BDNF", 1]
-    assert recoveries(right, "T+BDNF", 2)["2"].mean == pytest.approx(0.5)
+    assert gains(right, 2).mean == pytest.approx(0.5)
     right[TRAINED, 0] = shares(0.505)
-    assert recoveries(right, "T+BDNF", 2)["2"] is None
+    assert gains(right, 2) is None
 
 
 def test_mistakes(tmp_path):
-    with pytest.raises(ConfigError, match=r"part of the table 'cifar10'.*preset.*seeds") as e:
-        table1(["cifar10"], preset="best", seeds=0, out=tmp_path / "o")
-    assert len(e.value.faults) == 3
-    with pytest.raises(ConfigError, match="Expected parts of the table"):
-        table1([], out=tmp_path / "o")
+    faults = r"part of the table 'cifar10'.*row of the table 'T\+Photos'.*family.*preset.*seeds"
+    with pytest.raises(ConfigError, match=faults) as e:
+        table1(
+            ["cifar10"], rows=["T+Photos"], students="mine", preset="best", seeds=0,
+            out=tmp_path / "o",
+        )  # fmt: skip
+    assert len(e.value.faults) == 5
+    with pytest.raises(ConfigError, match=r"teacher: expected one part.*got none. Pass --data"):
+        table1(teacher=tmp_path / "t.pt", out=tmp_path / "o")
     with pytest.raises(UsageError, match="pass --data-root"):
         table1(["mnist"], data_root=tmp_path, out=tmp_path / "o")
     assert not (tmp_path / "o").exists()

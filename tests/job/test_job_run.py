@@ -248,7 +248,7 @@ LOW = StudentSpec((Tucker(layers={"9": 0.5}),))
 REFUSED = [
     ({"eval_data": "nonsense"}, "There are no data 'nonsense'"),
     ({"preset": "slow"}, "Unknown preset 'slow'.*quick, standard, best, paper"),
-    ({"students": ["7"]}, "tucker.student: expected '1', '2' or '3'; got '7'"),
+    ({"students": ["7"]}, "tucker.student: expected '1', '2', '3', 'kegnet-1'"),
     ({"students": [LOW]}, "No layer matches '9'"),
     ({"students": [StudentSpec((Tucker(target="params", goal=0.001),))]}, "Cannot reach 0.1%"),
     ({"students": ["1", StudentSpec((Tucker(layers={"5": 0.5}),), "1")]}, "Two students are named"),

@@ -221,12 +221,15 @@ def table1(**changes):
         arch="lenet5",
         test_images=40,
         rows=rows,
+        best_on_test={"T+BDNF": {**dict.fromkeys("12", Spread(0.9, 0.01, 3)), "3": None}},
         published={"T+BDNF": [1.0, "<2.0", 3.0]},
         recovery={"T+BDNF": recovered, "T+Normal": {**recovered, "3": None}},
     )
     fields = {
         "parts": {"mnist": part},
         "preset": "quick",
+        "students": "paper",
+        "teacher": None,
         "seeds": 3,
         "failed": {f"mnist {EVIL}": "no noise today"},
         "seconds": {"trials": 3.0},

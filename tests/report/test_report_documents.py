@@ -323,11 +323,16 @@ def test_table_1_beside_the_papers():
     part = table1().parts["mnist"]
     shown = {cells[0]: cells[1:] for cells in part_table(part).rows}
     here = "87.5 ± 6.2"
-    assert shown["T+BDNF"] == ["1.0", here, "<2.0", here, "3.0", here, "62"]
-    assert shown["T+Normal"] == ["", here, "", here, "", "failed", "50"]
+    best = "90.0 ± 1.0"
+    assert shown["T+BDNF"] == ["1.0", here, best, "<2.0", here, best, "3.0", here, "", "45"]
+    assert shown["T+Normal"] == ["", here, "", "", here, "", "", "failed", "", "30"]
     assert shown["original"][-1] == shown["Tucker (T)"][-1] == ""
     document = table1_document(table1())
     assert document.sections[0].title == "mnist, lenet5"
     sentences = document.sections[1].blocks[0].sentences
     assert any("over 3 seeds" in sentence for sentence in sentences)
+    assert any("teachers trained from scratch" in sentence for sentence in sentences)
+    assert any("a leak" in sentence for sentence in sentences)
+    given = table1_document(table1(teacher="mine.pt", students="kegnet")).sections[1]
+    assert "the students of KegNet; the teacher mine.pt" in given.blocks[0].sentences[0]
     assert f"Failed: mnist {EVIL}: no noise today" in sentences

@@ -144,3 +144,29 @@ def test_a_cut_line_of_metrics_is_skipped(tmp_path):
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "fi')
     assert read_metrics(run.folder) == [{"stage": "fit", "step": 1, "loss": 2.0}]
+
+
+def test_states_that_are_slow_to_keep_are_kept_less_often(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("freia_kd.training.loop.time.monotonic", lambda: clock[0])
+
+    def saves(cost):
+        """At which seconds a state is kept, of a loop whose steps take a second."""
+        kept = []
+        clock[0] = 0.0
+        loop = make(Checkpoints(tmp_path / f"{cost}", "fit"), steps=400)[2]
+
+        def save():
+            kept.append(clock[0])
+            clock[0] += cost
+
+        monkeypatch.setattr(loop, "_save", save)
+        for _ in loop:
+            clock[0] += 1
+        return kept[:3]
+
+    assert saves(0.1) == [16, 32.1, pytest.approx(48.2)]
+    first, second, _ = saves(5.0)  # ten times what is meant, so ten times as seldom
+    assert second - first == pytest.approx(5 + 10 * 15, abs=1)
+    first, second, _ = saves(50.0)
+    assert second - first == pytest.approx(50 + 20 * 15, abs=1)  # and no more seldom

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 from pydantic import SkipValidation
 from torch import Tensor, nn
 
-from ...config import Target
+from ...config import PaperStudent, Target
 from ..method import Compressed, Compression, as_usage
 from ..modules import listed, require_sound
-from .papers import Student, student_plan
+from .papers import student_plan
 from .plan import RANKS, Plan, Ranks, apply_plan, is_ranks, make_plan, restructure
 from .search import expect_reachable, search_plan
 
@@ -22,7 +22,8 @@ class Tucker(Compression):
     """Low ranks for some layers, chosen in one of three ways.
 
     Arguments:
-        student: The papers' student, `"1"` to `"3"` (:func:`~.papers.student_plan`).
+        student: A paper's student, `"1"` to `"3"`, `"kegnet-1"` or `"bdnf-1"` and so on
+            (:func:`~.papers.student_plan`).
         layers: Patterns of layer names and their ranks (:func:`~.plan.make_plan`).
         target: What a search bounds (:func:`~.search.search_plan`), together with
         goal: The bound: a share of the net's cost, or a drop in percentage points.
@@ -41,7 +42,7 @@ class Tucker(Compression):
     """
 
     name: ClassVar[str] = "tucker"
-    student: Student | None = None
+    student: PaperStudent | None = None
     layers: Mapping[str, SkipValidation[Ranks]] | None = None  # :meth:`faults` says more
     target: Target | None = None
     goal: float | None = None

@@ -60,7 +60,7 @@ WRONG = {
     "drop": ({"target": "drop", "goal": -1.0}, "0 to 100 percentage points; got -1"),
     "infinite": ({"target": "drop", "goal": float("inf")}, "finite number; got inf"),
     "target": ({"target": "beauty", "goal": 0.5}, "'params', 'macs', 'latency' or 'drop'; got 'b"),
-    "student": ({"student": "7"}, "expected '1', '2' or '3'; got '7'"),
+    "student": ({"student": "7"}, "expected '1', '2', '3', 'kegnet-1'"),
     "ranks": ({"layers": {"a": 1.5, "b": "evbmf", "c": [0, 3]}}, "for 'a'; got 1.5.*'c'; got .0,"),
     "no patterns": ({"layers": [8]}, "tucker.layers"),
 }

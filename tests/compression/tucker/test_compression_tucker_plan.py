@@ -127,6 +127,55 @@ def test_the_papers_students(arch, student, expected):
         assert layer == LayerPlan("tucker2", forced.get(name, (3, 3)))
 
 
+# (in, out) of each layer, by hand from the ratios of BDNF's published code, rounded down.
+BDNF_STUDENTS = {
+    ("lenet5", "bdnf-1"): {"conv3": (2, 18)},
+    ("lenet5", "bdnf-2"): {"conv2": (3, 8), "conv3": (2, 18)},
+    ("lenet5", "bdnf-3"): {"conv2": (1, 4), "conv3": (2, 18)},
+    ("resnet14", "bdnf-1"): {
+        "layers2.0.conv1": (14, 28), "layers2.1.conv1": (28, 28),
+        "layers3.0.conv1": (19, 38), "layers3.1.conv1": (38, 38),
+    },
+    ("resnet14", "bdnf-2"): {
+        "layers2.0.conv2": (19, 19), "layers2.1.conv2": (19, 19),
+        "layers3.0.conv2": (19, 19), "layers3.1.conv2": (19, 19),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("arch", "student"), BDNF_STUDENTS)
+def test_the_students_of_bdnfs_code(arch, student):
+    net = low_rank(LeNet5() if arch == "lenet5" else ResNet14(1))
+    plan = student_plan(net, arch, student)
+    expected = BDNF_STUDENTS[arch, student]
+    assert plan.layers == {n: LayerPlan("tucker2", ranks) for n, ranks in expected.items()}
+    assert not plan.skipped
+
+
+def test_bdnfs_students_of_a_resnet_in_colour_have_svhns_ratios():
+    grey, colour = (student_plan(ResNet14(n), "resnet14", "bdnf-3") for n in (1, 3))
+    both = BDNF_STUDENTS["resnet14", "bdnf-1"] | BDNF_STUDENTS["resnet14", "bdnf-2"]
+    assert {n: layer.ranks for n, layer in grey.layers.items()} == both
+    last = {"layers3.0.conv1": (12, 25), "layers3.1.conv1": (25, 25)}
+    last |= dict.fromkeys(("layers3.0.conv2", "layers3.1.conv2"), (12, 12))
+    assert {n: layer.ranks for n, layer in colour.layers.items()} == both | last
+
+
+@pytest.mark.parametrize("arch", ["lenet5", "resnet14"])
+@pytest.mark.parametrize("number", ["1", "2", "3"])
+def test_kegnets_students_by_their_full_name(arch, number):
+    net = low_rank(NETS[arch][0]())
+    assert student_plan(net, arch, f"kegnet-{number}") == student_plan(net, arch, number)
+
+
+@pytest.mark.parametrize("student", ["bdnf-1", "kegnet-2"])
+def test_other_nets_have_no_student_of_a_paper(student):
+    with pytest.raises(
+        ValueError, match=rf"lenet5 and resnet14 for the student {student}; got mlp"
+    ):
+        student_plan(MLP(16, 5, (64, 32)), "mlp", student)
+
+
 def test_students_of_other_nets_shrink():
     net = low_rank(MLP(16, 5, (64, 32)), rank=4)
     plans = [student_plan(net, "custom", s) for s in "123"]

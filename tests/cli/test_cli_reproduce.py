@@ -1,0 +1,58 @@
+"""`freiakd reproduce`: the table and the figures, by command."""
+
+import json
+
+import pytest
+from cli_calls import call, fails
+
+from freia_kd.experiments import figures
+from freia_kd.experiments import table1 as module
+
+
+@pytest.mark.parametrize("what", ["table1", "figure2", "figure3", "figure4"])
+def test_each_says_what_it_does(what):
+    assert (
+        f"freiakd reproduce {what}" in call("reproduce", what, "--help").stdout or what == "figure2"
+    )
+
+
+def test_table1_gets_what_is_typed(monkeypatch, tmp_path):
+    seen = {}
+
+    def table1(data, **given):
+        seen.update(given, data=data)
+        raise ValueError("seen")
+
+    monkeypatch.setattr(module, "table1", table1)
+    fails(
+        "reproduce", "table1", "--data", "mnist", "--teacher", "t.pt", "--students", "kegnet",
+        "--preset", "code", "--row", "T+BDNF", "--out", tmp_path / "out", code=1,
+    )  # fmt: skip
+    assert seen["data"] == ("mnist",)
+    assert (seen["teacher"], seen["students"], seen["preset"]) == ("t.pt", "kegnet", "code")
+    assert seen["rows"] == ("T+BDNF",)
+
+
+def test_a_missing_data_set_names_the_options(tmp_path):
+    line = fails(
+        "reproduce", "table1", "--data", "svhn", "--data-root", tmp_path, "--out", tmp_path / "o"
+    )
+    assert "--data-root" in line
+    assert "--download" in line
+
+
+def test_a_figure_is_not_replaced_without_force(monkeypatch, tmp_path):
+    made = figures.Painted(str(tmp_path / "figure3-digits.png"), "t.pt")
+    monkeypatch.setitem(figures.FIGURES, "figure3", lambda **given: made)
+    options = ["reproduce", "figure3", "--data", "digits", "--out", tmp_path]
+    assert json.loads(call(*options, "--json").stdout)["picture"] == made.picture
+    (tmp_path / "figure3-digits.png").touch()
+    assert "pass --force" in fails(*options)
+    call(*options, "--force")
+
+
+def test_figure_2_is_the_toys(tmp_path):
+    options = ["--data", "moons", "--steps", 2, "--as-published", "--out", tmp_path]
+    printed = call("reproduce", "figure2", *options)
+    assert "moons-as-published.png" in printed.stdout
+    assert json.loads((tmp_path / "moons-as-published.json").read_text())["as_published"] is True

@@ -1,0 +1,82 @@
+"""The paper's figures 3 and 4, in miniature."""
+
+import torch
+from PIL import Image
+
+from freia_kd.data.datasets import LabelledData
+from freia_kd.domain import Domain
+from freia_kd.experiments import figures
+from freia_kd.experiments.figures import CELL, GAMMAS, HEADER, MARGIN, TITLE, measure
+from freia_kd.synthesizers.bdnf import BDNF
+from freia_kd.teachers import Teacher
+
+
+def size(rows, titles, columns=10):
+    return MARGIN + CELL * columns, TITLE + CELL * rows + TITLE * titles
+
+
+def test_figure_3_paints_three_flows(tmp_path):
+    made = figures.figure3("digits", out=tmp_path, epochs=1, steps=1)
+    assert made.picture == str(tmp_path / "figure3-digits.png")
+    assert made.rows == ()
+    with Image.open(made.picture) as picture:
+        assert picture.size == size(6, 0)
+
+
+def test_figure_4_is_painted_and_measured_and_not_trained_again(tmp_path, monkeypatch):
+    common = {"out": tmp_path, "epochs": 1, "steps": 1, "as_published": True}
+    made = figures.figure4("digits", **common)
+    assert made.picture == str(tmp_path / "figure4-digits-as-published.png")
+    assert made.header == HEADER
+    assert [row[0] for row in made.rows] == [*map(str, GAMMAS), "0"]
+    with Image.open(made.picture) as picture:
+        assert picture.size == size(1 + 2 * 4, 4)
+    monkeypatch.setattr(figures, "train_new", None)  # must not be called again
+    steps = []
+    loss = torch.Tensor.backward
+    monkeypatch.setattr(torch.Tensor, "backward", lambda *a: steps.append(1) or loss(*a))
+    assert figures.figure4("digits", **common) == made
+    assert not steps
+    assert len(figures.figure4("digits", gammas=[0.5], **common).rows) == 2
+    assert len(steps) == 1  # without samples the flow is the same
+
+
+def test_as_published_is_the_papers_flow_and_the_default_ours(tmp_path, monkeypatch):
+    seen = []
+    fit = BDNF.fit
+    monkeypatch.setattr(BDNF, "fit", lambda self, *a: seen.append(self.options) or fit(self, *a))
+    for as_published in (False, True):
+        figures.figure4(
+            "digits", out=tmp_path, epochs=1, steps=1, gammas=[0.1], as_published=as_published
+        )
+    assert [(o.base, o.prior, o.gamma) for o in seen] == [
+        ("spectral", True, 0.1), ("spectral", True, 0.0),
+        ("gaussian", False, 0.1), ("gaussian", False, 0.0),
+    ]  # fmt: skip
+
+
+class Painter:
+    """Paints given images, with the noise asked for."""
+
+    def __init__(self, images, noise):
+        self.images, self.noise = images, noise
+
+    def sample(self, n, labels, generator):
+        noise = torch.randn(n, *self.images.shape[1:], generator=generator)
+        return self.images[labels] + self.noise * noise, labels
+
+
+def test_measures_tell_copies_from_others():
+    domain = Domain((1, 2, 5), 10)
+    net = torch.nn.Flatten()  # the class is the brightest pixel
+    teacher = Teacher(net, domain, "brightest")
+    images = torch.eye(10).view(10, 1, 2, 5)
+    samples = LabelledData(images, torch.arange(10), "ten")
+    copies = measure(Painter(images, 0.0), teacher, samples)
+    assert copies == ("100 %", "0.000", "100 %", "100 %", "0.000")
+    others = measure(Painter(images.roll(1, 0), 0.0), teacher, samples)
+    assert others == ("0 %", "0.200", "0 %", "0 %", "0.000")
+    # Two independent draws of noise 0.2 are 2 * 0.2^2 apart, the sample and a draw 0.2^2.
+    _, distance, _, _, variety = measure(Painter(images, 0.2), teacher, samples)
+    assert abs(float(distance) - 0.04) < 0.003
+    assert abs(float(variety) - 0.08) < 0.005
