@@ -114,7 +114,7 @@ def run_arguments(faults: Faults, given: dict[str, Any]) -> dict[str, Any]:
         domain = pop_domain(given)
     if set(given) >= set(NAMES):
         if record is not None:
-            trusted = _trusted_methods(record, given)
+            trusted = _trusted_code(record, given)
         students = make_students(faults, given, settings)
     base = get_preset(given["preset"]).training
     if record is not None:
@@ -168,10 +168,11 @@ def remember_run(command: str, folder: str | None, given: dict[str, Any]) -> Non
         given: The options, of which code of one's own must be typed again.
     """
     words = ["freiakd", command, "--resume", "--out", str(folder)]
-    for name in ("arch", "synthesizer", "loss", "flow", "methods"):
+    for name in ("arch", "synthesizer", "loss", "flow", "methods", "student_arch"):
         values = given.get(name) or ()
         for value in [values] if isinstance(values, str) else values:
-            words += [f"--{name.removesuffix('s')}", value] if ":" in value else []
+            typed = f"--{name.removesuffix('s').replace('_', '-')}"
+            words += [typed, value] if ":" in value else []
 
     def say() -> str:
         if folder is None or not Path(folder, "run.json").exists():
@@ -326,13 +327,17 @@ def _new_folder(given: dict[str, Any]) -> str | None:
     return None if given["teacher"] is None else str(new_folder(given["teacher"]))
 
 
-def _trusted_methods(record: RunRecord, given: dict[str, Any]) -> tuple[str, ...]:
-    """Methods of one's own; if the run's students use them and no more is typed, that is all."""
-    trusted = tuple(name for name in given["methods"] if ":" in name)
-    used = {entry["method"] for spec in record.students.values() for entry in spec["methods"]}
-    others = [name for name in NAMES if name in typed_options() and name != "methods"]
-    if not others and set(given["methods"]) == set(trusted) <= used:
-        given["methods"] = ()
+def _trusted_code(record: RunRecord, given: dict[str, Any]) -> tuple[str, ...]:
+    """Code of one's own; if the run's students use it and no more is typed, that is all."""
+    options = ("methods", "student_arch")
+    named = [*given["methods"], *filter(None, [given["student_arch"]])]
+    trusted = tuple(name for name in named if ":" in name)
+    specs = record.students.values()
+    used = {entry["method"] for spec in specs for entry in spec["methods"]}
+    used |= {spec.get("arch") for spec in specs}
+    others = [name for name in NAMES if name in typed_options() and name not in options]
+    if not others and set(named) == set(trusted) <= used:
+        given["methods"], given["student_arch"] = (), None
     return trusted
 
 

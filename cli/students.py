@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 TARGETS = ("target_params", "target_macs", "target_latency", "max_drop")
 OWN = ("students", "layers", "ranks", "plan", *TARGETS)  # of the method tucker
-NAMES = (*OWN, "methods", "keep_ratio", "name", "bn")  # of the parameters of all these options
+NAMES = (*OWN, "methods", "keep_ratio", "student_arch", "name", "bn")  # of all these options
 
 student_options = options(
     option(
@@ -75,6 +75,11 @@ student_options = options(
         "--keep-ratio SHARE",
         "The share of the multiply-accumulates that --method prune keeps; by default 0.5.",
     ),
+    option(
+        f"--student-arch {OBJECT}",
+        "Distil into a new net of this architecture, with random weights, instead of what "
+        "compression makes of the teacher. A --method then compresses that net once it is trained.",
+    ),
     option("--name NAME", "The student's name in reports and files; by default what it is."),
     bn_option,
 )
@@ -94,8 +99,9 @@ def make_students(
     from freia_kd.students import StudentSpec
 
     own = {name: given.pop(name) for name in NAMES}
+    arch = own["student_arch"]
     kinds: list[type[Compression]] = []
-    for name in own["methods"] or (Tucker.name,):
+    for name in own["methods"] or (() if arch else (Tucker.name,)):
         with faults:
             kinds.append(get_compression(name))
     changes = {kind: _settings_of(kind.title, settings) for kind in kinds}
@@ -108,11 +114,11 @@ def make_students(
             faults.expect("keep_ratio" not in changes[prune], said)
             changes[prune]["keep_ratio"] = own["keep_ratio"]
     choices = _choices(faults, own)
-    if choices and own["methods"] and Tucker.name not in own["methods"]:
+    if choices and (own["methods"] or arch) and Tucker.name not in own["methods"]:
         faults.add(
             f"{_typed(own)[0]} chooses low ranks, which are of --method tucker; it is not given."
         )
-    is_asked = own["methods"] or own["name"] or own["bn"] or own["keep_ratio"] or choices
+    is_asked = arch or own["methods"] or own["name"] or own["bn"] or own["keep_ratio"] or choices
     if not is_asked and not any(changes.values()):
         return None
     specs = []
@@ -123,9 +129,9 @@ def make_students(
             with faults:
                 chosen = choice if kind is Tucker else {}
                 methods.append(kind.from_dict({**chosen, **changes[kind]}))
-        if len(methods) == len(kinds) and methods:
+        if len(methods) == len(kinds) and (methods or not own["methods"]):
             with faults:
-                specs.append(StudentSpec(tuple(methods), own["name"] or "", own["bn"]))
+                specs.append(StudentSpec(tuple(methods), own["name"] or "", own["bn"], arch))
     faults.expect(
         not own["name"] or len(choices) < 2, "--name names one student; several are asked for."
     )

@@ -45,6 +45,7 @@ from .runs.store import read_record
 from .students import StudentSpec, as_specs, build, calibration_set
 from .synthesizers.answers import check_answers
 from .teachers import (
+    ARCHITECTURES,
     Classifier,
     Teacher,
     is_published,
@@ -299,7 +300,7 @@ def distill(
     Raises:
         UsageError: If the options do not fit together.
         CheckpointError: If the teacher's file is not sound.
-        TrainingError: If a loss stays non-finite.
+        TrainingError: If a loss stays non-finite, or no synthesizer's inputs can be relied on.
 
     References:
         | Data-free Knowledge Distillation with Bi-directional Normalizing Flow (Kim)
@@ -364,7 +365,8 @@ def resume(
         download: Whether torchvision may download them.
         teacher: The teacher again.
         synthesizer: The synthesizers again.
-        methods: The run's methods of compression that are code of one's own.
+        methods: The run's methods of compression, and its students' architectures, that are code
+            of one's own.
         repair: Whether parts of the run that are damaged (a shard, a student, a checkpoint) may be
             deleted and made again.
         training: As for :func:`distill`, and so are the others.
@@ -373,7 +375,7 @@ def resume(
         CheckpointError: If the folder holds no run, or one of an older version, or parts of it are
             damaged and are not to be repaired.
         UsageError: If an option differs from the record; both values are named.
-        TrainingError: If a loss stays non-finite.
+        TrainingError: If a loss stays non-finite, or no synthesizer's inputs can be relied on.
     """
     job = reopen_job(
         folder,
@@ -424,7 +426,7 @@ def compress(
         arch: The architecture, if the file does not tell.
         domain: The input domain, if the file does not tell.
         plot: Where a picture of the layers' sensitivity goes, if a target is searched for.
-        seed: The seed of the calibration set.
+        seed: The seed of the calibration set, and of a new net's weights.
         progress: What to show meanwhile.
 
     Raises:
@@ -438,12 +440,13 @@ def compress(
         raise UsageError("Only the search for a target measures sensitivity; there is no plot.")
     spec.check(loaded)
     check_answers(loaded, progress)
-    made = build(loaded, spec, calibration_set(loaded, seed), progress)
+    made = build(loaded, spec, calibration_set(loaded, seed), progress, seed)
     for search in made.searches:
         if plot is not None and search is not None:
             write_png(plot, plot_sensitivity(search["sensitivity"]))
     write_student(Path(out), made)
-    (costs,) = compare_costs(loaded.net, [made.classifier.net], loaded.domain.shape)
+    nets, by_layer = [made.classifier.net], [spec.arch is None]
+    (costs,) = compare_costs(loaded.net, nets, loaded.domain.shape, by_layer=by_layer)
     return CompressedStudent(os.fspath(out), made.steps, made.searches, costs)
 
 
@@ -470,7 +473,9 @@ def evaluate(
     source.check()
     results, taught = list[Evaluation](), None
     for file in files:
-        classifier = load_classifier(file, arch, domain)
+        recorded = read_checkpoint(file).own.get("arch") if Path(path).is_dir() else None
+        # A run's new nets are not of the teacher's architecture, which may be code that is named.
+        classifier = load_classifier(file, recorded if recorded in ARCHITECTURES else arch, domain)
         data = source.load(classifier.domain, "test")
         said = predict(classifier, data)
         if taught is None and Path(path).is_dir():
@@ -485,11 +490,9 @@ def _teacher_answers(folder: Path, arch: str | None, data: LabelledData) -> torc
     """What the teacher of a run says, if its file is still there."""
     config = read_record(folder, "distill").config
     is_there = Path(config["teacher"]).exists() or is_published(config["teacher"])
-    if not is_there or (arch is None and ":" in config["arch"]):
+    if not is_there or (":" in config["arch"] and config["arch"] != arch):
         return None
-    teacher = load_teacher(
-        config["teacher"], arch or config["arch"], Domain.from_dict(config["domain"])
-    )
+    teacher = load_teacher(config["teacher"], config["arch"], Domain.from_dict(config["domain"]))
     return predict(teacher, data)
 
 
@@ -499,7 +502,7 @@ def load_student(path: PathLike, arch: str | None = None) -> Classifier:
     Arguments:
         path: `student.pt`, `student-1.safetensors` or the like, or a run's folder for its
             `student.safetensors`.
-        arch: `package.module:Class`, for students of a teacher given by `--arch` that way.
+        arch: `package.module:Class`, for students of such an architecture.
 
     Raises:
         CheckpointError: If the file is not sound.
@@ -531,7 +534,7 @@ def extract(
     Raises:
         UsageError: If the options do not fit together, or a synthesizer learns from a student.
         CheckpointError: If the teacher's file is not sound, or the folder holds no run.
-        TrainingError: If a loss stays non-finite.
+        TrainingError: If a loss stays non-finite, or no synthesizer's inputs can be relied on.
     """
     job = (
         reopen_job(out or "", teacher=teacher, **options)

@@ -30,15 +30,21 @@ from .training import (
 )
 
 RATE = 2e-3  # Adam's, where none is given
-GENTLE_RATE = 2e-4  # the same for students with batch normalisation
+# The same for new nets. (Of LeNet5 on MNIST, a development teacher; 16,384 dead leaves, 600 steps,
+# one seed, accuracy in view: a net with batch normalisation 91.2, 95.8, 96.3 and 96.7 % with 1e-3,
+# 2e-3, 5e-3 and 1e-2, another LeNet5 96.9 and 97.8 % with 2e-3 and 5e-3.)
+NEW_RATE = 5e-3
+GENTLE_RATE = 2e-4  # the same for students whose batch normalisation stays as it is
 
 Batches = Callable[[int], tuple[Tensor, Tensor]]  # from a step to inputs and the teacher's logits
 
 
-def learning_rate(options: DistillationOptions, student: nn.Module) -> float:
+def learning_rate(options: DistillationOptions, student: Classifier) -> float:
     """The learning rate for a student, where the options leave it open."""
     if options.learning_rate is not None:
         return options.learning_rate
+    if student.is_new:
+        return NEW_RATE
     return GENTLE_RATE if any(True for _ in batchnorm_layers(student)) else RATE
 
 
@@ -55,7 +61,7 @@ def train_student(
 
     The student stays in eval mode, dropout included, since it is to match the function that the
     teacher is in eval mode. Its normalisation layers keep the statistics that they have, which the
-    paper found to be better (section 5.2).
+    paper found to be better (section 5.2), unless it is a new net, whose statistics are learned.
 
     Arguments:
         student: The student, on the device to train on.
@@ -67,22 +73,28 @@ def train_student(
             global generator seeds.
         checkpoints: Where states and metrics are kept; training resumes from what is there. The
             activation boundaries are a part of it of that name.
-        heldout: Synthetic inputs that choose the weights: of those every `check_every` steps, the
-            student ends with the ones that agree best with the teacher on those of even index.
-            Without them it ends with the last weights.
+        heldout: Synthetic inputs that choose the weights: of those before any training and every
+            `check_every` steps, the student ends with the ones that agree best with the teacher on
+            those of even index, the later ones of equals. Without them it ends with the last
+            weights.
         teacher: The teacher on the same device, for options that need it.
 
     Raises:
         TrainingError: If the loss stays non-finite.
-        UsageError: If the options need the teacher and there is none, or activation boundaries
-            find no layers.
+        UsageError: If the options need the teacher and there is none, activation boundaries find
+            no layers, or the batches are too small for a new net's batch normalisation.
     """
     options = options or DistillationOptions()
     if options.needs_teacher and teacher is None:
         raise UsageError("Mixup and activation boundaries need the teacher; pass teacher=.")
     generator = own_generator(generator)
-    student.eval().requires_grad_(True)
-    start = [p.detach().clone() for p in student.parameters()]
+    student.learning().requires_grad_(True)
+    if options.batch_size < 2 and any(layer.training for layer in batchnorm_layers(student)):
+        raise UsageError(
+            "The batch normalisation of a new net learns from batches of 2 inputs or more; got 1."
+        )
+    untrained = -1.0 if heldout is None else agreement(student, heldout, half="even")
+    best = Best(student, untrained)
     early, late = _phases(options)
     rows = _rows(data, options, generator)
 
@@ -96,7 +108,9 @@ def train_student(
         if early and teacher is not None:
             part = checkpoints and checkpoints.part("boundaries")
             _learn_boundaries(student, teacher, batches, early, options, generator, part)
-        _learn_logits(student, later, late, options, generator, checkpoints, heldout, start)
+        _learn_logits(student, later, late, options, generator, checkpoints, heldout, best)
+    student.is_new = False
+    student.eval()
 
 
 def _phases(options: DistillationOptions) -> tuple[int, int]:
@@ -222,15 +236,16 @@ def _learn_logits(
     generator: torch.Generator,
     checkpoints: Checkpoints | None,
     heldout: SyntheticSet | None,
-    start: Sequence[Tensor],
+    best: Best,
 ) -> None:
     """Trains the student on the teacher's logits, and leaves it with the weights to be kept."""
+    start = [best.weights[name] for name, _ in student.named_parameters()]
     divergence = DIVERGENCES[options.divergence]
     averaged = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(options.ema)).eval()
     optimizer = torch.optim.Adam(student.parameters(), learning_rate(options, student))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     keep_layout(optimizer)
-    best = Best(averaged.module)
+    best.net = averaged.module
     parts: dict[str, Stateful] = {
         "student": student,
         "averaged": averaged,

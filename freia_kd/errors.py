@@ -27,7 +27,7 @@ class CheckpointError(ValueError):
 
 
 class TrainingError(RuntimeError):
-    """A training loop could not go on (non-finite loss that no rollback cured)."""
+    """A training loop could not go on (non-finite loss that no rollback cured), or has failed."""
 
 
 class ExportError(ValueError):

@@ -14,14 +14,16 @@ from torch import Tensor
 
 from .compression import Compression, Tucker, match_batchnorm, method_of
 from .config import BatchNormMode, Config
-from .errors import ConfigError
+from .errors import ConfigError, UsageError
 from .synthesizers.leaves import Leaves
 from .synthesizers.noise import Noise, Normal
-from .teachers import Classifier, Teacher
+from .teachers import Classifier, Teacher, build_net, check_classifier
 from .training import Progress
 
 CALIBRATION_SIZE = 512  # inputs on which targets are judged, and ranges and statistics measured
 CHECK_SIZE = 16  # random inputs on which a spec is tried before any work
+NEW = "new"  # what the making of a net with random weights is called, among methods
+DEFAULT: tuple[Compression, ...] = (Tucker(student="1"),)
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,19 @@ class StudentSpec(Config):
     """What is to be made of a teacher: methods of compression, in order, each then distilled.
 
     Arguments:
-        methods: The methods, such as `Tucker(target="macs", goal=0.5)`.
-        name: The student's name, in file names too; by default its methods' labels.
+        methods: The methods, such as `Tucker(target="macs", goal=0.5)`; by default the papers'
+            student 1, and beside an architecture none.
+        name: The student's name, in file names too; by default its methods' labels, with the
+            architecture's name in front.
         bn: What becomes of batch normalisation: `"match"` moves the teacher's statistics by what
             compression did to the features (:func:`~freia_kd.compression.match_batchnorm`),
             `"freeze"` keeps them, as the paper does; by default what the preset says, else
             `"match"`. (70.4 and 67.9 % agreement on images of a method from which no student
             learned, 76.9 and 71.9 % accuracy; statistics of synthetic images, or of the training
             batches, were worse than both: `benchmarks/results/batchnorm-*.md`.)
+        arch: Another architecture, by name or `package.module:Class`: the student is a new net of
+            it with random weights, whose batch normalisation trains. Methods, if there are any,
+            compress that net once it is trained.
 
     Raises:
         ConfigError: If the methods do not go together.
@@ -45,23 +52,41 @@ class StudentSpec(Config):
         >>> from freia_kd.compression import Quantize
         >>> StudentSpec((Tucker(target="macs", goal=0.5), Quantize())).name
         'macs-0.5-quantize'
+        >>> StudentSpec(arch="resnet14").name, StudentSpec((Quantize(),), arch="a.b:Net").name
+        ('resnet14', 'net-quantize')
     """
 
     title: ClassVar[str] = "students"
-    methods: tuple[Compression, ...] = field(default_factory=lambda: (Tucker(student="1"),))
+    methods: tuple[Compression, ...] = DEFAULT
     name: str = ""
     bn: BatchNormMode | None = None
+    arch: str | None = None
 
     def __post_init__(self) -> None:
+        if self.arch and self.methods is DEFAULT:
+            object.__setattr__(self, "methods", ())
         if isinstance(self.methods, Sequence) and not isinstance(self.methods, str):
             object.__setattr__(self, "methods", tuple(self.methods))
             if not self.name and all(isinstance(m, Compression) for m in self.methods):
-                object.__setattr__(self, "name", "-".join(m.label for m in self.methods))
+                labels = [m.label for m in self.methods]
+                if isinstance(self.arch, str):
+                    labels.insert(0, re.split(r"[:.]", self.arch.partition("(")[0])[-1].lower())
+                object.__setattr__(self, "name", "-".join(labels))
         super().__post_init__()
+
+    @property
+    def parts(self) -> list[str]:
+        """The names of what makes the student, in order, after each of which it is distilled."""
+        return [*([NEW] if self.arch else []), *(method.name for method in self.methods)]
+
+    @property
+    def code(self) -> list[str]:
+        """The paths of methods and of an architecture that are code of the user's own."""
+        return [path for path in (self.arch or "", *(m.name for m in self.methods)) if ":" in path]
 
     def faults(self) -> Iterator[str]:
         names = [method.name for method in self.methods]
-        if not names:
+        if not names and not self.arch:
             yield "A student needs at least one method of compression; got none."
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -69,12 +94,12 @@ class StudentSpec(Config):
         for method in self.methods[:-1]:
             if method.is_last:
                 yield f"The method {method.name} comes last; got {', '.join(names)}."
-        if any(method.needs_teacher for method in self.methods[1:]):
+        if any(m.needs_teacher for m in self.methods[0 if self.arch else 1 :]):
             yield (
                 "A target is searched for in the teacher itself, so that its method must be the "
-                f"first; got {', '.join(names)}."
+                f"first; got {', '.join(self.parts)}."
             )
-        if names and not re.fullmatch(r"\w[\w.+-]*", self.name):
+        if (names or self.arch) and not re.fullmatch(r"\w[\w.+-]*", self.name):
             yield (
                 "Expected a student's name of letters, digits, '.', '+' and '-'; got "
                 f"{self.name!r}."
@@ -87,16 +112,29 @@ class StudentSpec(Config):
             UsageError: If it cannot be, or a library is missing.
             ValueError: If the net is not sound.
         """
-        net, shape = teacher.net, teacher.domain.shape
+        start = self.start(teacher).classifier
+        net, shape, arch = start.net, teacher.domain.shape, start.arch
         noise = torch.randn(CHECK_SIZE, *shape, generator=torch.Generator().manual_seed(0))
         noise = noise.to(next(teacher.parameters()).device)
         with torch.random.fork_rng():
             for method in self.methods:
-                net = method.check(net, noise, teacher.arch)
+                net = method.check(net, noise, arch)
+
+    def start(self, teacher: Teacher, seed: int = 0) -> Student:
+        """What the first method compresses: the teacher itself, or a new net.
+
+        Arguments:
+            teacher: The teacher.
+            seed: The seed of a new net's weights.
+
+        Raises:
+            UsageError: If there is no such architecture, or it does not fit the teacher's domain.
+        """
+        return Student(teacher if self.arch is None else _new_net(self.arch, teacher, seed))
 
     def to_dict(self) -> dict[str, Any]:
         methods = [{"method": m.name, **m.to_dict()} for m in self.methods]
-        return {"methods": methods, "name": self.name, "bn": self.bn}
+        return {"methods": methods, "name": self.name, "bn": self.bn, "arch": self.arch}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], trusted: Sequence[str] = ()) -> StudentSpec:
@@ -104,16 +142,22 @@ class StudentSpec(Config):
 
         Arguments:
             fields: The fields.
-            trusted: Paths `module:Class` of methods that may be imported.
+            trusted: Paths `module:Class` of methods and architectures that may be imported.
 
         Raises:
-            UsageError: If a method is code that was not named as trusted.
+            UsageError: If a method or the architecture is code that was not named as trusted.
             ConfigError: If a field is unknown or makes no sense.
         """
-        methods = []
+        methods, arch = [], fields.get("arch")
+        if arch is not None and ":" in arch and arch not in trusted:
+            raise UsageError(
+                f"The student is a new net of {arch}, which is code of its own; if you trust that "
+                "code, name it among the trusted ones."
+            )
         for entry in fields.get("methods", ()):
             options = {k: v for k, v in entry.items() if k != "method"}
-            methods.append(method_of(entry, trusted).from_dict(options))
+            known = [path for path in trusted if path != arch]
+            methods.append(method_of(entry, known).from_dict(options))
         return super().from_dict({**fields, "methods": methods})
 
 
@@ -149,8 +193,27 @@ class Student:
     searches: list[dict[str, Any] | None] = field(default_factory=list)
 
 
+def _new_net(arch: str, teacher: Teacher, seed: int) -> Classifier:
+    """A net of an architecture with random weights, that fits the teacher's domain."""
+    generator = seeded_generator(seed, f"weights of {arch}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator.initial_seed())
+        net = build_net(arch, teacher.domain)
+    classifier = Classifier(net.requires_grad_(True), teacher.domain, arch)
+    try:
+        check_classifier(classifier)
+    except ValueError as error:
+        raise UsageError(f"A new net of {arch} does not fit the teacher: {error}") from error
+    classifier.is_new = True
+    return classifier.to(next(teacher.parameters()).device).eval()
+
+
 def build(
-    teacher: Teacher, spec: StudentSpec, inputs: Tensor, progress: Progress | None = None
+    teacher: Teacher,
+    spec: StudentSpec,
+    inputs: Tensor,
+    progress: Progress | None = None,
+    seed: int = 0,
 ) -> Student:
     """A student before any training.
 
@@ -162,6 +225,7 @@ def build(
         spec: What the student is to be.
         inputs: The calibration set, pixels in [0, 1] for images, with shape `(N, *shape)`.
         progress: What to show meanwhile.
+        seed: The seed of a new net's weights.
 
     Raises:
         UsageError: If the student cannot be made of this teacher.
@@ -173,7 +237,7 @@ def build(
         >>> build(teacher, spec, torch.rand(8, 64)).steps[0]["layers"][""]["ranks"]
         [16]
     """
-    student = Student(teacher)
+    student = spec.start(teacher, seed)
     for method in spec.methods:
         student = extend(student, method, spec.bn, inputs, progress)
     return student
@@ -196,6 +260,7 @@ def extend(
             match_batchnorm(made.net, origin.net, inputs)
         stage.update(1, {})
     classifier = Classifier(made.net.requires_grad_(True), origin.domain, origin.arch)
+    classifier.is_new = origin.is_new
     return Student(
         classifier.to(device).eval(),
         [*student.steps, _plain(made.step)],

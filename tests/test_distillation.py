@@ -8,9 +8,10 @@ import pytest
 import scipy.stats
 import torch
 
+from freia_kd.compression import batchnorm_layers
 from freia_kd.config import DistillationOptions, losses
 from freia_kd.data.synthetic import SyntheticSet, SyntheticWriter, dequantise, quantise
-from freia_kd.distillation import distance, mix, train_student
+from freia_kd.distillation import GENTLE_RATE, NEW_RATE, distance, learning_rate, mix, train_student
 from freia_kd.errors import UsageError
 from freia_kd.objectives import ActivationBoundaries
 from freia_kd.synthesizers import build_synthesizers
@@ -55,8 +56,8 @@ def test_training_brings_the_student_to_the_teacher(teacher, data, divergence):
 
 
 def test_the_best_weights_on_held_out_inputs_are_kept(teacher, data, monkeypatch):
-    """Told that the second of three checks was the best, the student ends with its weights."""
-    scores, seen = iter([0.1, 0.9, 0.2]), []
+    """Told that the third of four looks was the best, the student ends with its weights."""
+    scores, seen = iter([0.05, 0.1, 0.9, 0.2]), []  # before any training, then every two steps
 
     def score(student, heldout, half):
         assert half == "even"  # the others measure
@@ -67,9 +68,27 @@ def test_the_best_weights_on_held_out_inputs_are_kept(teacher, data, monkeypatch
     student = worse(teacher)
     options = DistillationOptions(steps=6, batch_size=8, check_every=2)
     train_student(student, data, options, torch.Generator().manual_seed(0), heldout=data)
-    assert len(seen) == 3
-    assert all(torch.equal(v, seen[1][k]) for k, v in student.state_dict().items())
-    assert any(not torch.equal(v, seen[2][k]) for k, v in student.state_dict().items())
+    assert len(seen) == 4
+    assert all(torch.equal(v, seen[2][k]) for k, v in student.state_dict().items())
+    assert any(not torch.equal(v, seen[3][k]) for k, v in student.state_dict().items())
+
+
+@pytest.mark.parametrize("boundaries", [0.0, 0.5])
+def test_a_student_is_never_worse_than_its_start(teacher, data, tmp_path, boundaries, monkeypatch):
+    """Seen to fail: the weights before training were no candidate."""
+    start = worse(teacher, scale=0.002)
+    before = copy.deepcopy(start.state_dict())
+    options = DistillationOptions(
+        steps=8, batch_size=8, learning_rate=0.3, check_every=2, boundaries=boundaries
+    )
+    run = Checkpoints(tmp_path, "student")
+    for _ in range(2):  # the second goes on from the end
+        student = copy.deepcopy(start)
+        train_student(student, data, options, None, run, heldout=data, teacher=teacher)
+        assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
+    again = copy.deepcopy(start)
+    train_student(again, data, options, None, teacher=teacher)  # without held-out inputs
+    assert any(not torch.equal(v, before[k]) for k, v in again.state_dict().items())
 
 
 def test_the_best_weights_survive_a_resume(teacher, data, tmp_path, monkeypatch):
@@ -101,7 +120,7 @@ def test_the_best_weights_survive_a_resume(teacher, data, tmp_path, monkeypatch)
 
 def test_training_stops_early_when_agreement_gets_no_better(teacher, data, tmp_path):
     options = DistillationOptions(steps=50, batch_size=8, learning_rate=0.0, check_every=2)
-    for patience, steps in ((None, 50), (3, 8)):  # the first check is better than none
+    for patience, steps in ((None, 50), (3, 6)):  # no check is better than the start
         how, run = replace(options, patience=patience), Checkpoints(tmp_path, f"{patience}")
         for _ in range(2):  # the second goes on from the end
             train_student(worse(teacher), data, how, None, run, data)
@@ -388,7 +407,36 @@ def test_the_memory_layout_changes_no_result(teacher, data, monkeypatch):
 
     monkeypatch.setattr("freia_kd.distillation.agreement", score)
     weights(teacher, data, heldout=data)
-    assert seen == [True]
+    assert seen == [False, True]  # before training and after it
     monkeypatch.setattr("freia_kd.distillation.channels_last", lambda net: nullcontext())
     for key, value in weights(teacher, data).items():
         torch.testing.assert_close(fast[key], value, rtol=1e-3, atol=1e-4)
+
+
+def new_net(teacher, arch="resnet14"):
+    from freia_kd.students import StudentSpec
+
+    return StudentSpec(arch=arch).start(teacher, seed=1).classifier
+
+
+def test_batch_normalisation_of_a_new_net_learns(teacher, data):
+    """Seen to fail: in eval mode its statistics stay those of a new layer."""
+    student = new_net(teacher)
+    options = DistillationOptions(steps=3, batch_size=8)
+    assert learning_rate(options, student) == NEW_RATE
+    train_student(student, data, options, torch.Generator().manual_seed(0), heldout=data)
+    assert not student.is_new
+    assert not any(module.training for module in student.modules())
+    assert learning_rate(options, student) == GENTLE_RATE
+    layers = list(batchnorm_layers(student))
+    assert all(int(layer.num_batches_tracked) == 3 for layer in layers)
+    before = copy.deepcopy(student.state_dict())
+    train_student(student, data, options, torch.Generator().manual_seed(0))  # no longer new
+    after = student.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in before.items() if "running" in k)
+
+
+def test_a_new_net_needs_batches_to_normalise(teacher, data):
+    with pytest.raises(UsageError, match="batches of 2 inputs or more; got 1"):
+        train_student(new_net(teacher), data, DistillationOptions(steps=1, batch_size=1))
+    train_student(new_net(teacher, "lenet5"), data, DistillationOptions(steps=1, batch_size=1))

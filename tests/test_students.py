@@ -170,3 +170,55 @@ def test_a_layer_without_a_gain_is_no_student():
     teacher = Teacher(net, Domain((1, 2, 2), 4), "small")
     with pytest.raises(UsageError, match="No layer would gain"):
         build(teacher, StudentSpec((Tucker(layers={"1": 0.9}),)), torch.rand(4, 1, 2, 2))
+
+
+def test_a_new_net_is_of_the_seed_and_leaves_the_global_one_alone(teacher):
+    spec = StudentSpec(arch="resnet14")
+    state = torch.random.get_rng_state()
+    made = [spec.start(teacher, seed).classifier for seed in (0, 0, 1)]
+    assert torch.equal(torch.random.get_rng_state(), state)
+    first, again, other = (m.net.conv1.weight for m in made)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    student = build(teacher, spec, calibration_set(teacher, size=16), seed=1)
+    assert torch.equal(student.classifier.net.conv1.weight, other)
+    assert (student.classifier.arch, student.steps) == ("resnet14", [])
+    assert student.classifier.domain == teacher.domain
+    assert all(p.requires_grad for p in student.classifier.parameters())
+
+
+def test_specs_of_new_nets():
+    spec = StudentSpec(arch="my.nets:Small")
+    assert (spec.name, spec.methods, spec.parts) == ("small", (), ["new"])
+    assert StudentSpec.from_dict(spec.to_dict(), trusted=["my.nets:Small"]) == spec
+    with pytest.raises(UsageError, match=r"my\.nets:Small, which is code of its own"):
+        StudentSpec.from_dict(spec.to_dict())
+    both = StudentSpec((Quantize(),), arch="lenet5")
+    assert (both.name, both.parts) == ("lenet5-quantize", ["new", "quantize"])
+    with pytest.raises(ConfigError, match="must be the first; got new, tucker"):
+        StudentSpec((Tucker(target="macs", goal=0.5),), arch="lenet5")
+    with pytest.raises(ConfigError, match="at least one method"):
+        StudentSpec((), arch=None)
+
+
+class Dense(nn.Sequential):
+    """A net whose constructor takes what the domain says, by the usual names."""
+
+    def __init__(self, num_classes, in_channels=3):
+        super().__init__(nn.Conv2d(in_channels, 4, 8, 8), nn.Flatten(), nn.Linear(64, num_classes))
+
+
+class Narrow(nn.Linear):
+    """A net for other inputs."""
+
+    def __init__(self):
+        super().__init__(3, 10)
+
+
+def test_a_new_net_fits_the_domain_or_is_refused(teacher):
+    net = StudentSpec(arch=f"{__name__}:Dense").start(teacher).classifier.net
+    assert (net[0].in_channels, net[-1].out_features) == (1, 10)
+    with pytest.raises(UsageError, match=r"Narrow does not fit the teacher: .*rejects"):
+        StudentSpec(arch=f"{__name__}:Narrow").check(teacher)
+    with pytest.raises(UsageError, match="resnet15"):
+        StudentSpec(arch="resnet15").check(teacher)

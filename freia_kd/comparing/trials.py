@@ -166,8 +166,11 @@ class Trial:
         """The students of this trial, which has run, by name."""
         job = self.open()
         stem = "compressed" if self.method.kind == "baseline" else "student"
-        files = {spec.name: job.run / f"{stem}-{spec.name}.safetensors" for spec in self.students}
-        return {name: read_student(job, path).classifier for name, path in files.items()}
+        files = [job.run / f"{stem}-{spec.name}.safetensors" for spec in self.students]
+        return {
+            spec.name: read_student(job, spec, file).classifier
+            for spec, file in zip(self.students, files, strict=True)
+        }
 
     def judge(self, others: Sequence[Trial]) -> dict[str, dict[str, float]]:
         """How far the students agree with the teacher on held-out inputs of other trials.

@@ -96,6 +96,7 @@ def compare_costs(
     shape: Sequence[int],
     batches: Sequence[int] = (1, 64),
     seconds: float = 0.5,
+    by_layer: Sequence[bool] | None = None,
 ) -> list[Comparison]:
     """Measures a net and what was made of it side by side, and every layer that differs.
 
@@ -104,10 +105,12 @@ def compare_costs(
 
     Arguments:
         before: The teacher.
-        afters: The students that compression made of it: layers keep their names.
+        afters: The students that compression made of it: layers keep their names. Or other nets.
         shape: The shape of one input, without the batch.
         batches: The batch sizes at which to measure latency and memory.
         seconds: About how long to time each net at each batch size; a tenth of it per layer.
+        by_layer: For each student whether its layers are compared, which makes sense only of the
+            teacher's own; by default they are.
 
     Returns:
         The costs of each student beside those of the teacher.
@@ -126,6 +129,7 @@ def compare_costs(
         >>> compared.layers[0].change
         'low rank'
     """
+    by_layer = [True] * len(afters) if by_layer is None else by_layer
     nets = [before, *afters]
     times = {b: time_rounds(nets, [shape] * len(nets), b, seconds) for b in batches}
     costs = [
@@ -138,7 +142,8 @@ def compare_costs(
         )
         for i, net in enumerate(nets)
     ]
-    layers = _compare_layers(before, afters, shape, seconds / 10)
+    similar = [after if same else before for after, same in zip(afters, by_layer, strict=True)]
+    layers = _compare_layers(before, similar, shape, seconds / 10)
     found = []
     for i, own in enumerate(layers, 1):
         speed = {batch: Speed.of(times[batch][0], times[batch][i]) for batch in batches}

@@ -19,6 +19,7 @@ from ..report.schema import (
     ClassScores,
     Confusion,
     Difference,
+    Expectation,
     MethodResult,
     Proportion,
     RealData,
@@ -30,6 +31,7 @@ from ..report.schema import (
 )
 from ..students import Student, StudentSpec
 from ..teachers import Classifier
+from ..trust import Judge, examine, make_judges, read_calibration
 from .job import Job
 from .student import compressed_paths, read_student, training_stages
 from .synthesis import heldout_set, picture_name
@@ -39,14 +41,18 @@ def measure(job: Job) -> Report:
     """The report of a run whose students are all trained; only here are evaluation data read."""
     data = None if job.evaluation is None else job.evaluation.load(job.teacher.domain, "test")
     answers = None if data is None else predict(job.teacher, data)
-    students = []
+    students, judges = [], make_judges(job.teacher, job.config.seed)
     with job.run.stage("measure"):
         with job.run.progress.stage("measure", len(job.specs)) as stage:
             trained = {spec.name: _trained(job, spec) for spec in job.specs}
             nets = [steps[-1].classifier.net for steps in trained.values()]
-            costs = compare_costs(job.teacher.net, nets, job.teacher.domain.shape)
+            own_layers = [spec.arch is None for spec in job.specs]
+            costs = compare_costs(
+                job.teacher.net, nets, job.teacher.domain.shape, by_layer=own_layers
+            )
             for spec, own in zip(job.specs, costs, strict=True):
-                students.append(_measure_student(job, spec, trained[spec.name], own, data, answers))
+                made, evidence = trained[spec.name], (judges, data, answers)
+                students.append(_measure_student(job, spec, made, own, *evidence))
                 stage.update(len(students), {})
         for suffix in (".pt", ".safetensors"):
             with atomic(job.run / f"student{suffix}") as temporary:
@@ -76,7 +82,7 @@ def measure(job: Job) -> Report:
 
 def _trained(job: Job, spec: StudentSpec) -> list[Student]:
     """A student after the training that followed each of its methods."""
-    return [read_student(job, paths[-1]) for paths in training_stages(job, spec).values()]
+    return [read_student(job, spec, paths[-1]) for paths in training_stages(job, spec).values()]
 
 
 def _measure_student(
@@ -84,20 +90,20 @@ def _measure_student(
     spec: StudentSpec,
     trained: Sequence[Student],
     costs: CostComparison,
+    judges: Sequence[Judge],
     data: LabelledData | None,
     answers: Tensor | None,
 ) -> StudentResult:
     heldout = heldout_set(job.run.folder, spec.name)
-    before = read_student(job, compressed_paths(job, spec)[-1])
+    before = read_student(job, spec, compressed_paths(job, spec)[-1])
     after = trained[-1].classifier
     said = None if data is None else predict(after, data)
+    did = [] if spec.arch is None else [f"a new net, {spec.arch}"]
+    steps = trained[-1].steps
+    did += [method.describe(step) for method, step in zip(spec.methods, steps, strict=True)]
     methods = [
-        MethodResult(
-            name=method.name,
-            did=method.describe(step),
-            agreement=_agreement(student.classifier, heldout),
-        )
-        for method, step, student in zip(spec.methods, trained[-1].steps, trained, strict=True)
+        MethodResult(name=part, did=words, agreement=_agreement(student.classifier, heldout))
+        for part, words, student in zip(spec.parts, did, trained, strict=True)
     ]
     change, per_class, confusion = None, None, None
     if data is not None and answers is not None and said is not None:
@@ -108,17 +114,35 @@ def _measure_student(
         name=spec.name,
         files=[path.name for path in job.student_files(spec.name)],
         spec=spec.to_dict(),
-        steps=trained[-1].steps,
+        steps=steps,
         searches=before.searches,
         methods=methods,
         compressed=_scores(before.classifier, heldout, data, answers),
         distilled=_scores(after, heldout, data, answers, said),
         costs=costs,
+        gained=_differ(before.classifier, after),
+        expected=_expect(job, spec, after, judges),
         change=change,
         per_class=per_class,
         confusion=confusion,
         commonest=commonest(torch.cat([heldout.batch(r)[1].argmax(1) for r in _odd(heldout)])),
     )
+
+
+def _expect(
+    job: Job, spec: StudentSpec, student: Classifier, judges: Sequence[Judge]
+) -> Expectation | None:
+    if not judges:
+        return None
+    learned = {s.family or s.name for s in job.synthesizers}
+    evidence = examine(student, judges, learned, is_new=spec.arch is not None)
+    return read_calibration().expect(evidence)
+
+
+def _differ(untrained: Classifier, trained: Classifier) -> bool:
+    before, after = untrained.net.state_dict(), trained.net.state_dict()
+    same = [k in before and torch.equal(v, before[k]) for k, v in after.items()]
+    return not all(same)
 
 
 def _odd(heldout: SyntheticSet) -> tuple[Tensor, ...]:
@@ -189,6 +213,7 @@ def synthesizer_results(job: Job) -> list[SynthesizerResult]:
                 distinct=max(distinct, default=None),
                 diagnostics={s: e["measured"] for s, e in entries.items() if e["measured"]},
                 warnings=[w for e in entries.values() for w in e["warnings"]],
+                reliable=all(e.get("reliable", True) for e in entries.values()),
                 real_images=getattr(synthesizer, "real_images", None),
                 picture=picture if (job.run / picture).exists() else None,
             )

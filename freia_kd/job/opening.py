@@ -163,12 +163,21 @@ def reopen_job(
         device=old.device if device is None else choose_device(device).type,
     )
     run.expect_config(config.to_dict())
-    for method in (m for fields in record.students.values() for m in fields["methods"]):
-        if method["method"] not in methods:
-            _expect_trusted("method", method["method"])
-    known = {n: StudentSpec.from_dict(f, methods) for n, f in record.students.items()}
+    asked = as_specs(students)
+    trusted = [*methods, *(path for spec in asked for path in spec.code)]
+    for fields in record.students.values():
+        named = [("student-arch", fields.get("arch") or "")]
+        named += [("method", method["method"]) for method in fields["methods"]]
+        for option, path in named:
+            if path not in trusted:
+                _expect_trusted(option, path)
+    archs = {fields.get("arch") for fields in record.students.values()}  # which are no methods
+    known = dict[str, StudentSpec]()
+    for name, fields in record.students.items():
+        own = archs - {fields.get("arch")}
+        known[name] = StudentSpec.from_dict(fields, [p for p in trusted if p not in own])
     specs = dict(known)
-    for spec in as_specs(students):
+    for spec in asked:
         spec = spec.changed(bn=spec.bn or old.bn)
         if known.get(spec.name, spec) != spec:
             raise UsageError(

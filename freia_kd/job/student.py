@@ -7,9 +7,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..compression import rebuild
+from ..compression import Compression, rebuild
 from ..data.synthetic import SyntheticSet
 from ..distillation import train_student
+from ..evaluation import agreement
 from ..files import write_json
 from ..students import Student, StudentSpec, extend, seeded_generator
 from ..synthesizers.on_the_fly import OnTheFlySet
@@ -18,26 +19,34 @@ from .job import Job
 
 
 def compress_student(job: Job, spec: StudentSpec, inputs: Tensor) -> Student:
-    """A student after its first method, before any training.
+    """A student after the first of its parts, before any training.
 
-    After each method it is left in the folder, after the last one as `freiakd compress` writes it.
+    After each of them it is left in the folder, after the last as `freiakd compress` writes it.
     What was built once is read from there, since latencies, by which a search may go, are never
     measured the same again.
     """
     stage, paths = f"compress {spec.name}", compressed_paths(job, spec)
     if not (job.run.done(stage) and all(path.exists() for path in paths)):
-        student = Student(job.teacher)
         with job.run.stage(stage):
-            for method, path in zip(spec.methods, paths, strict=True):
-                student = extend(student, method, spec.bn, inputs, job.run.progress)
+            student = spec.start(job.teacher, job.config.seed)
+            for path, method in zip(paths, _methods_by_part(spec), strict=True):
+                if method is not None:
+                    student = extend(student, method, spec.bn, inputs, job.run.progress)
                 write_student(path, student)
                 write_json(_searches_path(job, path), student.searches)
-    return read_student(job, paths[0])
+    first = read_student(job, spec, paths[0])
+    first.classifier.is_new = spec.arch is not None
+    return first
+
+
+def _methods_by_part(spec: StudentSpec) -> list[Compression | None]:
+    """The method of each of a student's parts; none of a new net."""
+    return [*([None] if spec.arch else []), *spec.methods]
 
 
 def compressed_paths(job: Job, spec: StudentSpec) -> list[Path]:
-    """The files of a student before any training, one for each of its methods."""
-    earlier = [f"checkpoints/compressed-{spec.name}-{m.name}" for m in spec.methods[:-1]]
+    """The files of a student before any training, one for each of its parts."""
+    earlier = [f"checkpoints/compressed-{spec.name}-{part}" for part in spec.parts[:-1]]
     return [job.run / f"{stem}.safetensors" for stem in [*earlier, f"compressed-{spec.name}"]]
 
 
@@ -53,23 +62,23 @@ def train_student_of(
     heldout: SyntheticSet,
     inputs: Tensor,
 ) -> None:
-    """Distils a student after each of its methods, and leaves it in the folder.
+    """Distils a student after each of its parts, and leaves it in the folder.
 
     Arguments:
         job: The job.
         spec: What the student is to be.
-        first: The student after its first method, untrained.
+        first: The student after the first of them, untrained.
         training: What it learns from.
         heldout: What chooses its weights.
         inputs: The calibration set.
     """
-    student = first
-    for number, (stage, paths) in enumerate(training_stages(job, spec).items()):
+    student, stages = first, training_stages(job, spec)
+    for (stage, paths), method in zip(stages.items(), _methods_by_part(spec), strict=True):
         if job.run.done(stage) and all(path.exists() for path in paths):
-            student = read_student(job, paths[-1])
+            student = read_student(job, spec, paths[-1])
             continue
-        if number:
-            student = extend(student, spec.methods[number], spec.bn, inputs, job.run.progress)
+        if method is not None and stage != next(iter(stages)):
+            student = extend(student, method, spec.bn, inputs, job.run.progress)
         with job.run.stage(stage):
             train_student(
                 student.classifier,
@@ -80,13 +89,25 @@ def train_student_of(
                 heldout,
                 teacher=job.teacher,
             )
+            if paths == job.student_files(spec.name):
+                untrained = read_student(job, spec, compressed_paths(job, spec)[-1])
+                student = _better(student, untrained, heldout)
             for path in paths:
                 write_student(path, student)
 
 
+def _better(trained: Student, untrained: Student, heldout: SyntheticSet) -> Student:
+    """The trained student, unless compression alone agrees better with the teacher.
+
+    Which only several methods can lead to, since of each the start is among the candidates.
+    """
+    before, after = (agreement(s.classifier, heldout, "even") for s in (untrained, trained))
+    return untrained if before > after else trained
+
+
 def training_stages(job: Job, spec: StudentSpec) -> dict[str, list[Path]]:
-    """The stages that train a student, one for each method, with the files that each leaves."""
-    *earlier, last = [f"student-{spec.name}-{method.name}" for method in spec.methods]
+    """The stages that train a student, one for each part, with the files that each leaves."""
+    *earlier, last = [f"student-{spec.name}-{part}" for part in spec.parts]
     stages = {stage: [job.run / f"checkpoints/{stage}-net.safetensors"] for stage in earlier}
     stage = last if earlier else f"student-{spec.name}"
     return {**stages, stage: job.student_files(spec.name)}
@@ -99,14 +120,14 @@ def write_student(path: Path, student: Student) -> None:
     save_classifier(path, own, {"compression": student.steps})
 
 
-def read_student(job: Job, path: Path) -> Student:
+def read_student(job: Job, spec: StudentSpec, path: Path) -> Student:
     """A student that this run has written; its teacher may also be in memory."""
     checkpoint = read_checkpoint(path)
     steps = checkpoint.own["compression"]
-    trusted = {type(method) for spec in job.specs for method in spec.methods}
-    net = rebuild(job.teacher.net, steps, trusted)
+    start = spec.start(job.teacher, job.config.seed).classifier
+    net = rebuild(start.net, steps, {type(method) for method in spec.methods})
     net.load_state_dict(checkpoint.state)
-    classifier = Classifier(net.requires_grad_(True), job.teacher.domain, job.teacher.arch)
+    classifier = Classifier(net.requires_grad_(True), start.domain, start.arch)
     searches = _searches_path(job, path)
     found = json.loads(searches.read_text(encoding="utf-8")) if searches.exists() else []
     return Student(classifier.to(job.device).eval(), steps, found)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ..data.synthetic import SyntheticSet, SyntheticWriter
+from ..errors import TrainingError
 from ..report.plots import plot_grid, write_png
 from ..students import Student, StudentSpec, seeded_generator
 from ..synthesizers.contract import Synthesizer
@@ -34,6 +35,9 @@ def synthesize(
         job: The job.
         spec: The student they are for, where a synthesizer learns from one.
         student: That student before its training.
+
+    Raises:
+        TrainingError: If a loss stays non-finite, or no synthesizer's inputs can be relied on.
     """
     own = spec is not None and needs_students(job.synthesizers)
     name = f"synthetic-{spec.name}" if spec is not None and own else "synthetic"
@@ -42,17 +46,33 @@ def synthesize(
     if job.config.on_the_fly or not all(map(job.run.done, stages)):
         for synthesizer in job.synthesizers:
             _fit(job, synthesizer, spec, student)
-    heldout = _make_set(job, f"{name}/heldout", job.config.heldout_size)
+    sources = _reliable(job, spec)
+    heldout = _make_set(job, sources, f"{name}/heldout", job.config.heldout_size)
     if not job.config.on_the_fly:
-        return _make_set(job, f"{name}/train", job.config.set_size), heldout
+        return _make_set(job, sources, f"{name}/train", job.config.set_size), heldout
     seeds = seeded_generator(job.config.seed, f"{name} on the fly")
     on_the_fly = OnTheFlySet(
-        [s.part(heldout=False) for s in job.synthesizers],
+        [source.part(heldout=False) for source in sources],
         job.teacher,
         int(torch.randint(2**62, (), generator=seeds)),
         balanced=job.config.training.balanced,
     )
     return on_the_fly, heldout
+
+
+def _reliable(job: Job, spec: StudentSpec | None) -> list[Synthesizer]:
+    """The synthesizers whose inputs show the classes that these were made for.
+
+    Raises:
+        TrainingError: If there is none.
+    """
+    found = job.run.record.diagnostics
+    entries = [(s, found.get(stage_of(s, spec), {})) for s in job.synthesizers]
+    reliable = [s for s, entry in entries if entry.get("reliable", True)]
+    if not reliable:
+        said = " ".join(f"{s.name}: {w}" for s, entry in entries for w in entry["warnings"])
+        raise TrainingError(f"There is nothing that the students could learn from. {said}")
+    return reliable
 
 
 def stage_of(synthesizer: Synthesizer, spec: StudentSpec | None) -> str:
@@ -83,30 +103,42 @@ def _diagnose(job: Job, synthesizer: Synthesizer, stage: str) -> None:
     """Records how a synthesizer's inputs look to the teacher, and says what looks wrong."""
     generator = seeded_generator(job.config.seed, "diagnostics", job.device)
     found = synthesizer.diagnose(job.teacher, generator)
+    least = synthesizer.min_probability
+    reliable = not least or found is None or found.confidence >= least
     warnings = [] if found is None else found.warnings(synthesizer.advice())
+    if found is not None and not reliable:
+        name = synthesizer.name
+        warnings.append(
+            "The teacher gives the classes asked for a mean probability of "
+            f"{found.confidence:.2f} (expected {least:.2f} or more), so that no student learns "
+            f"from these images: optimise longer (--set {name}.steps=...), join another method "
+            f"(--synthesizer {name}+NAME), or take them as they are (--set "
+            f"{name}.min_probability=0)."
+        )
     job.run.record.diagnostics[stage] = {
         "measured": {} if found is None else found.to_dict(),
         "warnings": warnings,
         "distinct": synthesizer.distinct,
+        "reliable": reliable,
     }
     for warning in warnings:
         job.run.progress.note(f"Warning: {stage}: {warning}")
 
 
 @torch.no_grad()
-def _make_set(job: Job, name: str, size: int) -> SyntheticSet:
+def _make_set(job: Job, sources: Sequence[Synthesizer], name: str, size: int) -> SyntheticSet:
     if not job.run.done(name):
         with job.run.stage(name):
             writer = SyntheticWriter(job.run / name, job.teacher.domain)
             shards = -(-size // SHARD)
-            sources = [s.part(heldout=name.endswith("heldout")) for s in job.synthesizers]
+            parts = [s.part(heldout=name.endswith("heldout")) for s in sources]
             with job.run.progress.stage(f"make {name}", shards) as stage:
                 while (shard := writer.shards) < shards:
                     generator = seeded_generator(
                         job.config.seed, f"{name} shard {shard}", job.device
                     )
                     count = min(SHARD, size - shard * SHARD)
-                    writer.append(*generate_labelled(sources, job.teacher, count, generator))
+                    writer.append(*generate_labelled(parts, job.teacher, count, generator))
                     stage.update(shard + 1, {})
     return SyntheticSet(job.run / name)
 

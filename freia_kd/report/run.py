@@ -9,7 +9,7 @@ from ..evaluation import ONE_SIDED
 from .document import Block, Code, Document, Figure, Remarks, Section, Table
 from .schema import Provenance, Report, Scores, StudentResult
 from .student import speed_of, student_sections
-from .words import SAME_SPEED, count, duration, percent, points, proportion, size
+from .words import SAME_SPEED, count, duration, expectation, percent, points, proportion, size
 
 LOW_AGREEMENT = 0.8
 QUESTIONS = (
@@ -59,6 +59,8 @@ def verdict(report: Report, student: StudentResult) -> str:
     else:
         agreement = proportion(scores.agreement)
         said.append(f"its teacher's answer on {agreement} of held-out synthetic inputs")
+    if student.expected is not None and scores.real_agreement is None:
+        said.append(f"expected agreement on real data {expectation(student.expected)}")
     found = speed_of(student.costs, min(before.latency)) or "speed not measured"
     said.append("no measured speed-up" if found == SAME_SPEED else found)
     return ", ".join(said) + "."
@@ -73,7 +75,8 @@ def files(report: Report) -> list[Block]:
     """Where the students are, and how to load one."""
     student, domain = report.students[0], report.teacher.domain
     names = "; ".join(f"student {s.name}: {' or '.join(s.files)}" for s in report.students)
-    arch = f", arch={json.dumps(report.teacher.arch)}" if ":" in report.teacher.arch else ""
+    path = student.spec.get("arch") or report.teacher.arch
+    arch = f", arch={json.dumps(path)}" if ":" in path else ""
     shape = ", ".join(map(str, ("N", *domain["shape"])))
     lines = [
         "import freia_kd",
@@ -110,9 +113,8 @@ def main_table(report: Report) -> Table:
             f"{count(after.parameters)} (1/{before.parameters / after.parameters:.1f})",
             f"{count(after.macs)} (1/{before.macs / after.macs:.1f})" if after.macs else "0",
         ]
-        rows.append(
-            [f"student {student.name}, compressed only", *cells(student.compressed), *[""] * 4]
-        )
+        untrained = "untrained" if student.spec.get("arch") else "compressed only"
+        rows.append([f"student {student.name}, {untrained}", *cells(student.compressed), *[""] * 4])
         rows.append(
             [f"student {student.name}, distilled", *cells(student.distilled), *shares, times]
         )
@@ -142,6 +144,7 @@ def remarks(report: Report) -> Iterator[str]:
             "brackets: 95 % intervals."
         )
     for student in report.students:
+        yield from _expected(student)
         yield from _doubts(student, has_samples=real.samples is not None)
     for synthesizer in report.synthesizers:
         for warning in synthesizer.warnings:
@@ -151,7 +154,25 @@ def remarks(report: Report) -> Iterator[str]:
             yield f"{synthesizer.name} made {made}, which are repeated."
 
 
+def _expected(student: StudentResult) -> Iterator[str]:
+    expected = student.expected
+    if expected is None:
+        return
+    judges = " and ".join(expected.evidence["families"])
+    beyond = " This student is unlike those, so that it says little." if expected.is_beyond else ""
+    yield (
+        f"Student {student.name}: expected agreement with its teacher on real data "
+        f"{expectation(expected)}, by its answers to {judges}. {expected.basis}{beyond}"
+    )
+
+
 def _doubts(student: StudentResult, has_samples: bool) -> Iterator[str]:
+    if not student.gained:
+        yield (
+            f"Student {student.name} is as it was before distillation, which found no weights that "
+            "agree as well with the teacher on held-out synthetic inputs: a longer --preset, or a "
+            "lower rate (--set student.learning_rate=...), may."
+        )
     old, new = student.compressed.accuracy, student.distilled.accuracy
     on = "the evaluation data"
     if old is None or new is None:

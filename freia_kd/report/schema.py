@@ -7,6 +7,7 @@
 - :class:`Difference`: two nets' accuracies on the same inputs, by `Difference.of(before, after)`.
 - :class:`Spread`: a mean over seeds, by `Spread.of(values)`.
 - :class:`Scores`: how good one net is; a student has one as compressed and one as distilled.
+- :class:`Expectation`: an agreement on real data that nobody has measured, by `freia_kd.trust`.
 - `costs`: what :func:`~freia_kd.compression.comparison.compare_costs` gives, as it is.
 - :class:`MethodResult`: one method of compression, with its agreement after training.
 - :class:`SynthesizerResult`: one synthesizer; what the inputs looked like, what looks wrong.
@@ -175,6 +176,29 @@ class Scores:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Expectation:
+    """The agreement with the teacher that is to be expected on real data, seen without any.
+
+    Arguments:
+        value: The agreement, in [0, 1].
+        low: The lower end of the interval.
+        high: Its upper end.
+        level: The share of students that lay within it where both were known.
+        is_beyond: Whether the evidence lies outside of what was seen there.
+        basis: On what it rests, in words.
+        evidence: What was seen of the student (:class:`~freia_kd.trust.Evidence`).
+    """
+
+    value: Probability
+    low: Probability
+    high: Probability
+    level: Probability
+    is_beyond: bool
+    basis: str
+    evidence: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClassScores:
     """How good a student is on the inputs of one class.
 
@@ -234,6 +258,9 @@ class StudentResult:
         distilled: How good it is.
         costs: Parameters, multiply-accumulates, bytes, and latency in milliseconds, of the teacher
             (`before`) and of the student (`after`), in all and by layer.
+        gained: Whether distillation found weights that agree at least as well with the teacher on
+            held-out synthetic inputs as those before it; if not, the student is as compressed.
+        expected: The agreement with the teacher to be expected on real data; `None` for vectors.
         change: The student's accuracy less the teacher's, if there are evaluation data.
         per_class: The scores of each class.
         confusion: Teacher against student.
@@ -250,6 +277,8 @@ class StudentResult:
     compressed: Scores
     distilled: Scores
     costs: CostComparison
+    gained: bool = True
+    expected: Expectation | None = None
     change: Difference | None = None
     per_class: list[ClassScores] | None = None
     confusion: Confusion | None = None
@@ -286,6 +315,8 @@ class SynthesizerResult:
         diagnostics: What was measured of its inputs, by the stage in which it learned; none of one
             that learns nothing.
         warnings: What looks wrong, and what to change.
+        reliable: Whether students learned from its inputs; they do not where these do not show the
+            classes that a method optimises them for (`False` if so for any student).
         real_images: If it uses real images that are not the teacher's, a sentence on which.
         picture: The PNG with some of its inputs.
     """
@@ -295,6 +326,7 @@ class SynthesizerResult:
     distinct: Natural | None = None
     diagnostics: dict[str, dict[str, Any]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    reliable: bool = True
     real_images: str | None = None
     picture: str | None = None
 

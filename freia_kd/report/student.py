@@ -53,9 +53,14 @@ def compression_sections(
     layers = Figure(f"costs{suffix}.png", alt, caption)
     skipped = skipped_remarks(steps)
     layer_blocks: list[Block] = [layers, layer_table(costs)]
+    has_layers = bool(costs.layers or skipped)  # not of another architecture
     sections = [
         Section(title + "costs", [cost_table(costs), Remarks(costs.warnings)], True),
-        Section(title + "layers", [*layer_blocks, Remarks(skipped)], True),
+        *(
+            [Section(title + "layers", [*layer_blocks, Remarks(skipped)], True)]
+            if has_layers
+            else []
+        ),
     ]
     for search in searches:
         if search is not None and {"target", "sensitivity"} <= set(search):

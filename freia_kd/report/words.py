@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..compression.cost import Latency, Speed
-from .schema import Difference, Proportion, Spread
+from .schema import Difference, Expectation, Proportion, Spread
 
 SAME_SPEED = "no measurable difference"
 
@@ -23,6 +23,17 @@ def proportion(share: Proportion | None) -> str:
     if share is None:
         return ""
     return f"{percent(share.value)} ({100 * share.low:.1f} to {100 * share.high:.1f})"
+
+
+def expectation(expected: Expectation) -> str:
+    """The interval of an agreement that nobody has measured.
+
+    Example:
+        >>> expectation(Expectation(value=0.95, low=0.931, high=0.976, level=0.9,
+        ...             is_beyond=False, basis="", evidence={}))
+        '93 to 98 %'
+    """
+    return f"{100 * expected.low:.0f} to {100 * expected.high:.0f} %"
 
 
 def spread(value: Spread | None) -> str:

@@ -64,8 +64,8 @@ class DFAD(Unconditional):
     - The game's own student is thrown away: what `sample` gives is for the student's usual
       training. The last generator alone aims at the last student's faults, which is narrow, so
       that inputs come from several generators of the game, in equal shares.
-    - The student stays in eval mode, as in :func:`freia_kd.distillation.train_student`; theirs
-      is in training mode, so that its batch normalisation sees each batch.
+    - The student stays in eval mode, as in :func:`freia_kd.distillation.train_student`, save the
+      batch normalisation of a new net; theirs is in training mode.
     - Pixels are clamped to [0, 1] before the nets see them; the gradient passes the clamp.
     - The generator has a convolution less, see :class:`InputGenerator`.
 
@@ -102,7 +102,7 @@ class DFAD(Unconditional):
         device, options = next(teacher.parameters()).device, self.options
         generator = own_generator(generator, device)
         net = InputGenerator.seeded(teacher.domain, options.latents, options.channels, generator)
-        rival = copy.deepcopy(student).to(device).eval().requires_grad_(True)
+        rival = copy.deepcopy(student).to(device).learning().requires_grad_(True)
         generators = play(net, teacher, rival, options, generator, checkpoints)
         self.finish(teacher, list(generators), options.latents, checkpoints, generator)
 

@@ -211,6 +211,15 @@ class Synthesizer(ABC):
         }
 
     @property
+    def min_probability(self) -> float:
+        """The mean probability of the classes asked for under which no one relies on its inputs.
+
+        For methods that optimise inputs until the teacher sees a class in them: where it does not,
+        they have failed. The others promise no class.
+        """
+        return 0.0
+
+    @property
     def distinct(self) -> int | None:
         """How many different inputs there are, for methods that keep a bank; else `None`."""
         return None

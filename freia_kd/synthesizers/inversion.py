@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import Config, Count, Decay, Natural, Positive, Size
+from ..config import Config, Count, Decay, Natural, Positive, Probability, Size
 from ..data.datasets import LabelledData
 from ..domain import Domain
 from ..objectives.contract import Terms
@@ -51,6 +51,8 @@ class InversionOptions(Config):
         flip: Whether every second step, at random, mirrors the images. Off, as in the paper's code
             for CIFAR-10, since mirrored digits are none; on is for objects.
         coarse: The share of the steps, the first ones, that optimise images of half the size.
+        min_probability: The teacher's mean probability of the classes asked for under which
+            students do not learn from the images; 0 for whatever comes.
 
     Raises:
         ConfigError: If a value makes no sense.
@@ -64,6 +66,7 @@ class InversionOptions(Config):
     jitter: Natural = 2
     flip: bool = False
     coarse: Decay = 0.0
+    min_probability: Probability = 0.9
 
 
 class Inversion(Bank):
@@ -81,6 +84,10 @@ class Inversion(Bank):
 
     needs_images = True
     family = "inversion"
+
+    @property
+    def min_probability(self) -> float:
+        return self.options.min_probability
 
     @abstractmethod
     def loss(self, teacher: Teacher, student: Classifier | None) -> Loss:

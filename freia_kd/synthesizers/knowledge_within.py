@@ -158,6 +158,7 @@ class KWStatistics(KnowledgeWithin):
     name = "kw-bns"
     needs_batchnorm = True
     terms = ("statistics",)
+    min_probability = 0.0  # of classes that were never asked for
 
     @torch.no_grad()
     def label(self, teacher: Teacher, images: Tensor, labels: Tensor) -> Tensor:

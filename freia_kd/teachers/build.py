@@ -24,6 +24,7 @@ ARCHITECTURES = Registry(
     "architecture",
 )
 CLASSES = ("num_classes", "classes", "n_classes")  # what constructors call it
+CHANNELS = ("in_channels", "in_chans", "input_channels")
 
 
 def build_net(arch: str, domain: Domain, state: dict[str, Tensor] | None = None) -> nn.Module:
@@ -34,7 +35,7 @@ def build_net(arch: str, domain: Domain, state: dict[str, Tensor] | None = None)
     - a class with a class method `from_domain(domain, state)`, as the known ones have;
     - a class or function that gives the net when called, with the arguments that stand behind its
       path, and with the number of classes where it takes that (as `num_classes`, `classes` or
-      `n_classes`);
+      `n_classes`), and of input channels (`in_channels`, `in_chans` or `input_channels`);
     - a net, which is copied.
 
     Arguments:
@@ -116,6 +117,7 @@ def parse_arch(arch: str) -> tuple[str, dict[str, Any]]:
 
 def _call(path: str, target: Any, domain: Domain, arguments: dict[str, Any]) -> Any:
     """Calls a constructor, with the number of classes where it takes that."""
+    arguments = {**_channel_argument(target, domain), **arguments}
     extra = _class_argument(target, domain.classes)
     try:
         if extra and not set(CLASSES) & set(arguments):
@@ -141,3 +143,12 @@ def _class_argument(target: Any, classes: int) -> dict[str, int]:
     named = [name for name in CLASSES if name in parameters]
     hands_on = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     return dict.fromkeys(named[:1] or CLASSES[: int(hands_on)], classes)
+
+
+def _channel_argument(target: Any, domain: Domain) -> dict[str, int]:
+    try:
+        parameters = inspect.signature(target).parameters
+    except (TypeError, ValueError):  # of builtins
+        return {}
+    named = [name for name in CHANNELS if name in parameters and domain.is_image]
+    return dict.fromkeys(named, domain.shape[0])

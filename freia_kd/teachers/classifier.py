@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from ..domain import Domain
@@ -34,6 +35,20 @@ class Classifier(nn.Module):
         self.net = net
         self.domain = domain
         self.arch = arch
+        self.is_new = False  # its weights are random: see `learning`
+
+    def learning(self) -> Classifier:
+        """Puts it into the mode in which students learn, and returns it.
+
+        That is eval mode, dropout included, since a student is to match the function that its
+        teacher is in eval mode. The batch normalisation of a new net is in training mode: it has
+        no statistics yet that could stay as they are.
+        """
+        self.eval()
+        for layer in self.modules() if self.is_new else ():
+            if isinstance(layer, _BatchNorm):
+                layer.train()
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits with shape `(B, classes)` for pixels `x` with shape `(B, *domain.shape)`."""

@@ -16,11 +16,12 @@ class Best:
 
     Arguments:
         net: The net while it trains.
+        score: That of its present weights, if they are a candidate as well.
     """
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, score: float = -1.0) -> None:
         self.net = net
-        self.score, self.weights = -1.0, copy.deepcopy(net.state_dict())
+        self.score, self.weights = score, copy.deepcopy(net.state_dict())
         self.stale = 0  # checks since the score was last better
 
     def offer(self, score: float) -> None:

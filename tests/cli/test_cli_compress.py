@@ -93,6 +93,36 @@ def test_a_method_of_ones_own_is_trusted_only_if_it_is_typed(distill, tmp_path, 
     assert student["steps"] == [{"method": "my_halves:Halve", "factor": 0.25}]
 
 
+NET = """
+from torch import nn
+class Tall(nn.Sequential):
+    def __init__(self, num_classes):
+        super().__init__(nn.Flatten(), nn.Linear(1024, num_classes))
+"""
+
+
+def test_a_new_net_of_ones_own_is_trusted_only_if_it_is_typed(distill, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "tall_nets.py").write_text(NET)
+    own, quantize = ["--student-arch", "tall_nets:Tall"], ["--method", "quantize"]
+    call(*distill, "--synthesizer", "uniform", *own, *quantize)
+    again = ["distill", "--resume", "--out", tmp_path / "run"]
+    assert "--student-arch tall_nets:Tall" in fails(*again)
+    report = json.loads(call(*again, *own, "--json").stdout)
+    (student,) = report["students"]  # typing it again asks for no other student
+    assert [method["name"] for method in student["methods"]] == ["new", "quantize"]
+    more = json.loads(call(*again, *own, "--name", "plain", "--json").stdout)
+    assert [s["name"] for s in more["students"]] == ["tall-quantize", "plain"]
+
+
+def test_options_of_a_new_net(compress):
+    small = json.loads(call(*compress, "--student-arch", "mlp", "--json").stdout)
+    assert (small["steps"], small["costs"]["layers"]) == ([], [])
+    said = fails(*compress, "--force", "--student-arch", "lenet5", "--student", 3)
+    assert "--student chooses low ranks, which are of --method tucker; it is not given." in said
+    assert "lenet6" in fails(*compress, "--force", "--student-arch", "lenet6")
+
+
 def test_what_compress_writes_is_what_distill_calls_compressed(compress, distill, tmp_path):
     options = ["--layers", "conv3", "--ranks", "5,8", "--bn", "freeze", "--seed", 3]
     small = tmp_path / "small.safetensors"

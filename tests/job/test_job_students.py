@@ -163,7 +163,7 @@ def test_batch_statistics_are_matched_to_the_net_before_each_method(tmp_path, mo
 def test_a_student_is_read_back_as_it_was(chain, teacher, tmp_path):
     job, x = reopen_job(chain.folder, teacher=teacher), torch.ones(1, 1, 32, 32)
     for path in job.student_files("chain"):
-        student = read_student(job, path)
+        student = read_student(job, CHAIN, path)
         assert student.steps == chain.report.students[0].steps
         assert torch.equal(student.classifier(x), chain.student()(x))
         write_student(tmp_path / "again.safetensors", student)

@@ -22,7 +22,14 @@ from freia_kd.report.comparison import remarks as comparison_remarks
 from freia_kd.report.comparison import verdict as comparison_verdict
 from freia_kd.report.document import Code, Table
 from freia_kd.report.run import files, main_table, remarks, run_document, verdict
-from freia_kd.report.schema import Difference, Proportion, RealData, Spread, TrialResult
+from freia_kd.report.schema import (
+    Difference,
+    Expectation,
+    Proportion,
+    RealData,
+    Spread,
+    TrialResult,
+)
 from freia_kd.report.student import compression_sections, cost_table, student_sections
 from freia_kd.report.table1 import part_table, table1_document
 
@@ -58,6 +65,43 @@ def test_the_verdict_of_a_run(changes, sentence):
 def test_without_real_data_the_verdict_is_about_agreement():
     found = run_document(unmeasured()).verdict[0]
     assert "its teacher's answer on 97.0 % (95.2 to 98.2) of held-out synthetic inputs" in found
+
+
+def expected(**changes):
+    fields = {"value": 0.95, "low": 0.931, "high": 0.976, "level": 0.9, "is_beyond": False}
+    evidence = {"families": ["dead leaves", "photographs"]}
+    return Expectation(**{**fields, "basis": "Calibrated on few.", "evidence": evidence, **changes})
+
+
+def test_the_agreement_to_be_expected_on_real_data_is_said():
+    one = student(accuracy=None, expected=expected())
+    said = "expected agreement on real data 93 to 98 %"
+    assert said in run_document(unmeasured(one)).verdict[0]
+    (remark,) = [r for r in remarks(unmeasured(one)) if "expected agreement" in r]
+    assert remark.endswith(
+        "93 to 98 %, by its answers to dead leaves and photographs. Calibrated on few."
+    )
+    measured = report(student(expected=expected()))
+    assert said not in run_document(measured).verdict[0]  # it is known
+    assert any("93 to 98 %" in remark for remark in remarks(measured))
+    beyond = student(accuracy=None, expected=expected(is_beyond=True))
+    assert any("unlike those, so that it says little" in r for r in remarks(unmeasured(beyond)))
+
+
+def test_a_student_that_distillation_did_not_help_says_so():
+    assert not any("as it was before" in r for r in remarks(report()))
+    assert any("as it was before" in r for r in remarks(report(student(gained=False))))
+
+
+def test_a_new_net_has_no_layers_beside_its_teachers():
+    bought = replace(costs(), layers=())
+    new = student(spec={"arch": "my.nets:Small"}, steps=[], methods=[], costs=bought)
+    titles = [section.title for section in student_sections(new)]
+    assert "Student 1: layers" not in titles
+    assert "Student 1: layers" in [section.title for section in student_sections(student())]
+    rows = main_table(report(new)).rows
+    assert rows[1][0] == "student 1, untrained"
+    assert 'arch="my.nets:Small"' in files(report(new))[1].text
 
 
 def test_several_students_have_a_verdict_each():

@@ -1,0 +1,15 @@
+"""How far a student agrees with its teacher on real data: predicted without any of it."""
+
+from .calibration import Calibration, Case, calibrate, read_calibration
+from .evidence import Evidence, Judge, examine, make_judges
+
+__all__ = [
+    "Calibration",
+    "Case",
+    "Evidence",
+    "Judge",
+    "calibrate",
+    "examine",
+    "make_judges",
+    "read_calibration",
+]
