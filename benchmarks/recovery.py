@@ -17,6 +17,7 @@ import json
 import os
 import statistics
 import time
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -124,6 +125,7 @@ def scores(student: StudentResult) -> dict:
         "accuracy": distilled.accuracy.value,
         "agreement": distilled.real_agreement.value,
         "heldout_agreement": distilled.agreement.value,
+        "expected": student.expected and asdict(student.expected),
     }
 
 
@@ -176,8 +178,8 @@ def table(conditions: dict, rows: list[dict]) -> str:
         "deviation over seeds.",
         "",
         "| teacher | seeds | accuracy | student | Tucker only | real images | **student** "
-        "| agreement | **recovery** | CPU minutes |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| agreement | expected agreement, from no data | **recovery** | CPU minutes |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name in dict.fromkeys(r["teacher"] for r in rows):
         chosen = [r for r in rows if r["teacher"] == name]
@@ -191,6 +193,7 @@ def table(conditions: dict, rows: list[dict]) -> str:
                 percent([r["real"]["students"][student]["accuracy"] for r in chosen]),
                 percent([s["accuracy"] for s in own]),
                 percent([s["agreement"] for s in own]),
+                expected([s["expected"] for s in own]),
                 share([s["recovery"] for s in own]),
                 f"{statistics.mean(r['minutes'] / len(r['students']) for r in chosen):.1f}",
             ]
@@ -201,6 +204,15 @@ def table(conditions: dict, rows: list[dict]) -> str:
 def percent(values: list[float]) -> str:
     deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * statistics.mean(values):.1f}{deviation}"
+
+
+def expected(found: list[dict | None]) -> str:
+    """The mean of what the reports predict, and of the ends of their intervals."""
+    known = [f for f in found if f is not None]
+    if not known:
+        return "n/a"
+    low, value, high = (100 * statistics.mean(f[k] for f in known) for k in ("low", "value", "high"))
+    return f"{value:.0f} ({low:.0f} to {high:.0f})"
 
 
 def share(values: list[float | None]) -> str:
