@@ -211,7 +211,8 @@ def expected(found: list[dict | None]) -> str:
     known = [f for f in found if f is not None]
     if not known:
         return "n/a"
-    low, value, high = (100 * statistics.mean(f[k] for f in known) for k in ("low", "value", "high"))
+    ends = ("low", "value", "high")
+    low, value, high = (100 * statistics.mean(f[end] for f in known) for end in ends)
     return f"{value:.0f} ({low:.0f} to {high:.0f})"
 
 
