@@ -25,9 +25,9 @@ def quick(tiny, monkeypatch):
 
 @pytest.fixture
 def distill(teacher_file, tmp_path, quick):
-    """Arguments of a whole run on the small teacher."""
+    """Arguments of a whole run on the small teacher, with a flow."""
     out = ["--preset", "quick", "--device", "cpu", "--out", tmp_path / "run"]
-    return ["distill", "--teacher", teacher_file, *out]
+    return ["distill", "--teacher", teacher_file, "--synthesizer", "bdnf+leaves", *out]
 
 
 @pytest.fixture
