@@ -31,7 +31,7 @@ from freia_kd.job.opening import fingerprint
 from freia_kd.report.schema import Proportion, Spread, TableResult
 from freia_kd.report.storage import read_result
 from freia_kd.runs import Run
-from freia_kd.synthesizers import STATISTICS_DEFAULT
+from freia_kd.synthesizers import IMAGE_DEFAULT
 from freia_kd.synthesizers.bdnf import BDNF
 from freia_kd.synthesizers.noise import Noise
 from freia_kd.teachers import Classifier, build_net, save_classifier
@@ -137,7 +137,7 @@ def test_rows_are_the_papers_methods(made):
     kinds = {row: options_of(made[1], row)["row"] for row in PAPER_ROWS}
     assert kinds == {row: kind for row, (kind, _) in PAPER_ROWS.items()}
     ours = options_of(made[1], "our default")
-    assert ours["synthesizer"] == STATISTICS_DEFAULT
+    assert ours["synthesizer"] == IMAGE_DEFAULT  # of a teacher without batch normalisation
     assert ours["samples"] is None
     assert "one of each" in options_of(made[1], "our default, 10 images")["samples"]
     assert options_of(made[1], TRAINED)["samples"] == "svhn"
