@@ -8,13 +8,16 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-libraries=${LIBRARIES:+$(cd $LIBRARIES && pwd)}
+libraries=${LIBRARIES:+$(cd "$LIBRARIES" && pwd)}
 
-rm -rf build dist
+# From a copy of what git knows: what setuptools remembers in *.egg-info would hide what is missing.
+mkdir "$folder/source"
+git ls-files -z | tar --null --files-from - -c | tar -x -C "$folder/source"
+rm -rf dist
 "${PYTHON:-python3}" -m venv "$folder/venv"
 bin=$folder/venv/bin
 own=$("$bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-"$bin/python" -m pip --quiet wheel --no-deps --wheel-dir dist .
+"$bin/python" -m pip --quiet wheel --no-deps --wheel-dir dist "$folder/source"
 if [ -n "$libraries" ]; then
 	echo "$libraries" >"$own/libraries.pth"
 fi
