@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint docs wheel-test clean
 .DELETE_ON_ERROR:
 
 $(VENV)/installed: pyproject.toml
@@ -36,5 +36,18 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy freia_kd cli
 	PYTHONPATH=. $(BIN)/lint-imports
 
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	touch $@
+
+# The site, into site/; it needs no network, to be built or to be read. Warnings are errors.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	$(BIN)/python tools/check_site.py site
+
+# The built wheel, in an empty environment and outside of the repository, runs the demo in small.
+wheel-test: $(VENV)/installed
+	PYTHON=$(PYTHON) tools/wheel_test.sh
+
 clean:
-	rm -rf $(VENV) demo lenet5.pt build *.egg-info
+	rm -rf $(VENV) demo lenet5.pt build dist site *.egg-info

@@ -1,6 +1,6 @@
 """The main job as a library: a smaller classifier from `lenet5.pt`, which `make demo` trains.
 
-The same as in the README; run it in the folder of the checkpoint.
+Run it in the folder of the checkpoint.
 """
 
 import torch

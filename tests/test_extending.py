@@ -58,7 +58,15 @@ def test_each_has_its_place_in_the_readme(table):
     assert [name for name in registry.builtin if name.split(":")[0] not in shown] == []
 
 
-def test_the_readme_says_what_adding_touches():
+def test_contributors_are_told_what_adding_touches():
+    told = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     for group in ("flows", "synthesizers", "compressions", "teachers", "datasets", "divergences"):
-        assert f"`freia_kd.{group}`" in README
-    assert "touches two files" in README
+        assert f"`freia_kd.{group}`" in told
+    assert "touches two files" in told
+
+
+@pytest.mark.parametrize("table", ["synthesizers", "compressions"])
+def test_each_has_its_page(table):
+    registry, _ = TABLES[table]
+    shown = (ROOT / "docs/methods/index.md").read_text(encoding="utf-8")
+    assert [name for name in registry.builtin if f"`{name}`" not in shown] == []
