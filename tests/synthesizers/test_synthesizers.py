@@ -13,7 +13,7 @@ from freia_kd.objectives.reverse_likelihood import ReverseLikelihood
 from freia_kd.synthesizers import SYNTHESIZERS, build_synthesizers, get_synthesizer
 from freia_kd.synthesizers.bdnf import BDNF, BDNFOptions
 from freia_kd.synthesizers.noise import Spectral, Uniform
-from freia_kd.training import Checkpoints
+from freia_kd.training import Checkpoints, TrainingLoop
 
 OPTIONS = BDNFOptions(steps=3, batch_size=8)
 
@@ -145,26 +145,41 @@ def test_the_papers_preset():
     assert not options.augment
 
 
-def test_the_average_of_the_weights_is_what_samples(teacher, tmp_path):
-    run, synthesizer = (
-        Checkpoints(tmp_path, "stage"),
-        BDNF(BDNFOptions(steps=2, batch_size=8, ema=0.5)),
-    )
-    synthesizer.fit(teacher, checkpoints=run, generator=generator())
-    parts = run.load()["parts"]
-    name, value = next((k, v) for k, v in synthesizer.flow.named_parameters() if v.abs().max() > 0)
+BUILD = TrainingLoop.__init__
+
+
+def averages(teacher, folder, monkeypatch, **options):
+    """The flow that samples, and the state of all parts after the last step."""
+    states, save = [], Checkpoints.save
+
+    def keep(self, state):
+        states.append(state["parts"])
+        save(self, state)
+
+    with monkeypatch.context() as patch:
+        # Before the last step is saved, whose optimizer nobody needs, and the flow neither.
+        patch.setattr("freia_kd.training.loop.TrainingLoop.__init__", whole)
+        patch.setattr(Checkpoints, "save", keep)
+        synthesizer = BDNF(BDNFOptions(batch_size=8, **options))
+        synthesizer.fit(teacher, checkpoints=Checkpoints(folder, "stage"), generator=generator())
+    return synthesizer.flow, states[-1]
+
+
+def whole(self, *arguments, result=(), **options):
+    BUILD(self, *arguments, **options)
+
+
+def test_the_average_of_the_weights_is_what_samples(teacher, tmp_path, monkeypatch):
+    flow, parts = averages(teacher, tmp_path, monkeypatch, steps=2, ema=0.5)
+    name, value = next((k, v) for k, v in flow.named_parameters() if v.abs().max() > 0)
     assert torch.equal(parts["averaged"][f"module.{name}"], value)
     assert any(
         not torch.equal(parts["averaged"][f"module.{k}"], v) for k, v in parts["flow"].items()
     )
 
 
-def test_an_average_of_decay_0_is_the_last_weights(teacher, tmp_path):
-    run = Checkpoints(tmp_path, "stage")
-    BDNF(BDNFOptions(steps=3, batch_size=8, ema=0.0)).fit(
-        teacher, checkpoints=run, generator=generator()
-    )
-    parts = run.load()["parts"]
+def test_an_average_of_decay_0_is_the_last_weights(teacher, tmp_path, monkeypatch):
+    _, parts = averages(teacher, tmp_path, monkeypatch, steps=3, ema=0.0)
     assert all(torch.equal(parts["averaged"][f"module.{k}"], v) for k, v in parts["flow"].items())
 
 
