@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from . import ranks
 from .compression.batchnorm import batchnorm_layers
 from .config import DistillationOptions
 from .data.balance import class_balance, draw_rows
@@ -140,11 +141,12 @@ def _batch(
     generator: torch.Generator,
     teacher: Teacher | None,
 ) -> tuple[Tensor, Tensor]:
-    """The inputs of a step and the teacher's logits, on the student's device."""
+    """This process's inputs of a step and the teacher's logits, on the student's device."""
     device = next(student.parameters()).device
-    x, logits, _ = (t.to(device) for t in data.batch(rows))
-    if options.mixup > 0 and teacher is not None:
-        x = mix(x, options.mixup, generator)
+    own, mixes = ranks.share(len(rows), "student.batch_size"), options.mixup > 0
+    x, logits, _ = (t.to(device) for t in data.batch(rows if mixes else rows[own]))
+    if mixes and teacher is not None:
+        x = mix(x, options.mixup, generator)[own]
         with torch.no_grad():
             logits = teacher(x)
     return x, logits
@@ -205,8 +207,7 @@ def _learn_boundaries(
                 teacher(x)
         value = loss(features)
         if loop.accept(value):
-            optimizer.zero_grad()
-            value.backward()
+            loop.backward(value)
             optimizer.step()
             schedule.step()
 
@@ -261,14 +262,14 @@ def _learn_logits(
         if options.pull:
             loss = loss + options.pull / 2 * distance(student.parameters(), start)
         if loop.accept(loss):
-            optimizer.zero_grad()
-            loss.backward()
+            loop.backward(loss)
             optimizer.step()
             schedule.step()
             averaged.update_parameters(student)
         is_last = step + 1 == steps
         if heldout is not None and ((step + 1) % options.check_every == 0 or is_last):
-            best.offer(agreement(averaged.module, heldout, half="even"))
+            (share,) = ranks.mean([agreement(averaged.module, heldout, half="even")])
+            best.offer(share)
             if options.patience is not None and best.stale >= options.patience:
                 loop.stop()
     student.load_state_dict(averaged.module.state_dict() if heldout is None else best.weights)

@@ -27,9 +27,14 @@ def _is_joined() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
+def launched() -> int:
+    """How many processes there are in all."""
+    return torch.distributed.get_world_size() if _is_joined() else 1
+
+
 def count() -> int:
-    """How many processes share the work: those of `torch.distributed`, or 1 within `alone()`."""
-    return torch.distributed.get_world_size() if _is_joined() and not _alone.get() else 1
+    """How many processes share the work that is done now: all, or 1 within `alone()`."""
+    return 1 if _alone.get() else launched()
 
 
 def is_first() -> bool:
@@ -106,11 +111,12 @@ def wait() -> None:
             torch.distributed.all_reduce(torch.zeros(1))
 
 
-def share(size: int) -> slice:
+def share(size: int, name: str = "batch_size") -> slice:
     """This process's rows of a batch.
 
     Arguments:
         size: How many rows the batch has.
+        name: The option that says so.
 
     Raises:
         UsageError: If the processes cannot share them evenly.
@@ -122,8 +128,8 @@ def share(size: int) -> slice:
     n = count()
     if size % n:
         raise UsageError(
-            f"Expected batches that {n} processes share evenly; got {size} inputs: "
-            f"{size - size % n or n} or {size + n - size % n} would do, or another number of "
+            f"{name}: expected batches that {n} processes share evenly; got {size} inputs: "
+            f"{size - size % n or n} would do, or {size + n - size % n}, or another number of "
             "processes."
         )
     mine = torch.distributed.get_rank() * (size // n) if n > 1 else 0
@@ -179,12 +185,15 @@ def mean(values: Sequence[float]) -> list[float]:
 
 
 def own_noise(generator: torch.Generator) -> torch.Generator:
-    """A source of noise that differs between processes, and moves all of theirs alike.
+    """A source of noise that differs between processes.
 
     Arguments:
-        generator: The source that they have in common, which one process alone just goes on with.
+        generator: The source that they have in common, which is left as it is; one process alone
+            just goes on with it.
     """
     if count() == 1:
         return generator
-    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    return torch.Generator(generator.device).manual_seed(seed + torch.distributed.get_rank())
+    own = torch.Generator(generator.device)
+    own.set_state(generator.get_state())
+    seed = int(torch.randint(2**62, (), generator=own, device=own.device))
+    return own.manual_seed(seed + 1 + torch.distributed.get_rank())

@@ -55,16 +55,20 @@ class SyntheticWriter:
             number += 1
         return number
 
-    def append(self, inputs: Tensor, logits: Tensor, conditions: Tensor) -> None:
-        """Writes one shard, the first that there is not yet.
+    def append(
+        self, inputs: Tensor, logits: Tensor, conditions: Tensor, number: int | None = None
+    ) -> None:
+        """Writes one shard.
 
         Arguments:
             inputs: Quantised inputs with shape `(N, *shape)`: uint8 images (see
                 :func:`quantise`), or float vectors.
             logits: The teacher's logits on these inputs, with shape `(N, classes)`.
             conditions: Class indices `(N,)` or soft labels `(N, classes)`.
+            number: The shard's number, by default the first that there is not yet.
         """
-        record, sums = shard_path(self.folder, self.shards, self.worker), {}
+        number = self.shards if number is None else number
+        record, sums = shard_path(self.folder, number, self.worker), {}
         for name, value in zip(_ARRAYS, (inputs, logits, conditions), strict=True):
             path = record.with_suffix(f".{name}.npy")
             with atomic(path) as temporary:

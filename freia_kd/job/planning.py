@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import ranks
 from ..config import DistillationOptions
 from ..device import free_memory, memory_limit, peak_memory
 from ..distillation import train_student
@@ -131,7 +132,7 @@ def make_plan(job: Job) -> Plan:
         UsageError: If memory or disk cannot hold the run; the message says what would fit.
     """
     free = free_memory(job.device)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), ranks.alone():
         stages, kept, peak = _rehearse(job, free)
     config, domain = job.config, job.teacher.domain
     stored = config.heldout_size + (0 if config.on_the_fly else config.set_size)

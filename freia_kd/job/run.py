@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from .. import ranks
 from ..errors import UsageError
 from ..report.schema import Report
 from ..report.storage import read_report, write_report
@@ -13,7 +14,7 @@ from ..students import Student, StudentSpec, calibration_set
 from .job import Job
 from .measure import measure
 from .planning import make_plan
-from .repair import find_damages, forget
+from .repair import Damage, find_damages, forget
 from .student import compress_student, train_student_of
 from .synthesis import needs_students, synthesize
 
@@ -37,13 +38,25 @@ def run_job(job: Job, repair: bool = False) -> Report:
         return read_report(job.run.folder)
     job.expect_evaluation()
     with job.run.locked():
-        forget(job, damages)
-        announce(job)
+        _begin(job, damages)
         make_students(job)
-        report = measure(job)  # real data may be read from here
-        with job.run.stage("report"):
-            write_report(job.run.folder, report)
-    return report
+        if ranks.is_first():
+            with ranks.alone():
+                report = measure(job)  # real data may be read from here
+                with job.run.stage("report"):
+                    write_report(job.run.folder, report)
+        job.run.meet()
+    return report if ranks.is_first() else read_report(job.run.folder)
+
+
+def _begin(job: Job, damages: list[Damage]) -> None:
+    """What is done before all processes begin to work, by the first of them."""
+    ranks.share(job.config.training.batch_size, "student.batch_size")
+    if ranks.is_first():
+        with ranks.alone():
+            forget(job, damages)
+            announce(job)
+    job.run.meet()
 
 
 def announce(job: Job) -> None:
@@ -109,8 +122,7 @@ def run_extraction(job: Job, repair: bool = False) -> Path:
         )
     damages = find_damages(job, repair)
     with job.run.locked():
-        forget(job, damages)
-        announce(job)
+        _begin(job, damages)
         for spec in job.specs if own else [None]:
             first = None
             if spec is not None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
-from ..data.synthetic import SyntheticSet, SyntheticWriter
+from .. import ranks
+from ..data.synthetic import SyntheticSet, SyntheticWriter, shard_path
 from ..errors import TrainingError
 from ..report.plots import plot_grid, write_png
 from ..students import Student, StudentSpec, seeded_generator
@@ -87,16 +89,20 @@ def _fit(
     """Fits a synthesizer, or takes up what it has learned; says what looks wrong."""
     own, stage = synthesizer.needs_student and spec is not None, stage_of(synthesizer, spec)
     with job.run.stage(stage):
-        synthesizer.fit(
-            job.teacher,
-            job.samples,
-            job.run.checkpoints(stage),
-            seeded_generator(job.config.seed, stage, job.device),
-            student.classifier if own and student is not None else None,
-        )
-        if not job.run.done(stage):
-            _diagnose(job, synthesizer, stage)
-            _plot(job, synthesizer)
+        # One that processes do not fit together the first one fits, and the others take it up.
+        with nullcontext() if synthesizer.is_shared else ranks.first_before_others():
+            synthesizer.fit(
+                job.teacher,
+                job.samples,
+                job.run.checkpoints(stage),
+                seeded_generator(job.config.seed, stage, job.device),
+                student.classifier if own and student is not None else None,
+            )
+        if not job.run.done(stage) and ranks.is_first():
+            with ranks.alone():
+                _diagnose(job, synthesizer, stage)
+                _plot(job, synthesizer)
+    job.run.meet()
 
 
 def _diagnose(job: Job, synthesizer: Synthesizer, stage: str) -> None:
@@ -133,13 +139,18 @@ def _make_set(job: Job, sources: Sequence[Synthesizer], name: str, size: int) ->
             shards = -(-size // SHARD)
             parts = [s.part(heldout=name.endswith("heldout")) for s in sources]
             with job.run.progress.stage(f"make {name}", shards) as stage:
-                while (shard := writer.shards) < shards:
+                for shard in ranks.mine(range(shards)):
+                    if shard_path(writer.folder, shard).exists():
+                        continue
                     generator = seeded_generator(
                         job.config.seed, f"{name} shard {shard}", job.device
                     )
                     count = min(SHARD, size - shard * SHARD)
-                    writer.append(*generate_labelled(parts, job.teacher, count, generator))
+                    made = generate_labelled(parts, job.teacher, count, generator)
+                    writer.append(*made, number=shard)
                     stage.update(shard + 1, {})
+            ranks.wait()
+        job.run.meet()
     return SyntheticSet(job.run / name)
 
 

@@ -98,10 +98,10 @@ def test_a_cluster_gives_the_table_of_one_process_though_a_worker_is_killed(
 ):
     from distributed import Client
 
-    training = DistillationOptions(steps=60, batch_size=64)
+    training = DistillationOptions(steps=30, batch_size=32)
     options = {
         "synthesizers": [Spectral(FAST), Uniform(FAST)],
-        "preset": Preset("quick", set_size=256, heldout_size=64, training=training),
+        "preset": Preset("quick", set_size=128, heldout_size=64, training=training),
         "seeds": 2,
         "device": "cpu",
     }
