@@ -50,8 +50,8 @@ def start(tmp_path):
         address = json.loads(file.read_text())["address"]
         nthreads = ("--nthreads", str(threads))
         names = [f"worker-{i}" for i in range(workers)]
-        pids = [begin(name, "--no-nanny", "--name", name, *nthreads) for name in names]
-        return address, dict(zip(names, pids, strict=True))
+        processes = [begin(name, "--no-nanny", *nthreads) for name in names]
+        return address, {process.pid: process for process in processes}
 
     yield start
     for process in running[::-1]:
@@ -74,14 +74,9 @@ class Killer(Progress):
                 break
             time.sleep(0.05)
         time.sleep(0.5)  # so that it has begun
-        names = self.client.run(worker_name)
-        self.killed = names[busy[0]]
+        self.killed = self.client.run(os.getpid)[busy[0]]
         self.processes[self.killed].send_signal(signal.SIGKILL)
         self.processes[self.killed].wait()
-
-
-def worker_name(dask_worker):
-    return dask_worker.name
 
 
 def contents(result):
