@@ -9,7 +9,7 @@ from contextlib import contextmanager, redirect_stdout
 
 import click
 
-PAUSE = 2.0  # seconds in which the first process, if it has the same fault, says so and ends all
+PAUSE = 10.0  # seconds in which the first process, if it has the same fault, says so and ends all
 
 
 def is_one_of_several() -> bool:
