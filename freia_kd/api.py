@@ -16,7 +16,7 @@ from .comparing import ComparisonResult as ComparisonResult
 from .comparing import compare as compare
 from .compression import compare_costs, count_parameters, load_classifier, load_teacher
 from .compression.comparison import Comparison as CostComparison
-from .config import BatchNormMode, Device, DistillationOptions, Preset, PresetName
+from .config import BatchNormMode, Device, DistillationOptions, Precision, Preset, PresetName
 from .data.datasets import (
     LabelledData,
     Split,
@@ -255,6 +255,7 @@ def distill(
     preset: PresetName | Preset = "standard",
     set_size: int | None = None,
     on_the_fly: bool = False,
+    precision: Precision | None = None,
     samples: Source | None = None,
     resize: bool = False,
     eval_data: Source | None = None,
@@ -281,6 +282,9 @@ def distill(
         preset: How much work to do.
         set_size: How many synthetic inputs to make, if not as many as the preset says.
         on_the_fly: Whether the students see new inputs in every step, instead of a stored set.
+        precision: `"bf16"` lets the teacher and the students compute in bfloat16 while they work;
+            the report measures them in float32. Flows always have float32, in which they can be
+            inverted.
         samples: A few labelled real inputs to train on as well (paper eq. 9): a folder of images,
             an npz file, or a map-style data set of (image, label) that does not normalise.
         resize: Whether to resize samples of another size.
@@ -315,6 +319,7 @@ def distill(
         preset=preset,
         set_size=set_size,
         on_the_fly=on_the_fly,
+        precision=precision,
         samples=samples,
         resize=resize,
         evaluation=_evaluation(eval_data, data_root, download),
@@ -343,6 +348,7 @@ def resume(
     preset: PresetName | Preset | None = None,
     set_size: int | None = None,
     on_the_fly: bool | None = None,
+    precision: Precision | None = None,
     samples: Source | None = None,
     arch: str | None = None,
     domain: Domain | None = None,
@@ -388,6 +394,7 @@ def resume(
         preset=preset,
         set_size=set_size,
         on_the_fly=on_the_fly,
+        precision=precision,
         samples=samples,
         arch=arch,
         domain=domain,

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from . import ranks
 from .compression.batchnorm import batchnorm_layers
-from .config import DistillationOptions
+from .config import DistillationOptions, Precision
 from .data.balance import class_balance, draw_rows
 from .data.synthetic import SyntheticSet
 from .errors import UsageError
@@ -19,7 +19,7 @@ from .evaluation import agreement
 from .objectives.activation_boundaries import ActivationBoundaries, boundary_layers
 from .registry import DIVERGENCES
 from .synthesizers.on_the_fly import OnTheFlySet
-from .teachers.classifier import Classifier, Teacher
+from .teachers.classifier import Classifier, Teacher, autocasting
 from .training import (
     Best,
     Checkpoints,
@@ -57,6 +57,7 @@ def train_student(
     checkpoints: Checkpoints | None = None,
     heldout: SyntheticSet | None = None,
     teacher: Teacher | None = None,
+    precision: Precision | None = None,
 ) -> None:
     """Trains a student in place on the teacher's logits of synthetic inputs.
 
@@ -79,6 +80,7 @@ def train_student(
             those of even index, the later ones of equals. Without them it ends with the last
             weights.
         teacher: The teacher on the same device, for options that need it.
+        precision: `"bf16"` computes in bfloat16 where torch finds that safe; weights are float32.
 
     Raises:
         TrainingError: If the loss stays non-finite.
@@ -105,7 +107,7 @@ def train_student(
     def later(step: int) -> tuple[Tensor, Tensor]:
         return batches(step + early)
 
-    with channels_last(student):
+    with channels_last(student), autocasting(student, precision):
         if early and teacher is not None:
             part = checkpoints and checkpoints.part("boundaries")
             _learn_boundaries(student, teacher, batches, early, options, generator, part)

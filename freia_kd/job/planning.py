@@ -326,7 +326,15 @@ def _train(
     def train(changed: DistillationOptions, found: Rehearsal) -> None:
         data, generator = _Repeated(made, job.teacher), seeded_generator(0, "plan")
         student = _stand_in(job.teacher)
-        train_student(student, data, changed, generator, found, teacher=job.teacher)
+        train_student(
+            student,
+            data,
+            changed,
+            generator,
+            found,
+            teacher=job.teacher,
+            precision=job.config.precision,
+        )
 
     def train_fewer(size: int) -> None:
         train(options.changed(batch_size=size), Rehearsal())

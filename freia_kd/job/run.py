@@ -11,6 +11,7 @@ from ..errors import UsageError
 from ..report.schema import Report
 from ..report.storage import read_report, write_report
 from ..students import Student, StudentSpec, calibration_set
+from ..teachers.classifier import autocasting
 from .job import Job
 from .measure import measure
 from .planning import make_plan
@@ -38,8 +39,9 @@ def run_job(job: Job, repair: bool = False) -> Report:
         return read_report(job.run.folder)
     job.expect_evaluation()
     with job.run.locked():
-        _begin(job, damages)
-        make_students(job)
+        with autocasting(job.teacher, job.config.precision):
+            _begin(job, damages)
+            make_students(job)
         if ranks.is_first():
             with ranks.alone():
                 report = measure(job)  # real data may be read from here
@@ -121,12 +123,13 @@ def run_extraction(job: Job, repair: bool = False) -> Path:
             "instead, for each of which it makes inputs."
         )
     damages = find_damages(job, repair)
-    with job.run.locked():
+    with job.run.locked(), autocasting(job.teacher, job.config.precision):
         _begin(job, damages)
         for spec in job.specs if own else [None]:
             first = None
             if spec is not None:
-                first = compress_student(job, spec, calibration_set(job.teacher, job.config.seed))
+                inputs = calibration_set(job.teacher, job.config.seed)
+                first = compress_student(job, spec, inputs)
             synthesize(job, spec, first)
     return job.run.folder
 

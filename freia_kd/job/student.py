@@ -95,6 +95,7 @@ def train_student_of(
                 job.run.checkpoints(stage),
                 heldout,
                 teacher=job.teacher,
+                precision=job.config.precision,
             )
             if paths == job.student_files(spec.name):
                 untrained = read_student(job, spec, compressed_paths(job, spec)[-1])

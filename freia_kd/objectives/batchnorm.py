@@ -58,6 +58,7 @@ def moments(features: Tensor) -> tuple[Tensor, Tensor]:
         The mean and the variance, both with shape `(C,)`. When `torch.distributed` is
         initialised they are those of the batch of all ranks together; gradients flow through.
     """
+    features = features if features.dtype.itemsize > 2 else features.float()
     values = features.transpose(0, 1).flatten(1)  # (C, N)
     count = sum_over(values.new_tensor(float(values.shape[1])))
     mean = sum_over(values.sum(1)) / count
