@@ -239,8 +239,9 @@ def expect_one_process(command: Command) -> None:
     """
     if is_one_of_several() and not command.is_shared:
         raise UsageError(
-            f"torchrun shares the work of distill and extract, not of {command.name}; call "
-            f"freiakd {command.name} itself. (compare and reproduce have --dask.)"
+            "torchrun shares the work of distill, extract and train-teacher, not of "
+            f"{command.name}; call freiakd {command.name} itself. (compare and reproduce have "
+            "--dask.)"
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from . import ranks
 from .comparing import ComparisonResult as ComparisonResult
 from .comparing import compare as compare
 from .compression import compare_costs, count_parameters, load_classifier, load_teacher
@@ -208,6 +209,7 @@ def train_teacher(
         },
         progress,
     )
+    run.meet()  # so that no process sees what another has begun
     with run.stage("train"):
         classifier = train_new(
             arch,
@@ -221,8 +223,10 @@ def train_teacher(
             heldout=heldout,
             checkpoints=run.checkpoints("teacher"),
         )
-        save_classifier(out, classifier)
-    shutil.rmtree(run.folder)
+        if ranks.is_first():
+            save_classifier(out, classifier)
+    if ranks.is_first():
+        shutil.rmtree(run.folder)
     test = load("test", domain)
     separate = test.labels.shape != train.labels.shape or not torch.equal(test.inputs, train.inputs)
     share = Proportion.of(accuracy(classifier, test), len(test))

@@ -96,7 +96,7 @@ def train_student(
         raise UsageError(
             "The batch normalisation of a new net learns from batches of 2 inputs or more; got 1."
         )
-    untrained = -1.0 if heldout is None else agreement(student, heldout, half="even")
+    untrained = -1.0 if heldout is None else _agreement(student, heldout)
     best = Best(student, untrained)
     early, late = _phases(options)
     rows = _rows(data, options, generator)
@@ -270,11 +270,16 @@ def _learn_logits(
             averaged.update_parameters(student)
         is_last = step + 1 == steps
         if heldout is not None and ((step + 1) % options.check_every == 0 or is_last):
-            (share,) = ranks.mean([agreement(averaged.module, heldout, half="even")])
-            best.offer(share)
+            best.offer(_agreement(averaged.module, heldout))
             if options.patience is not None and best.stale >= options.patience:
                 loop.stop()
     student.load_state_dict(averaged.module.state_dict() if heldout is None else best.weights)
+
+
+def _agreement(student: nn.Module, heldout: SyntheticSet) -> float:
+    """By which weights are chosen: the same number in all processes that share the training."""
+    (share,) = ranks.mean([agreement(student, heldout, half="even")])
+    return share
 
 
 def _title(checkpoints: Checkpoints | None) -> str:

@@ -106,6 +106,20 @@ def test_two_processes_make_the_run_of_one_and_one_goes_on_when_the_other_is_kil
 
 
 @pytest.mark.slow
+def test_two_processes_train_a_teacher(tmp_path):
+    given = ["train-teacher", "digits", "--epochs", "4", "--device", "cpu", "--out"]
+    code, out, err = finish(*given, tmp_path / "two.pt")
+    assert code == 0, err
+    assert len(out.splitlines()) == 1
+    assert not (tmp_path / "two.pt.training").exists()
+    code, alone, err = finish(*given, tmp_path / "one.pt", processes=1)
+    assert code == 0, err
+    shares = [float(re.search(r"accuracy of ([\d.]+) %", text).group(1)) for text in (out, alone)]
+    assert shares[0] == pytest.approx(shares[1], abs=2)
+    assert min(shares) > 50
+
+
+@pytest.mark.slow
 def test_faults_are_told_once(teacher_file, tmp_path):
     given = distill(teacher_file, tmp_path / "out", 2, "--set", "student.batch_size=15")
     code, out, err = finish(*given)
