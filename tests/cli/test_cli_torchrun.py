@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from cli_calls import call
 from safetensors.torch import load_file
 
@@ -100,7 +99,7 @@ def test_two_processes_make_the_run_of_one_and_one_goes_on_when_the_other_is_kil
     assert alone["provenance"]["processes"] == 1
     ours, theirs = (load_file(tmp_path / name / "student-1.safetensors") for name in ("one", "two"))
     for name, value in ours.items():  # of the same random numbers, but for rounding
-        torch.testing.assert_close(value, theirs[name], rtol=0.05, atol=2e-3)
+        assert (value - theirs[name]).abs().mean() < 3e-4, name
     shares = [r["students"][0]["distilled"]["agreement"]["value"] for r in (alone, report)]
     assert shares[0] == pytest.approx(shares[1], abs=0.02)
 
