@@ -13,8 +13,12 @@ PAUSE = 10.0  # seconds in which the first process, if it has the same fault, sa
 
 
 def is_one_of_several() -> bool:
-    """Whether `torchrun` has started this process beside others; torch is not loaded."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+    """Whether `torchrun` has started this process beside others."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # so that torch is not loaded to ask
+        return False
+    from freia_kd.ranks import is_launched
+
+    return is_launched()
 
 
 def is_silent() -> bool:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -134,7 +135,7 @@ def second(monkeypatch):
     """The environment of the second of two processes."""
     for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("freia_kd.ranks.is_launched", lambda: False)
+    monkeypatch.setattr("freia_kd.ranks.joined", nullcontext)
     monkeypatch.setattr(sharing, "PAUSE", 0.0)
 
 
