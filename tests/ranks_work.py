@@ -5,12 +5,13 @@ from torch import nn
 
 from freia_kd import ranks
 from freia_kd.config import DistillationOptions
+from freia_kd.data.datasets import LabelledData
 from freia_kd.data.synthetic import quantise
 from freia_kd.distillation import train_student
 from freia_kd.domain import Domain
 from freia_kd.synthesizers.bdnf import BDNF, BDNFOptions
 from freia_kd.synthesizers.on_the_fly import OnTheFlySet
-from freia_kd.teachers import Classifier, Teacher
+from freia_kd.teachers import Classifier, Teacher, train_classifier
 from freia_kd.training import TrainingLoop
 
 DOMAIN = Domain((1, 8, 8), 3, (0.4,), (0.3,), "tiny")
@@ -67,6 +68,13 @@ def learn(kind):
             source = BDNF(options)
             source.fit(teacher, generator=generator)
             weights = source.flow.state_dict()
+        elif kind == "teacher":
+            torch.manual_seed(2)
+            made, y = net(), torch.arange(16) % 3
+            x = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+            data = LabelledData(quantise(x), y, "noise")
+            train_classifier(made, data, DOMAIN, 1, 8, generator=generator)
+            weights = made.state_dict()
         else:
             torch.manual_seed(2)
             student = Classifier(net(3), DOMAIN, "tiny")
