@@ -16,7 +16,16 @@ from safetensors.torch import load_file
 
 from freia_kd.cli import sharing
 
-SIZES = ["--preset", "quick", "--device", "cpu", "--set-size", "4100"]
+SIZES = [
+    "--synthesizer",
+    "bdnf+leaves",
+    "--preset",
+    "quick",
+    "--device",
+    "cpu",
+    "--set-size",
+    "4100",
+]
 SETTINGS = {"bdnf.batch_size": 16, "student.steps": 8, "student.batch_size": 16}
 
 
