@@ -23,7 +23,9 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from freia_kd.config import FaultCollector
-from freia_kd.errors import ConfigError, TrainingError, UsageError
+from freia_kd.errors import ConfigError, LostError, TrainingError, UsageError
+
+from .sharing import is_one_of_several, is_silent, leave_last, leave_quietly, sharing
 
 if TYPE_CHECKING:
     from freia_kd.report.document import Section
@@ -178,11 +180,14 @@ class Command(click.Command):
     Arguments:
         collects: Whether it raises by :func:`collecting`, with faults of its own, what click finds
             wrong with its options; otherwise that is raised before it begins.
+        is_shared: Whether several processes may share its work, under `torchrun`.
     """
 
-    def __init__(self, *args: Any, collects: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, collects: bool = False, is_shared: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.collects = collects
+        self.collects, self.is_shared = collects, is_shared
         debug = click.Option(["--debug"], is_flag=True, help="Show the traceback of an error.")
         self.params.append(debug)
 
@@ -197,11 +202,15 @@ class Command(click.Command):
             ) from None
 
     def invoke(self, ctx: click.Context) -> Any:
-        debug = ctx.params.pop("debug")
+        with sharing():
+            return self._invoke(ctx, ctx.params.pop("debug"))
+
+    def _invoke(self, ctx: click.Context, debug: bool) -> Any:
         try:
             _add_arguments(ctx)
             if not self.collects:
                 raise_faults(ctx)
+            expect_one_process(self)
             find_modules_here(ctx.params)
             with terminating():
                 return super().invoke(ctx)
@@ -209,11 +218,31 @@ class Command(click.Command):
             raise
         except KeyboardInterrupt as stop:
             code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+            leave_quietly(code)
             raise _logged(ctx, Failure(ctx.meta.get(GO_ON, _nothing_kept)(), code)) from None
+        except LostError as error:
+            leave_quietly(1)
+            said = f"{error} {ctx.meta.get(GO_ON, _nothing_kept)()}"
+            raise _logged(ctx, Failure(said)) from error
         except Exception as error:
             if debug:
                 raise
+            leave_last(_failure(error))
             raise _logged(ctx, _failure(error)) from error
+
+
+def expect_one_process(command: Command) -> None:
+    """Refuses `torchrun` for a command whose work processes do not share.
+
+    Raises:
+        UsageError: If it has started several.
+    """
+    if is_one_of_several() and not command.is_shared:
+        raise UsageError(
+            "torchrun shares the work of distill, extract and train-teacher, not of "
+            f"{command.name}; call freiakd {command.name} itself. (compare and reproduce have "
+            "--dask.)"
+        )
 
 
 def _logged(ctx: click.Context, failure: Failure) -> Failure:
@@ -411,6 +440,8 @@ def make_progress(quiet: bool) -> Progress:
     from freia_kd.training import LoggedProgress, PlainProgress, Progress, RichProgress
 
     shown = Progress()
+    if is_silent():
+        return shown
     if not quiet:
         shown = RichProgress() if sys.stderr.isatty() else PlainProgress()
     ctx = click.get_current_context()

@@ -22,6 +22,7 @@ from .config import config_options
 from .job import expect_data, pop_training
 from .options import (
     arch_options,
+    dask_option,
     data_options,
     device_option,
     domain_options,
@@ -33,6 +34,7 @@ from .options import (
     set_size_option,
     settings_option,
     teacher_option,
+    trial_executor,
     workers_option,
 )
 from .students import expect_methods, make_students, student_options
@@ -65,6 +67,7 @@ from .students import expect_methods, make_students, student_options
     preset_option("quick"),
     device_option,
     workers_option,
+    dask_option,
     option("--out FOLDER", "The comparison's folder.", default="runs/compare"),
     option(
         "--resume",
@@ -99,12 +102,14 @@ def command(teacher: str, synthesizers: str, as_json: bool, **given: Any) -> Non
     from freia_kd.report.comparison import comparison_document
     from freia_kd.report.render import terminal
 
-    result = api.compare(
-        teacher,
-        progress=make_progress(as_json),
-        **given,
-        **{name: value for name, value in asked.items() if value is not None},
-    )
+    with trial_executor(given) as executor:
+        result = api.compare(
+            teacher,
+            progress=make_progress(as_json),
+            executor=executor,
+            **given,
+            **{name: value for name, value in asked.items() if value is not None},
+        )
     if as_json:
         print_json(result.comparison)
         return

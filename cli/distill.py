@@ -13,7 +13,7 @@ from .options import data_options, eval_option, json_option
 from .students import student_options
 
 
-@click.command("distill", cls=Command, collects=True)
+@click.command("distill", cls=Command, collects=True, is_shared=True)
 @options(
     run_options,
     student_options,

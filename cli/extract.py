@@ -12,7 +12,7 @@ from .job import print_plan, remember_run, run_arguments, run_options
 from .options import json_option
 
 
-@click.command("extract", cls=Command, collects=True)
+@click.command("extract", cls=Command, collects=True, is_shared=True)
 @options(run_options, config_options, json_option)
 def command(as_json: bool, dry_run: bool, **given: Any) -> None:
     """Make a synthetic set from a teacher, without its training data.

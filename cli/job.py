@@ -5,11 +5,11 @@ from __future__ import annotations
 import shlex
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from freia_kd.config import DistillationOptions, get_preset, losses
+from freia_kd.config import DistillationOptions, Precision, get_preset, losses
 from freia_kd.errors import CheckpointError, UsageError
 from freia_kd.flows import FLOWS
 from freia_kd.registry import COMPRESSIONS
@@ -87,6 +87,13 @@ run_options = options(
     preset_option("standard"),
     seed_option,
     device_option,
+    option(
+        "--amp",
+        "Let the teacher and the students compute in bfloat16 while they work; flows, and what the "
+        "report measures, stay in float32.",
+        get_args(Precision),
+        name="precision",
+    ),
     option("--out FOLDER", "The run's folder; by default a new one in runs/."),
     option("--resume", "Go on with the run in --out; --teacher is not needed."),
     option(

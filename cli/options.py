@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager, suppress
 from typing import Any, get_args
 
 import click
@@ -121,6 +122,11 @@ bn_option = option(
     get_args(BatchNormMode),
 )
 workers_option = option("--workers N", "How many trials run at a time; by default one a core.")
+dask_option = option(
+    "--dask ADDRESS",
+    "Run the trials on the workers of a Dask cluster, as tcp://HOST:8786, in place of processes of "
+    "this machine; all must see --out and the teacher under the same paths.",
+)
 force_option = option("--force", "Replace what exists.")
 json_option = option("--json", "Print JSON, and nothing else.", name="as_json")
 
@@ -145,6 +151,21 @@ def settings_option(what: str = ANYTHING) -> Any:
 def preset_option(default: str) -> Any:
     """The option of how much work to do."""
     return option("--preset", "How much work to do.", get_args(PresetName), default=default)
+
+
+@contextmanager
+def trial_executor(given: dict[str, Any]) -> Iterator[Executor | None]:
+    """Takes `--dask` out of a command's options: what runs its trials, if not this machine."""
+    address = given.pop("dask")
+    if address is None:
+        yield None
+        return
+    if given["workers"] is not None:
+        raise UsageError("--workers is of this machine, and --dask has its own; pass one of them.")
+    from freia_kd.comparing.cluster import connect
+
+    with connect(address, given["out"]) as executor:
+        yield executor
 
 
 def pop_domain(given: dict[str, Any]) -> Domain | None:

@@ -21,7 +21,15 @@ from .command import (
     remember_folder,
 )
 from .config import config_options
-from .options import data_options, device_option, force_option, json_option, workers_option
+from .options import (
+    dask_option,
+    data_options,
+    device_option,
+    force_option,
+    json_option,
+    trial_executor,
+    workers_option,
+)
 from .toy import command as figure2
 
 
@@ -67,6 +75,7 @@ def command() -> None:
     option("--seeds N", "How many seeds.", default=3),
     device_option,
     workers_option,
+    dask_option,
     option("--out FOLDER", "The folder of teachers, trials and table.", default="runs/table1"),
     option("--resume", "Go on with what --out holds. Data sets, rows and seeds may be added."),
     config_options,
@@ -86,7 +95,9 @@ def table1(data: tuple[str, ...], out: str, as_json: bool, **given: Any) -> None
     from freia_kd.report.render import terminal
     from freia_kd.report.table1 import table1_document
 
-    result = make(data, out=out, progress=make_progress(as_json), **given)
+    given["out"] = out
+    with trial_executor(given) as executor:
+        result = make(data, progress=make_progress(as_json), executor=executor, **given)
     if as_json:
         print_json(result)
         return

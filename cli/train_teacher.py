@@ -28,7 +28,7 @@ from .options import (
 )
 
 
-@click.command("train-teacher", cls=Command)
+@click.command("train-teacher", cls=Command, is_shared=True)
 @options(
     argument("data", metavar="DATA"),
     arch_options("The architecture; by default lenet5 for images and mlp for tables."),
@@ -63,13 +63,15 @@ def command(data: str, out: str, resume: bool, force: bool, as_json: bool, **giv
 
     Example: freiakd train-teacher digits --out lenet5.pt
     """
-    from freia_kd import api
+    from freia_kd import api, ranks
     from freia_kd.report.words import proportion
 
     expect_writable(out, force, (".pt", ".pth", ".safetensors"), (data,))
     folder = api.training_folder(out)
-    if force and not resume and (folder / "run.json").exists():
-        shutil.rmtree(folder)
+    if force and not resume:
+        if ranks.is_first() and (folder / "run.json").exists():
+            shutil.rmtree(folder)
+        ranks.wait()
     remember_folder(str(folder))
     result = api.train_teacher(data, out, resume=resume, progress=make_progress(as_json), **given)
     if as_json:

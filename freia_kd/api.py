@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from . import ranks
 from .comparing import ComparisonResult as ComparisonResult
 from .comparing import compare as compare
 from .compression import compare_costs, count_parameters, load_classifier, load_teacher
 from .compression.comparison import Comparison as CostComparison
-from .config import BatchNormMode, Device, DistillationOptions, Preset, PresetName
+from .config import BatchNormMode, Device, DistillationOptions, Precision, Preset, PresetName
 from .data.datasets import (
     LabelledData,
     Split,
@@ -208,6 +209,7 @@ def train_teacher(
         },
         progress,
     )
+    run.meet()  # so that no process sees what another has begun
     with run.stage("train"):
         classifier = train_new(
             arch,
@@ -221,8 +223,10 @@ def train_teacher(
             heldout=heldout,
             checkpoints=run.checkpoints("teacher"),
         )
-        save_classifier(out, classifier)
-    shutil.rmtree(run.folder)
+        if ranks.is_first():
+            save_classifier(out, classifier)
+    if ranks.is_first():
+        shutil.rmtree(run.folder)
     test = load("test", domain)
     separate = test.labels.shape != train.labels.shape or not torch.equal(test.inputs, train.inputs)
     share = Proportion.of(accuracy(classifier, test), len(test))
@@ -255,6 +259,7 @@ def distill(
     preset: PresetName | Preset = "standard",
     set_size: int | None = None,
     on_the_fly: bool = False,
+    precision: Precision | None = None,
     samples: Source | None = None,
     resize: bool = False,
     eval_data: Source | None = None,
@@ -281,6 +286,9 @@ def distill(
         preset: How much work to do.
         set_size: How many synthetic inputs to make, if not as many as the preset says.
         on_the_fly: Whether the students see new inputs in every step, instead of a stored set.
+        precision: `"bf16"` lets the teacher and the students compute in bfloat16 while they work;
+            the report measures them in float32. Flows always have float32, in which they can be
+            inverted.
         samples: A few labelled real inputs to train on as well (paper eq. 9): a folder of images,
             an npz file, or a map-style data set of (image, label) that does not normalise.
         resize: Whether to resize samples of another size.
@@ -315,6 +323,7 @@ def distill(
         preset=preset,
         set_size=set_size,
         on_the_fly=on_the_fly,
+        precision=precision,
         samples=samples,
         resize=resize,
         evaluation=_evaluation(eval_data, data_root, download),
@@ -343,6 +352,7 @@ def resume(
     preset: PresetName | Preset | None = None,
     set_size: int | None = None,
     on_the_fly: bool | None = None,
+    precision: Precision | None = None,
     samples: Source | None = None,
     arch: str | None = None,
     domain: Domain | None = None,
@@ -388,6 +398,7 @@ def resume(
         preset=preset,
         set_size=set_size,
         on_the_fly=on_the_fly,
+        precision=precision,
         samples=samples,
         arch=arch,
         domain=domain,

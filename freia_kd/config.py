@@ -32,6 +32,7 @@ Decay = Annotated[float, Ge(0), Lt(1)]
 
 Self = TypeVar("Self", bound="Config")
 Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["bf16"]  # of the nets, where it is not float32
 PresetName = Literal["quick", "standard", "best", "paper"]
 BatchNormMode = Literal["match", "freeze"]
 PaperStudent = Literal[

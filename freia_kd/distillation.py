@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from . import ranks
 from .compression.batchnorm import batchnorm_layers
-from .config import DistillationOptions
+from .config import DistillationOptions, Precision
 from .data.balance import class_balance, draw_rows
 from .data.synthetic import SyntheticSet
 from .errors import UsageError
@@ -18,7 +19,7 @@ from .evaluation import agreement
 from .objectives.activation_boundaries import ActivationBoundaries, boundary_layers
 from .registry import DIVERGENCES
 from .synthesizers.on_the_fly import OnTheFlySet
-from .teachers.classifier import Classifier, Teacher
+from .teachers.classifier import Classifier, Teacher, autocasting
 from .training import (
     Best,
     Checkpoints,
@@ -56,6 +57,7 @@ def train_student(
     checkpoints: Checkpoints | None = None,
     heldout: SyntheticSet | None = None,
     teacher: Teacher | None = None,
+    precision: Precision | None = None,
 ) -> None:
     """Trains a student in place on the teacher's logits of synthetic inputs.
 
@@ -78,6 +80,7 @@ def train_student(
             those of even index, the later ones of equals. Without them it ends with the last
             weights.
         teacher: The teacher on the same device, for options that need it.
+        precision: `"bf16"` computes in bfloat16 where torch finds that safe; weights are float32.
 
     Raises:
         TrainingError: If the loss stays non-finite.
@@ -93,7 +96,7 @@ def train_student(
         raise UsageError(
             "The batch normalisation of a new net learns from batches of 2 inputs or more; got 1."
         )
-    untrained = -1.0 if heldout is None else agreement(student, heldout, half="even")
+    untrained = -1.0 if heldout is None else _agreement(student, heldout)
     best = Best(student, untrained)
     early, late = _phases(options)
     rows = _rows(data, options, generator)
@@ -104,7 +107,7 @@ def train_student(
     def later(step: int) -> tuple[Tensor, Tensor]:
         return batches(step + early)
 
-    with channels_last(student):
+    with channels_last(student), autocasting(student, precision):
         if early and teacher is not None:
             part = checkpoints and checkpoints.part("boundaries")
             _learn_boundaries(student, teacher, batches, early, options, generator, part)
@@ -140,11 +143,12 @@ def _batch(
     generator: torch.Generator,
     teacher: Teacher | None,
 ) -> tuple[Tensor, Tensor]:
-    """The inputs of a step and the teacher's logits, on the student's device."""
+    """This process's inputs of a step and the teacher's logits, on the student's device."""
     device = next(student.parameters()).device
-    x, logits, _ = (t.to(device) for t in data.batch(rows))
-    if options.mixup > 0 and teacher is not None:
-        x = mix(x, options.mixup, generator)
+    own, mixes = ranks.share(len(rows), "student.batch_size"), options.mixup > 0
+    x, logits, _ = (t.to(device) for t in data.batch(rows if mixes else rows[own]))
+    if mixes and teacher is not None:
+        x = mix(x, options.mixup, generator)[own]
         with torch.no_grad():
             logits = teacher(x)
     return x, logits
@@ -205,8 +209,7 @@ def _learn_boundaries(
                 teacher(x)
         value = loss(features)
         if loop.accept(value):
-            optimizer.zero_grad()
-            value.backward()
+            loop.backward(value)
             optimizer.step()
             schedule.step()
 
@@ -261,17 +264,22 @@ def _learn_logits(
         if options.pull:
             loss = loss + options.pull / 2 * distance(student.parameters(), start)
         if loop.accept(loss):
-            optimizer.zero_grad()
-            loss.backward()
+            loop.backward(loss)
             optimizer.step()
             schedule.step()
             averaged.update_parameters(student)
         is_last = step + 1 == steps
         if heldout is not None and ((step + 1) % options.check_every == 0 or is_last):
-            best.offer(agreement(averaged.module, heldout, half="even"))
+            best.offer(_agreement(averaged.module, heldout))
             if options.patience is not None and best.stale >= options.patience:
                 loop.stop()
     student.load_state_dict(averaged.module.state_dict() if heldout is None else best.weights)
+
+
+def _agreement(student: nn.Module, heldout: SyntheticSet) -> float:
+    """By which weights are chosen: the same number in all processes that share the training."""
+    (share,) = ranks.mean([agreement(student, heldout, half="even")])
+    return share
 
 
 def _title(checkpoints: Checkpoints | None) -> str:

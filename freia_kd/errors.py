@@ -30,6 +30,10 @@ class TrainingError(RuntimeError):
     """A training loop could not go on (non-finite loss that no rollback cured), or has failed."""
 
 
+class LostError(TrainingError):
+    """Another process that shares the job has ended."""
+
+
 class ExportError(ValueError):
     """A net cannot be exported, or the file written does not compute what the net does."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import mmap
 import os
 import zlib
 from pathlib import Path
@@ -19,6 +20,8 @@ from ..errors import CheckpointError
 from ..files import atomic, write_json
 
 _ARRAYS = ("inputs", "logits", "conditions")
+RESIDENT = 512 * 2**20  # bytes of a set's files that may stay mapped into this process's memory
+AROUND = 2 * 2**20  # bytes that Linux maps where one is read, at the most
 
 
 class SyntheticWriter:
@@ -55,16 +58,20 @@ class SyntheticWriter:
             number += 1
         return number
 
-    def append(self, inputs: Tensor, logits: Tensor, conditions: Tensor) -> None:
-        """Writes one shard, the first that there is not yet.
+    def append(
+        self, inputs: Tensor, logits: Tensor, conditions: Tensor, number: int | None = None
+    ) -> None:
+        """Writes one shard.
 
         Arguments:
             inputs: Quantised inputs with shape `(N, *shape)`: uint8 images (see
                 :func:`quantise`), or float vectors.
             logits: The teacher's logits on these inputs, with shape `(N, classes)`.
             conditions: Class indices `(N,)` or soft labels `(N, classes)`.
+            number: The shard's number, by default the first that there is not yet.
         """
-        record, sums = shard_path(self.folder, self.shards, self.worker), {}
+        number = self.shards if number is None else number
+        record, sums = shard_path(self.folder, number, self.worker), {}
         for name, value in zip(_ARRAYS, (inputs, logits, conditions), strict=True):
             path = record.with_suffix(f".{name}.npy")
             with atomic(path) as temporary:
@@ -102,7 +109,12 @@ def check_shard(record: Path) -> None:
 
 
 class SyntheticSet(Dataset):
-    """Reads a synthetic set through memory maps.
+    """Reads a synthetic set through memory maps; a torch `Dataset`, for a `DataLoader` too.
+
+    Any row may be asked for at any time, so that rows drawn at random, or in the order of a
+    `DataLoader` with `shuffle=True`, are shuffled over the whole set and not within shards. However
+    large the set is, about half a gigabyte of it is resident. Where processes of another start
+    method than `fork` get it, each opens the folder itself.
 
     Arguments:
         folder: The folder of the set.
@@ -130,6 +142,10 @@ class SyntheticSet(Dataset):
             if any(len(a) != count for a in arrays) or arrays[0].shape[1:] != self.shape:
                 raise CheckpointError(f"Damaged synthetic set in {self.folder}: shard {stem}.")
         self.ends = np.cumsum(list(counts.values()))
+        self._mapped = 0  # bytes, at the most, of what has been read and may be resident still
+
+    def __reduce__(self) -> tuple[type[SyntheticSet], tuple[Path]]:
+        return SyntheticSet, (self.folder,)
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
@@ -137,6 +153,10 @@ class SyntheticSet(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         inputs, logits, conditions = self.batch(torch.tensor([index]))
         return inputs[0], logits[0], conditions[0]
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, ...]]:
+        """Many at once, as a `DataLoader` asks for them."""
+        return list(zip(*self.batch(torch.tensor(indices)), strict=True))
 
     @property
     def logits(self) -> list[np.ndarray]:
@@ -159,11 +179,27 @@ class SyntheticSet(Dataset):
             rows = np.flatnonzero(shard == s)
             for i, array in enumerate(self.shards[s]):
                 values = array[wanted[rows] - starts[s]]
+                self._mapped += min(array.nbytes, len(rows) * AROUND)
                 if parts[i] is None:
                     parts[i] = np.empty((len(wanted), *values.shape[1:]), values.dtype)
                 parts[i][rows] = values  # type: ignore[index]
         inputs, logits, conditions = (torch.from_numpy(p) for p in parts)
+        self._let_go()
         return dequantise(inputs), logits, conditions
+
+    def _let_go(self) -> None:
+        """Unmaps what was read once it is much: a file's pages count as this process's memory.
+
+        They stay in the system's cache as long as there is room.
+        """
+        if self._mapped <= RESIDENT:
+            return
+        arrays = [array for shard in self.shards for array in shard]
+        if sum(array.nbytes for array in arrays) <= RESIDENT:
+            return
+        for array in arrays if hasattr(mmap, "MADV_DONTNEED") else ():
+            array._mmap.madvise(mmap.MADV_DONTNEED)
+        self._mapped = 0
 
 
 def quantise(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..config import BatchNormMode, Config, Count, DistillationOptions, PresetName, Size
+from ..config import BatchNormMode, Config, Count, DistillationOptions, Precision, PresetName, Size
 from ..data.datasets import LabelledData
 from ..data.sources import RealData
 from ..errors import UsageError
@@ -40,6 +40,7 @@ class JobConfig(Config):
         on_the_fly: Whether students see new inputs in every step, instead of a stored set.
         seed: The seed of all random numbers.
         device: Where to compute, as torch names it.
+        precision: In what the teacher and the students compute while they work; `None` is float32.
     """
 
     title: ClassVar[str] = "run"
@@ -60,6 +61,7 @@ class JobConfig(Config):
     samples_sha256: str | None = None
     flow_sha256: str | None = None
     on_the_fly: bool = False
+    precision: Precision | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 
 from ..compression import load_teacher
 from ..compression.batchnorm import batchnorm_layers
-from ..config import Device, DistillationOptions, Preset, collect_faults, get_preset
+from ..config import Device, DistillationOptions, Precision, Preset, collect_faults, get_preset
 from ..data.datasets import LabelledData
 from ..data.sources import PathLike, RealData, Source
 from ..device import choose_device, free_memory, memory_limit
@@ -47,6 +47,7 @@ def open_job(
     preset: str | Preset = "standard",
     set_size: int | None = None,
     on_the_fly: bool = False,
+    precision: Precision | None = None,
     samples: Source | None = None,
     resize: bool = False,
     evaluation: RealData | None = None,
@@ -95,6 +96,7 @@ def open_job(
         set_size=sizes.set_size if set_size is None else set_size,
         heldout_size=sizes.heldout_size,
         on_the_fly=on_the_fly,
+        precision=precision,
         seed=seed,
         device=chosen_device.type,
     )
@@ -116,6 +118,7 @@ def reopen_job(
     preset: str | Preset | None = None,
     set_size: int | None = None,
     on_the_fly: bool | None = None,
+    precision: Precision | None = None,
     samples: Source | None = None,
     resize: bool = False,
     arch: str | None = None,
@@ -159,6 +162,7 @@ def reopen_job(
         set_size=old.set_size if set_size is None else set_size,
         heldout_size=preset.heldout_size if isinstance(preset, Preset) else old.heldout_size,
         on_the_fly=old.on_the_fly if on_the_fly is None else on_the_fly,
+        precision=precision or old.precision,
         seed=old.seed if seed is None else seed,
         device=old.device if device is None else choose_device(device).type,
     )

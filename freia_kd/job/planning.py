@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import ranks
 from ..config import DistillationOptions
 from ..device import free_memory, memory_limit, peak_memory
 from ..distillation import train_student
@@ -131,7 +132,7 @@ def make_plan(job: Job) -> Plan:
         UsageError: If memory or disk cannot hold the run; the message says what would fit.
     """
     free = free_memory(job.device)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), ranks.alone():
         stages, kept, peak = _rehearse(job, free)
     config, domain = job.config, job.teacher.domain
     stored = config.heldout_size + (0 if config.on_the_fly else config.set_size)
@@ -325,7 +326,15 @@ def _train(
     def train(changed: DistillationOptions, found: Rehearsal) -> None:
         data, generator = _Repeated(made, job.teacher), seeded_generator(0, "plan")
         student = _stand_in(job.teacher)
-        train_student(student, data, changed, generator, found, teacher=job.teacher)
+        train_student(
+            student,
+            data,
+            changed,
+            generator,
+            found,
+            teacher=job.teacher,
+            precision=job.config.precision,
+        )
 
     def train_fewer(size: int) -> None:
         train(options.changed(batch_size=size), Rehearsal())

@@ -13,7 +13,7 @@ from ..teachers import read_checkpoint
 from ..training.state import load_state
 from .job import Job
 from .student import compressed_paths, training_stages
-from .synthesis import SHARD, needs_students, stage_of
+from .synthesis import needs_students, shard_size, stage_of
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _damages(job: Job) -> Iterator[Damage]:
             yield from _file(job, path, f"compress {spec.name}", read_checkpoint)
     for name, size in _sets(job).items():
         yield from _file(job, job.run / name / "manifest.json", name, _read_json)
-        for number in range(-(-size // SHARD)):
+        for number in range(-(-size // shard_size(job.teacher.domain))):
             yield from _file(job, shard_path(job.run / name, number), name, check_shard)
     stages = {
         stage: files for spec in job.specs for stage, files in training_stages(job, spec).items()

@@ -6,14 +6,16 @@ from pathlib import Path
 
 from torch import Tensor
 
+from .. import ranks
 from ..errors import UsageError
 from ..report.schema import Report
 from ..report.storage import read_report, write_report
 from ..students import Student, StudentSpec, calibration_set
+from ..teachers.classifier import autocasting
 from .job import Job
 from .measure import measure
 from .planning import make_plan
-from .repair import find_damages, forget
+from .repair import Damage, find_damages, forget
 from .student import compress_student, train_student_of
 from .synthesis import needs_students, synthesize
 
@@ -37,13 +39,26 @@ def run_job(job: Job, repair: bool = False) -> Report:
         return read_report(job.run.folder)
     job.expect_evaluation()
     with job.run.locked():
-        forget(job, damages)
-        announce(job)
-        make_students(job)
-        report = measure(job)  # real data may be read from here
-        with job.run.stage("report"):
-            write_report(job.run.folder, report)
-    return report
+        with autocasting(job.teacher, job.config.precision):
+            _begin(job, damages)
+            make_students(job)
+        if ranks.is_first():
+            with ranks.alone():
+                report = measure(job)  # real data may be read from here
+                with job.run.stage("report"):
+                    write_report(job.run.folder, report)
+        job.run.meet()
+    return report if ranks.is_first() else read_report(job.run.folder)
+
+
+def _begin(job: Job, damages: list[Damage]) -> None:
+    """What is done before all processes begin to work, by the first of them."""
+    ranks.share(job.config.training.batch_size, "student.batch_size")
+    if ranks.is_first():
+        with ranks.alone():
+            forget(job, damages)
+            announce(job)
+    job.run.meet()
 
 
 def announce(job: Job) -> None:
@@ -108,13 +123,13 @@ def run_extraction(job: Job, repair: bool = False) -> Path:
             "instead, for each of which it makes inputs."
         )
     damages = find_damages(job, repair)
-    with job.run.locked():
-        forget(job, damages)
-        announce(job)
+    with job.run.locked(), autocasting(job.teacher, job.config.precision):
+        _begin(job, damages)
         for spec in job.specs if own else [None]:
             first = None
             if spec is not None:
-                first = compress_student(job, spec, calibration_set(job.teacher, job.config.seed))
+                inputs = calibration_set(job.teacher, job.config.seed)
+                first = compress_student(job, spec, inputs)
             synthesize(job, spec, first)
     return job.run.folder
 

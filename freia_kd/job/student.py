@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from .. import ranks
 from ..compression import Compression, rebuild
 from ..data.synthetic import SyntheticSet
 from ..distillation import train_student
@@ -27,16 +28,22 @@ def compress_student(job: Job, spec: StudentSpec, inputs: Tensor) -> Student:
     """
     stage, paths = f"compress {spec.name}", compressed_paths(job, spec)
     if not (job.run.done(stage) and all(path.exists() for path in paths)):
-        with job.run.stage(stage):
-            student = spec.start(job.teacher, job.config.seed)
-            for path, method in zip(paths, _methods_by_part(spec), strict=True):
-                if method is not None:
-                    student = extend(student, method, spec.bn, inputs, job.run.progress)
-                write_student(path, student)
-                write_json(_searches_path(job, path), student.searches)
+        with job.run.stage(stage), ranks.alone():
+            if ranks.is_first():
+                _compress(job, spec, paths, inputs)
+        job.run.meet()
     first = read_student(job, spec, paths[0])
     first.classifier.is_new = spec.arch is not None
     return first
+
+
+def _compress(job: Job, spec: StudentSpec, paths: list[Path], inputs: Tensor) -> None:
+    student = spec.start(job.teacher, job.config.seed)
+    for path, method in zip(paths, _methods_by_part(spec), strict=True):
+        if method is not None:
+            student = extend(student, method, spec.bn, inputs, job.run.progress)
+        write_student(path, student)
+        write_json(_searches_path(job, path), student.searches)
 
 
 def _methods_by_part(spec: StudentSpec) -> list[Compression | None]:
@@ -78,7 +85,7 @@ def train_student_of(
             student = read_student(job, spec, paths[-1])
             continue
         if method is not None and stage != next(iter(stages)):
-            student = extend(student, method, spec.bn, inputs, job.run.progress)
+            student = _extend(job, spec, stage, student, method, inputs)
         with job.run.stage(stage):
             train_student(
                 student.classifier,
@@ -88,12 +95,27 @@ def train_student_of(
                 job.run.checkpoints(stage),
                 heldout,
                 teacher=job.teacher,
+                precision=job.config.precision,
             )
             if paths == job.student_files(spec.name):
                 untrained = read_student(job, spec, compressed_paths(job, spec)[-1])
                 student = _better(student, untrained, heldout)
-            for path in paths:
+            for path in paths if ranks.is_first() else ():
                 write_student(path, student)
+        job.run.meet()
+
+
+def _extend(
+    job: Job, spec: StudentSpec, stage: str, student: Student, method: Compression, inputs: Tensor
+) -> Student:
+    """A student by one more method; of several processes the first makes it, and all read it."""
+    if ranks.count() == 1:
+        return extend(student, method, spec.bn, inputs, job.run.progress)
+    path = job.run / "checkpoints" / f"{stage}-start.safetensors"
+    with ranks.first_before_others():
+        if ranks.is_first():
+            write_student(path, extend(student, method, spec.bn, inputs, job.run.progress))
+        return read_student(job, spec, path)
 
 
 def _better(trained: Student, untrained: Student, heldout: SyntheticSet) -> Student:

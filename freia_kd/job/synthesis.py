@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
-from ..data.synthetic import SyntheticSet, SyntheticWriter
+from .. import ranks
+from ..data.synthetic import SyntheticSet, SyntheticWriter, shard_path
+from ..domain import Domain
 from ..errors import TrainingError
 from ..report.plots import plot_grid, write_png
 from ..students import Student, StudentSpec, seeded_generator
@@ -15,7 +19,8 @@ from ..synthesizers.contract import Synthesizer
 from ..synthesizers.on_the_fly import OnTheFlySet, generate_labelled
 from .job import Job
 
-SHARD = 4096  # synthetic inputs in a shard, the grain in which making a set resumes
+SHARD = 4096  # synthetic inputs in a shard at most, the grain in which making a set resumes
+SHARD_BYTES = 2**28  # of these inputs as float32: some times as much is resident while one is made
 
 
 def needs_students(synthesizers: Sequence[Synthesizer]) -> bool:
@@ -87,16 +92,20 @@ def _fit(
     """Fits a synthesizer, or takes up what it has learned; says what looks wrong."""
     own, stage = synthesizer.needs_student and spec is not None, stage_of(synthesizer, spec)
     with job.run.stage(stage):
-        synthesizer.fit(
-            job.teacher,
-            job.samples,
-            job.run.checkpoints(stage),
-            seeded_generator(job.config.seed, stage, job.device),
-            student.classifier if own and student is not None else None,
-        )
-        if not job.run.done(stage):
-            _diagnose(job, synthesizer, stage)
-            _plot(job, synthesizer)
+        # One that processes do not fit together the first one fits, and the others take it up.
+        with nullcontext() if synthesizer.is_shared else ranks.first_before_others():
+            synthesizer.fit(
+                job.teacher,
+                job.samples,
+                job.run.checkpoints(stage),
+                seeded_generator(job.config.seed, stage, job.device),
+                student.classifier if own and student is not None else None,
+            )
+        if not job.run.done(stage) and ranks.is_first():
+            with ranks.alone():
+                _diagnose(job, synthesizer, stage)
+                _plot(job, synthesizer)
+    job.run.meet()
 
 
 def _diagnose(job: Job, synthesizer: Synthesizer, stage: str) -> None:
@@ -125,21 +134,37 @@ def _diagnose(job: Job, synthesizer: Synthesizer, stage: str) -> None:
         job.run.progress.note(f"Warning: {stage}: {warning}")
 
 
+def shard_size(domain: Domain) -> int:
+    """How many inputs a shard holds, so that those of large images take no more memory.
+
+    Example:
+        >>> [shard_size(Domain((3, side, side), 10)) for side in (32, 64, 224)]
+        [4096, 4096, 445]
+    """
+    return max(1, min(SHARD, SHARD_BYTES // (4 * math.prod(domain.shape))))
+
+
 @torch.no_grad()
 def _make_set(job: Job, sources: Sequence[Synthesizer], name: str, size: int) -> SyntheticSet:
     if not job.run.done(name):
         with job.run.stage(name):
             writer = SyntheticWriter(job.run / name, job.teacher.domain)
-            shards = -(-size // SHARD)
+            per_shard = shard_size(job.teacher.domain)
+            shards = -(-size // per_shard)
             parts = [s.part(heldout=name.endswith("heldout")) for s in sources]
             with job.run.progress.stage(f"make {name}", shards) as stage:
-                while (shard := writer.shards) < shards:
+                for shard in ranks.mine(range(shards)):
+                    if shard_path(writer.folder, shard).exists():
+                        continue
                     generator = seeded_generator(
                         job.config.seed, f"{name} shard {shard}", job.device
                     )
-                    count = min(SHARD, size - shard * SHARD)
-                    writer.append(*generate_labelled(parts, job.teacher, count, generator))
+                    count = min(per_shard, size - shard * per_shard)
+                    made = generate_labelled(parts, job.teacher, count, generator)
+                    writer.append(*made, number=shard)
                     stage.update(shard + 1, {})
+            ranks.wait()
+        job.run.meet()
     return SyntheticSet(job.run / name)
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from ..ranks import sum_over
+
 Form = Literal["norms", "divergence"]
 FLOOR = 1e-3  # of a layer's mean running variance, which is added to every variance
 EPS = 1e-12  # for layers that are dead altogether
@@ -56,20 +58,12 @@ def moments(features: Tensor) -> tuple[Tensor, Tensor]:
         The mean and the variance, both with shape `(C,)`. When `torch.distributed` is
         initialised they are those of the batch of all ranks together; gradients flow through.
     """
+    features = features if features.dtype.itemsize > 2 else features.float()
     values = features.transpose(0, 1).flatten(1)  # (C, N)
-    count = _sum_over_ranks(values.new_tensor(float(values.shape[1])))
-    mean = _sum_over_ranks(values.sum(1)) / count
-    variance = _sum_over_ranks((values - mean[:, None]).square().sum(1)) / count
+    count = sum_over(values.new_tensor(float(values.shape[1])))
+    mean = sum_over(values.sum(1)) / count
+    variance = sum_over((values - mean[:, None]).square().sum(1)) / count
     return mean, variance
-
-
-def _sum_over_ranks(value: Tensor) -> Tensor:
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if not distributed or torch.distributed.get_world_size() == 1:
-        return value
-    from torch.distributed.nn.functional import all_reduce  # autograd-aware
-
-    return all_reduce(value)
 
 
 def gaussian_divergence(record: LayerStatistics) -> Tensor:

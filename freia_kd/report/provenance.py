@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..ranks import launched
 from ..version import __version__
 from .schema import Provenance
 
@@ -42,6 +43,7 @@ def record(
         device=str(device),
         machine=f"{platform.system()} {platform.machine()}",
         threads=torch.get_num_threads(),
+        processes=launched(),
         versions=versions(),
         config=dict(config),
         command=command,

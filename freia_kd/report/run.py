@@ -242,7 +242,8 @@ def provenance_blocks(made: Provenance) -> Iterator[Block]:
     versions = ", ".join(f"{name} {version}" for name, version in made.versions.items())
     seed = "" if made.seed is None else f"seed {made.seed}, "
     threads = f"{made.threads} thread{'s' if made.threads > 1 else ''}"
-    place = f"on {made.device} ({made.machine}, {threads})"
+    several = f", {made.processes} processes" if made.processes > 1 else ""
+    place = f"on {made.device} ({made.machine}, {threads}{several})"
     yield f"Made {made.created}, {seed}{place}, by {versions}."
     if made.command:
         yield Code(made.command)

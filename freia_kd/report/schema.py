@@ -360,6 +360,7 @@ class Provenance:
         device: Where it was computed, as torch names it.
         machine: The operating system and processor.
         threads: How many threads torch used.
+        processes: How many processes shared the work (`torchrun`).
         command: The command line, if it was one.
         versions: The versions of this package, of Python and of what decides the numbers.
         config: All options.
@@ -373,6 +374,7 @@ class Provenance:
     versions: dict[str, str]
     config: dict[str, Any]
     command: str | None = None
+    processes: Count = 1
 
 
 @dataclass(frozen=True, kw_only=True)

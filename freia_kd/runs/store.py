@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .. import ranks
 from ..errors import CheckpointError, UsageError
 from ..files import write_json, write_text
 from ..training import Checkpoints, Progress
@@ -179,7 +180,9 @@ class Run:
             )
 
     def write(self) -> None:
-        """Writes the record."""
+        """Writes the record, as the first of the processes that share the run."""
+        if not ranks.is_first():
+            return
         if self._asked is not None and not (self.folder / ASKED).exists():
             import yaml
 
@@ -194,6 +197,10 @@ class Run:
         Raises:
             UsageError: If another process works on it, or has done so since the run was opened.
         """
+        ranks.wait()  # so that all have seen the folder as it was
+        if not ranks.is_first():
+            yield
+            return
         with locked(self.folder):
             if _content(self.folder / RECORD) != self._known:
                 raise UsageError(
@@ -202,6 +209,14 @@ class Run:
                 )
             self.progress.note(f"Run: {self.folder}")
             yield
+
+    def meet(self) -> None:
+        """Waits for the processes that share the run, which then know what the first one knows."""
+        if ranks.count() == 1:
+            return
+        ranks.wait()
+        if not ranks.is_first() and (self.folder / RECORD).exists():
+            self.record = read_record(self.folder)
 
     def __truediv__(self, name: str) -> Path:
         return self.folder / name
@@ -235,7 +250,7 @@ class Run:
             self._close(finished)
 
     def _close(self, finished: bool) -> None:
-        if finished:
+        if finished or not ranks.is_first():
             self.write()
             return
         with suppress(OSError):  # another error is on its way, which is the one to show

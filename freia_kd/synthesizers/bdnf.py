@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from .. import ranks
 from ..config import Config, Count, Decay, NonNegative, Positive
 from ..data.augment import Augmentation
 from ..data.datasets import LabelledData
@@ -140,6 +141,7 @@ class BDNF(Synthesizer):
     takes_samples = True
     varying: ClassVar = {"alpha": 2, "steps": 0.5}
     directing: ClassVar = {"steps": 2, "alpha": 0.5}
+    is_shared = True
     Options = BDNFOptions
     presets: ClassVar = {
         "quick": {"steps": 200, "batch_size": 64},
@@ -156,6 +158,7 @@ class BDNF(Synthesizer):
 
     def check(self, teacher: Teacher) -> None:
         """Builds the flow, whose name or file may be wrong."""
+        ranks.share(self.options.batch_size, "bdnf.batch_size")
         self._build(teacher.domain, torch.Generator().manual_seed(0))
 
     def fit(
@@ -188,8 +191,7 @@ class BDNF(Synthesizer):
             batch = self._batch(flow, samples, teacher.domain, generator)
             terms = objective(flow, teacher, batch)
             if loop.accept(terms.total, terms.items()):
-                optimizer.zero_grad()
-                terms.total.backward()
+                loop.backward(terms.total)
                 torch.nn.utils.clip_grad_norm_(flow.parameters(), options.clip)
                 optimizer.step()
                 schedule.step()
@@ -240,8 +242,9 @@ class BDNF(Synthesizer):
         n = self.options.batch_size
         c = sample_labels(n, flow.classes, None, generator)
         z = flow.sample_base(c, generator=generator)
+        c, z = c[ranks.share(n)], z[ranks.share(n)]
         if samples is None:
-            return Batch(z, c, generator=generator)
+            return Batch(z, c, generator=ranks.own_noise(generator))
         # As many as there are: more would cost time and tell nothing new, unless augmented.
         few = min(n, max(len(samples), n // 4 if self.options.augment else 1))
         rows = torch.randint(len(samples), (few,), generator=generator, device=generator.device)
@@ -249,7 +252,9 @@ class BDNF(Synthesizer):
         x = x.to(z.device)
         if self.options.augment:
             x = Augmentation.for_domain(domain, mixing=0.0)(x, generator, domain)
-        return Batch(z, c, x, y.to(z.device), generator)
+        # Where they are too few to be shared evenly, every process learns from all.
+        own = slice(None) if few % ranks.count() else ranks.share(few)
+        return Batch(z, c, x[own], y[own].to(z.device), ranks.own_noise(generator))
 
     def diagnose(self, teacher: Teacher, generator: torch.Generator | None = None) -> Diagnostics:
         """How the flow's samples look to the teacher and to each other, from 512 of them."""

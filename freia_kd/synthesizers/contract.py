@@ -41,6 +41,7 @@ class Synthesizer(ABC):
     needs_samples: ClassVar[bool] = False  # a few real inputs
     needs_student: ClassVar[bool] = False  # it learns from a student, so each has its own inputs
     needs_images: ClassVar[bool] = False  # it cannot make vectors
+    is_shared: ClassVar[bool] = False  # processes under torchrun fit it together, by freia_kd.ranks
     takes_samples: ClassVar[bool] = False  # real inputs help it, but it works without
     family: ClassVar[str | None] = None  # methods whose inputs are alike; by default its own
     real_images: ClassVar[str | None] = None  # images of the real world that it shows, for reports

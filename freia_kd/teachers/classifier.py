@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
+from ..config import Precision
 from ..domain import Domain
 
 
@@ -29,6 +30,8 @@ class Classifier(nn.Module):
         >>> Classifier(net, Domain((1, 2, 2), 3), "custom")(torch.zeros(5, 1, 2, 2)).shape
         torch.Size([5, 3])
     """
+
+    precision: Precision | None = None  # see `autocasting`
 
     def __init__(self, net: nn.Module, domain: Domain, arch: str) -> None:
         super().__init__()
@@ -52,7 +55,28 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits with shape `(B, classes)` for pixels `x` with shape `(B, *domain.shape)`."""
-        return self.net(self.domain.normalize(x))
+        if self.precision is None:
+            return self.net(self.domain.normalize(x))
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return self.net(self.domain.normalize(x)).float()
+
+
+@contextmanager
+def autocasting(classifier: Classifier, precision: Precision | None) -> Iterator[None]:
+    """Lets a net compute in bfloat16 within the block, where torch finds that safe.
+
+    Weights, their gradients and logits stay float32. bfloat16 has float32's range, so that losses
+    need no scaling.
+
+    Arguments:
+        classifier: The net.
+        precision: `"bf16"`, or `None` for float32.
+    """
+    before, classifier.precision = classifier.precision, precision
+    try:
+        yield
+    finally:
+        classifier.precision = before
 
 
 class Teacher(Classifier):

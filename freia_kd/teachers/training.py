@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import ranks
 from ..domain import Domain
 from ..evaluation import accuracy
 from ..training import (
@@ -75,6 +76,7 @@ def train_classifier(
     classifier.train()
     # The last, smaller batch is left out: batch normalisation cannot do with one input.
     batch_size = min(batch_size, len(train))
+    own = ranks.share(batch_size)
     per_epoch = len(train) // batch_size
     steps = epochs * per_epoch
     generator = own_generator(generator)
@@ -95,12 +97,11 @@ def train_classifier(
             if step % per_epoch == 0:
                 order.rows = torch.randperm(len(train), generator=generator)
             first = step % per_epoch * batch_size
-            x, y = train.take(order.rows[first : first + batch_size])
+            x, y = train.take(order.rows[first : first + batch_size][own])
             loss = F.cross_entropy(classifier(x.to(device)), y.to(device))
             rate = float(schedule.get_last_lr()[0])
             if loop.accept(loss):
-                optimizer.zero_grad()
-                loss.backward()
+                loop.backward(loss)
                 optimizer.step()
                 schedule.step()
             if on_step is not None:
@@ -108,7 +109,7 @@ def train_classifier(
                 said = {"epoch": epoch, "step": step + 1, "steps": steps}
                 on_step({**said, "loss": loss.item(), "learning_rate": rate})
             if heldout is not None and (step + 1) % per_epoch == 0:
-                best.offer(accuracy(classifier, heldout))
+                best.offer(*ranks.mean([accuracy(classifier, heldout)]))
         if heldout is not None:
             classifier.load_state_dict(best.weights)
     classifier.eval()

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..files import write_text
+from ..ranks import is_first
 from .progress import Progress
 from .state import load_state, save_state
 
@@ -19,7 +20,7 @@ class Checkpoints:
     """The states and metrics of one stage, in a run's folder, and what a person sees of it.
 
     States are `checkpoints/STAGE.safetensors`, metrics lines of `metrics.jsonl` with the name of
-    the stage.
+    the stage. Of processes that share a job all read them, and the first one writes.
 
     Arguments:
         folder: The run's folder.
@@ -49,7 +50,8 @@ class Checkpoints:
 
     def save(self, state: dict[str, Any]) -> None:
         """Keeps a nested state of tensors and plain values, atomically."""
-        save_state(self.path, state)
+        if is_first():
+            save_state(self.path, state)
 
     def load(self) -> dict[str, Any] | None:
         """The kept state, or `None`.
@@ -61,6 +63,8 @@ class Checkpoints:
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Appends a line to the metrics."""
+        if not is_first():
+            return
         line = json.dumps({"stage": self.stage, "step": step, **values})
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / METRICS).open("a", encoding="utf-8") as file:
@@ -73,7 +77,7 @@ class Checkpoints:
 
     def forget_after(self, step: int) -> None:
         """Drops the metrics of this stage after a step, which a resumed stage will write again."""
-        if not (self.folder / METRICS).exists():
+        if not is_first() or not (self.folder / METRICS).exists():
             return
         kept = [
             m for m in read_metrics(self.folder) if m["stage"] != self.stage or m["step"] <= step

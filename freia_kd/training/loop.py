@@ -10,7 +10,10 @@ from contextlib import ExitStack
 from typing import Any, Protocol
 
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from .. import ranks
 from ..errors import TrainingError
 from .checkpoints import Checkpoints
 
@@ -55,8 +58,11 @@ class TrainingLoop:
     for _ in loop:
         terms = objective(flow, teacher, batch)
         if loop.accept(terms.total, terms.items()):
-            optimizer.zero_grad(); terms.total.backward(); optimizer.step(); schedule.step()
+            loop.backward(terms.total); optimizer.step(); schedule.step()
     ```
+
+    Where processes share the work (:mod:`freia_kd.ranks`) each has its rows of the batch; what is
+    logged, judged and learned from is of the whole, and the first process keeps the states.
 
     A non-finite loss puts everything back to the last good state, halves the learning rate of
     `optimizer` (schedules that multiply it, like the cosine, keep that), and goes on with fresh
@@ -167,6 +173,26 @@ class TrainingLoop:
         """Makes the present step the last one."""
         self.steps = self.step + 1
 
+    def backward(self, loss: torch.Tensor) -> None:
+        """Makes the gradients of the optimizer's parameters those of a loss.
+
+        They are averaged over the processes that share the batch, and so are the statistics that
+        layers have just learned.
+        """
+        self.optimizer.zero_grad()
+        with ranks.connected():
+            loss.backward()
+        if ranks.count() > 1:
+            groups = self.optimizer.param_groups
+            gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+            ranks.average([*gradients, *self._learned_statistics()])
+
+    def _learned_statistics(self) -> Iterator[torch.Tensor]:
+        nets = [part for part in self.parts.values() if isinstance(part, nn.Module)]
+        for layer in (layer for net in nets for layer in net.modules() if layer.training):
+            if isinstance(layer, _BatchNorm) and layer.track_running_stats:
+                yield from (s for s in (layer.running_mean, layer.running_var) if s is not None)
+
     def accept(self, loss: torch.Tensor, terms: Any = ()) -> bool:
         """Whether the loss is finite; if not, everything is put back to the last good state.
 
@@ -174,12 +200,15 @@ class TrainingLoop:
             loss: The scalar to be minimised.
             terms: Named summands for the log, pairs of a name and a scalar.
         """
-        value = float(loss.detach())
-        if math.isfinite(value):
-            self.last_values = {"loss": value, **{k: float(v.detach()) for k, v in terms}}
+        summands = {"loss": loss, **dict(terms)}
+        found = ranks.mean([float(v.detach()) for v in summands.values()])
+        values = dict(zip(summands, found, strict=True))
+        if math.isfinite(values["loss"]):
+            self.last_values = values
             return True
         self.rollbacks += 1
-        names = [k for k, v in terms if not math.isfinite(float(v.detach()))] or ["loss"]
+        names = [k for k, v in values.items() if not math.isfinite(v)]
+        names = [k for k in names if k != "loss"] or ["loss"]
         if self.rollbacks > RETRIES:
             raise TrainingError(
                 f"{self.title}: the loss is not finite at step {self.step} "

@@ -26,15 +26,13 @@ class Notes(Progress):
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    for place in ("synthesis", "repair"):
-        monkeypatch.setattr(f"freia_kd.job.{place}.SHARD", 16)
+    monkeypatch.setattr("freia_kd.job.synthesis.SHARD", 16)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        for place in ("synthesis", "repair"):
-            patch.setattr(f"freia_kd.job.{place}.SHARD", 16)
+        patch.setattr("freia_kd.job.synthesis.SHARD", 16)
         flow = BDNF(BDNFOptions(steps=3, batch_size=8))
         out = tmp_path_factory.mktemp("whole") / "run"
         options = {**NOISE, "synthesizer": [flow, "spectral"]}

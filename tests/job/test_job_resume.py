@@ -85,12 +85,12 @@ def killing_accept(stage, step):
 def killing_append(shard):
     append = SyntheticWriter.append
 
-    def patched(self, inputs, logits, conditions):
+    def patched(self, inputs, logits, conditions, **options):
         if self.shards == shard:
             # The first of a shard's files is there, the others are not.
             np.save(self.folder / f"shard-000-{shard:05d}.inputs.npy", inputs[:3].numpy())
             kill_self()
-        append(self, inputs, logits, conditions)
+        append(self, inputs, logits, conditions, **options)
 
     return SyntheticWriter, "append", patched
 

@@ -1,0 +1,41 @@
+"""How far memory grows while a set is made and read; apart, since a peak never falls."""
+
+import json
+import resource
+import sys
+
+import torch
+from torch.utils.data import DataLoader
+
+from freia_kd.data import synthetic
+from freia_kd.data.synthetic import SyntheticSet, SyntheticWriter
+from freia_kd.domain import Domain
+
+SHARDS, ROWS, SHAPE = 40, 512, (3, 64, 64)  # 252 MB
+
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main(folder, limit):
+    synthetic.RESIDENT = int(limit)
+    domain = Domain(SHAPE, 10, (0.5,) * 3, (0.25,) * 3)
+    writer, generator = SyntheticWriter(folder, domain), torch.Generator().manual_seed(0)
+    peaks = [peak()]
+    for _ in range(SHARDS):
+        inputs = torch.randint(256, (ROWS, *SHAPE), generator=generator, dtype=torch.uint8)
+        writer.append(inputs, torch.rand(ROWS, 10), torch.zeros(ROWS, dtype=torch.long))
+        peaks = peaks if len(peaks) > 1 else [peak()] * 2  # what one shard takes is no growth
+    data = SyntheticSet(folder)
+    peaks.append(peak())
+    for rows in torch.randperm(len(data), generator=generator).split(16):
+        data.batch(rows)
+    peaks.append(peak())
+    seen = sum(len(x) for x, _, _ in DataLoader(data, 16, shuffle=True, generator=generator))
+    peaks.append(peak())
+    print(json.dumps({"rows": seen, "growth": [p - peaks[0] for p in peaks]}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

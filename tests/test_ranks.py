@@ -1,0 +1,82 @@
+"""Processes that share a job do the work of one, whatever their number."""
+
+import pytest
+import torch
+
+from freia_kd import ranks
+from freia_kd.errors import LostError, UsageError
+from ranks_work import learn, learn_together
+
+
+def test_one_process_has_everything_to_itself():
+    value, generator = torch.ones(3, requires_grad=True), torch.Generator()
+    assert (ranks.launched(), ranks.count(), ranks.is_first()) == (1, 1, True)
+    assert ranks.sum_over(value) is value
+    assert ranks.own_noise(generator) is generator
+    assert ranks.mean([1.5]) == [1.5]
+    assert ranks.share(7) == slice(0, 7)
+    with ranks.joined(), ranks.first_before_others(), ranks.connected():
+        ranks.wait()
+    with pytest.raises(RuntimeError, match="gloo is not here"), ranks.connected():
+        raise RuntimeError("gloo is not here")
+
+
+@pytest.fixture
+def two(monkeypatch):
+    """This process as the second of two that never answer."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+
+
+def test_the_second_of_two_has_its_share_unless_alone(two):
+    assert ranks.share(8) == slice(4, 8)
+    assert ranks.mine(range(5)) == [1, 3]
+    assert not ranks.is_first()
+    with ranks.alone():
+        assert (ranks.launched(), ranks.count()) == (2, 1)
+        assert ranks.share(7) == slice(0, 7)
+        assert not ranks.is_first()
+    with pytest.raises(UsageError, match=r"student.batch_size: .* 2 processes .* 7 .* 6 .* 8"):
+        ranks.share(7, "student.batch_size")
+    generator = torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    own = torch.rand((), generator=ranks.own_noise(generator))
+    assert torch.equal(generator.get_state(), before)
+    assert own != torch.rand((), generator=generator)
+
+
+def test_one_that_has_ended_is_named(two, monkeypatch):
+    def fail(tensor):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer")
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", fail)
+    with pytest.raises(LostError, match="Another process that shares this job has ended"):
+        ranks.wait()
+    with pytest.raises(RuntimeError, match="shapes"), ranks.connected():
+        raise RuntimeError("shapes differ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["student", "mix", "flow", "teacher"])
+def test_two_processes_take_the_steps_of_one(tmp_path, kind):
+    """Gradients of each step, and of the flow those through batch statistics as well."""
+    with torch.multiprocessing.Manager() as manager:
+        results = manager.dict()
+        torch.multiprocessing.spawn(learn_together, (tmp_path / "store", results, kind), nprocs=2)
+        found = [results[rank] for rank in (0, 1)]
+    assert found[0] == found[1]  # bit for bit, so that they stay together
+    if kind == "teacher":  # each layer normalises its own rows, and what they learn is averaged
+        return
+    gradients, losses, weights = learn(kind)
+    assert len(gradients) == len(losses) == 2
+    if kind == "flow":
+        assert {"cls", "volume", "batchnorm", "prior"} < set(losses[0])
+    for alone, together in zip(gradients, found[0][0], strict=True):
+        assert alone.abs().max() > 1e-3
+        torch.testing.assert_close(torch.tensor(together), alone, rtol=1e-4, atol=1e-5)
+    for alone, together in zip(losses, found[0][1], strict=True):
+        assert together == pytest.approx(alone, rel=1e-4, abs=1e-5)
+    torch.testing.assert_close(
+        torch.tensor(found[0][2], dtype=torch.float64), weights, rtol=1e-3, atol=1e-3
+    )
