@@ -99,7 +99,7 @@ def test_the_sensitivity_is_shown_where_it_was_measured(teacher, tmp_path):
 @pytest.mark.parametrize(
     ("student", "message"),
     [
-        ("9", "tucker.student: expected '1', '2' or '3'"),
+        ("9", "tucker.student: expected '1', '2', '3', 'kegnet-1'"),
         (StudentSpec((Tucker(layers={"conv9": 0.5}),)), "No layer matches 'conv9'"),
         (StudentSpec((Tucker(target="params", goal=0.001),)), "(?i)cannot reach"),
     ],

@@ -9,7 +9,13 @@ from typing import Any, Literal
 from ..config import collect_faults
 from ..data.datasets import LabelledData
 from ..errors import UsageError, unknown
-from ..synthesizers import IMAGE_DEFAULT, SYNTHESIZERS, build_synthesizers, get_synthesizer
+from ..synthesizers import (
+    IMAGE_DEFAULT,
+    STATISTICS_DEFAULT,
+    SYNTHESIZERS,
+    build_synthesizers,
+    get_synthesizer,
+)
 from ..synthesizers.contract import Synthesizer
 from ..synthesizers.samples import Samples, SamplesOptions
 from ..teachers import Teacher
@@ -116,7 +122,7 @@ def build_methods(
 
 def _known() -> list[str]:
     can = [n for n in SYNTHESIZERS if get_synthesizer(n).takes_samples]
-    return [IMAGE_DEFAULT, *SYNTHESIZERS, *(f"{name}{SAMPLES}" for name in can)]
+    return [STATISTICS_DEFAULT, IMAGE_DEFAULT, *SYNTHESIZERS, *(f"{name}{SAMPLES}" for name in can)]
 
 
 def _own_options(titles: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:

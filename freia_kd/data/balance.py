@@ -32,8 +32,9 @@ def class_balance(logits: Sequence[Tensor | np.ndarray]) -> Tensor:
         ValueError: If there are no rows.
 
     Example:
-        >>> class_balance([torch.tensor([[9.0, -9.0], [9.0, -9.0], [-9.0, 9.0]])]).round(decimals=1)
-        tensor([1.5, 1.5, 2.9], dtype=torch.float64)
+        >>> weights = class_balance([torch.tensor([[9.0, -9.0], [9.0, -9.0], [-9.0, 9.0]])])
+        >>> [round(weight, 1) for weight in weights.tolist()]
+        [1.5, 1.5, 2.9]
     """
     count = sum(len(shard) for shard in logits)
     if not count:

@@ -19,7 +19,7 @@ from freia_kd.job import run as job_run
 from freia_kd.report.schema import Comparison
 from freia_kd.report.storage import read_result
 from freia_kd.students import as_specs
-from freia_kd.synthesizers import IMAGE_DEFAULT
+from freia_kd.synthesizers import STATISTICS_DEFAULT
 from freia_kd.synthesizers.bdnf import BDNF, BDNFOptions
 from freia_kd.synthesizers.noise import Noise, NoiseOptions, Spectral, Uniform
 from freia_kd.training import Progress
@@ -321,7 +321,7 @@ def test_if_every_method_fails_so_does_the_comparison(run):
 def test_all_are_those_that_can_work_with_the_teacher(teacher):
     able, refused = choose_methods(build_methods("all"), teacher)
     names = {method.name for method in able}
-    assert {IMAGE_DEFAULT, "bdnf", "kegnet", "dfad", "rdskd", "spectral"} <= names
+    assert {STATISTICS_DEFAULT, "bdnf", "kegnet", "dfad", "rdskd", "spectral"} <= names
     assert "real samples" in refused["samples"]
     assert "bdnf(samples)" not in refused
     few = LabelledData(torch.zeros(4, 1, 32, 32), torch.arange(4), "few")
@@ -334,7 +334,7 @@ def test_a_synthesizer_stands_for_its_name():
     methods = {m.name: m for m in build_methods(("all", own))}
     assert methods["bdnf"].is_named
     assert not methods["kegnet"].is_named
-    for name in ("bdnf", IMAGE_DEFAULT, "bdnf(samples)"):
+    for name in ("bdnf", STATISTICS_DEFAULT, "bdnf(samples)"):
         assert methods[name].synthesizers[0] is own
     with pytest.raises(ConfigError, match="Two methods have the same name"):
         build_methods([own, BDNF()])
