@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-slow lint docs wheel-test clean
+.PHONY: demo test test-slow test-faults lint docs wheel-test clean
 .DELETE_ON_ERROR:
 
 $(VENV)/installed: pyproject.toml
@@ -25,10 +25,14 @@ demo: $(VENV)/installed lenet5.pt
 		--eval-data digits --out demo $$(test -f demo/run.json && echo --resume)
 
 test: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow" --durations=5
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow and not faults" --durations=5
 
 test-slow: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "slow and not faults"
+
+# Bad files and options, full disks and kills by the thousand; it says how many fell short.
+test-faults: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m faults tests/faults
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
