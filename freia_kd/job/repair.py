@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ..data.synthetic import check_shard, shard_path
 from ..errors import CheckpointError
-from ..teachers import read_checkpoint
 from ..training.state import load_state
 from .job import Job
-from .student import compressed_paths, training_stages
+from .student import (
+    compressed_paths,
+    read_searches,
+    rebuild_student,
+    searches_path,
+    training_stages,
+)
 from .synthesis import needs_students, shard_size, stage_of
 
 
@@ -73,18 +79,18 @@ def forget(job: Job, damages: list[Damage]) -> None:
 
 def _damages(job: Job) -> Iterator[Damage]:
     for spec in job.specs:
+        stage, read = f"compress {spec.name}", partial(rebuild_student, job, spec)
         for path in compressed_paths(job, spec):
-            yield from _file(job, path, f"compress {spec.name}", read_checkpoint)
+            yield from _file(job, path, stage, read)
+            yield from _file(job, searches_path(job, path), stage, read_searches)
+        for stage, paths in training_stages(job, spec).items():
+            for path in paths:
+                yield from _file(job, path, stage, read)
     for name, size in _sets(job).items():
         yield from _file(job, job.run / name / "manifest.json", name, _read_json)
         for number in range(-(-size // shard_size(job.teacher.domain))):
             yield from _file(job, shard_path(job.run / name, number), name, check_shard)
-    stages = {
-        stage: files for spec in job.specs for stage, files in training_stages(job, spec).items()
-    }
-    for stage, paths in stages.items():
-        for path in paths:
-            yield from _file(job, path, stage, read_checkpoint)
+    stages = [stage for spec in job.specs for stage in training_stages(job, spec)]
     own = [stage_of(s, spec) for s in job.synthesizers for spec in (None, *job.specs)]
     for path in sorted((job.run / "checkpoints").glob("*.safetensors")):
         # What a stage keeps is called after it, with the name of a part behind that.

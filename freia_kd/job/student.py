@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -11,11 +13,13 @@ from .. import ranks
 from ..compression import Compression, rebuild
 from ..data.synthetic import SyntheticSet
 from ..distillation import train_student
+from ..errors import CheckpointError
 from ..evaluation import agreement
 from ..files import write_json
 from ..students import Student, StudentSpec, extend, seeded_generator
 from ..synthesizers.on_the_fly import OnTheFlySet
 from ..teachers import Classifier, read_checkpoint, save_classifier
+from ..teachers.classifier import check_weights
 from .job import Job
 
 
@@ -43,7 +47,7 @@ def _compress(job: Job, spec: StudentSpec, paths: list[Path], inputs: Tensor) ->
         if method is not None:
             student = extend(student, method, spec.bn, inputs, job.run.progress)
         write_student(path, student)
-        write_json(_searches_path(job, path), student.searches)
+        write_json(searches_path(job, path), student.searches)
 
 
 def _methods_by_part(spec: StudentSpec) -> list[Compression | None]:
@@ -57,7 +61,8 @@ def compressed_paths(job: Job, spec: StudentSpec) -> list[Path]:
     return [job.run / f"{stem}.safetensors" for stem in [*earlier, f"compressed-{spec.name}"]]
 
 
-def _searches_path(job: Job, path: Path) -> Path:
+def searches_path(job: Job, path: Path) -> Path:
+    """Where it is kept what the searches for a student's targets have found."""
     return job.run / "checkpoints" / f"{path.stem}-searches.json"
 
 
@@ -143,13 +148,46 @@ def write_student(path: Path, student: Student) -> None:
 
 
 def read_student(job: Job, spec: StudentSpec, path: Path) -> Student:
-    """A student that this run has written; its teacher may also be in memory."""
+    """A student that this run has written, with what its searches found.
+
+    Raises:
+        CheckpointError: If the file, or that of its searches, is not what was written.
+    """
+    searches = searches_path(job, path)
+    found = read_searches(searches) if searches.exists() else []
+    return replace(rebuild_student(job, spec, path), searches=found)
+
+
+def rebuild_student(job: Job, spec: StudentSpec, path: Path) -> Student:
+    """A student that this run has written; its teacher may also be in memory.
+
+    Raises:
+        CheckpointError: If the file is not what was written.
+    """
     checkpoint = read_checkpoint(path)
-    steps = checkpoint.own["compression"]
     start = spec.start(job.teacher, job.config.seed).classifier
-    net = rebuild(start.net, steps, {type(method) for method in spec.methods})
-    net.load_state_dict(checkpoint.state)
+    try:
+        steps = checkpoint.own["compression"]
+        net = rebuild(start.net, steps, {type(method) for method in spec.methods})
+        net.load_state_dict(checkpoint.state)
+        check_weights(net)
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path} is not student {spec.name} of this run: {reason}") from error
     classifier = Classifier(net.requires_grad_(True), start.domain, start.arch)
-    searches = _searches_path(job, path)
-    found = json.loads(searches.read_text(encoding="utf-8")) if searches.exists() else []
-    return Student(classifier.to(job.device).eval(), steps, found)
+    return Student(classifier.to(job.device).eval(), steps)
+
+
+def read_searches(path: Path) -> list[dict[str, Any] | None]:
+    """What the searches for a student's targets have found.
+
+    Raises:
+        CheckpointError: If the file is not what was written.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"The file {path} is damaged: {error}.") from error
+    if not isinstance(found, list) or not all(f is None or isinstance(f, dict) for f in found):
+        raise CheckpointError(f"The file {path} is not what the searches of a student found.")
+    return found

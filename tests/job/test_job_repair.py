@@ -1,15 +1,19 @@
 """Parts of a run that are damaged are named with their stage, and made again the same."""
 
+import json
 import re
 import shutil
 
 import pytest
+import safetensors.torch
+import torch
 from job_cases import NOISE, make_data, make_teacher, students_in
 
 from freia_kd import StudentSpec, api, distill, resume
 from freia_kd.compression import Quantize, Tucker
 from freia_kd.errors import CheckpointError, UsageError
 from freia_kd.synthesizers.bdnf import BDNF, BDNFOptions
+from freia_kd.teachers import read_checkpoint
 from freia_kd.training import Progress
 
 SPECS = ("1", StudentSpec((Tucker(layers={"5": 0.3}), Quantize()), "two"))
@@ -53,7 +57,14 @@ def flip(path):
 
 
 def cut(path):
-    path.write_bytes(path.read_bytes()[:-40])
+    path.write_bytes(path.read_bytes()[: -min(40, path.stat().st_size // 2)])
+
+
+def spoil(path):
+    """A weight is no number; the file is sound."""
+    found = read_checkpoint(path)
+    next(iter(found.state.values())).fill_(torch.nan)
+    safetensors.torch.save_file(found.state, path, {"freia_kd": json.dumps(found.own)})
 
 
 def lose(path):
@@ -68,8 +79,9 @@ PARTS = [
     ("synthetic/heldout/manifest.json", "synthetic/heldout", cut),
     ("checkpoints/bdnf.safetensors", "bdnf", cut),
     ("checkpoints/student-1.safetensors", "student-1", cut),
-    ("checkpoints/student-two-tucker-net.safetensors", "student-two-tucker", cut),
+    ("checkpoints/student-two-tucker-net.safetensors", "student-two-tucker", spoil),
     ("compressed-two.safetensors", "compress two", cut),
+    ("checkpoints/compressed-1-searches.json", "compress 1", cut),
     ("student-1.pt", "student-1", cut),
     ("student-two.safetensors", "student-two-quantize", cut),
     ("report.json", "report", cut),
