@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -92,8 +94,15 @@ def asked_options() -> dict[str, Any]:
 
 
 def _remember_log(ctx: click.Context, parameter: click.Parameter, file: str | None) -> None:
-    if file is not None:
-        ctx.meta[LOG] = file
+    if file is None:
+        return
+    path = Path(file)
+    if path.is_file():
+        with path.open("rb") as stream:
+            start = stream.read(len("2026-01-31 ")).decode("ascii", "replace")
+        if start and not re.match(r"\d{4}-\d\d-\d\d ", start):
+            raise click.BadParameter(f"{file} is there and is no log; choose another file.")
+    ctx.meta[LOG] = file
 
 
 config_options = options(

@@ -66,8 +66,10 @@ def command(data: str, out: str, resume: bool, force: bool, as_json: bool, **giv
     from freia_kd import api, ranks
     from freia_kd.report.words import proportion
 
-    expect_writable(out, force, (".pt", ".pth", ".safetensors"), (data,))
     folder = api.training_folder(out)
+    # A training that stopped while it ended may have written the checkpoint already.
+    goes_on = resume and (folder / "run.json").exists()
+    expect_writable(out, force or goes_on, (".pt", ".pth", ".safetensors"), (data,))
     if force and not resume:
         if ranks.is_first() and (folder / "run.json").exists():
             shutil.rmtree(folder)

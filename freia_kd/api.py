@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ from .data.datasets import (
 )
 from .data.sources import PathLike, RealData, Source
 from .data.synthetic import SyntheticSet, quantise
-from .device import choose_device
+from .device import choose_device, free_memory, memory_limit
 from .domain import DOMAINS, Domain
 from .errors import CheckpointError, UsageError
 from .evaluation import accuracy, commonest, predict, share_equal
@@ -56,6 +57,7 @@ from .teachers import (
 )
 from .training import Progress
 
+SAMPLE_COPIES = 4  # of samples as floats, that making and writing them holds at once
 SIDE = 32  # of images that are resized, as in KegNet and BDNF
 MIN_HELD_OUT = 20  # inputs, below which none are held out to choose a teacher's weights
 EPOCHS, TABLE_STEPS = 8, 1_000  # of a teacher, unless asked otherwise
@@ -619,7 +621,7 @@ def sample(
 
     Raises:
         CheckpointError: If the folder holds no run with a trained synthesizer.
-        UsageError: If a label or the kind of file does not exist.
+        UsageError: If a label or the kind of file does not exist, or memory cannot hold so many.
     """
     record, suffix = read_record(folder, "distill"), Path(out).suffix
     domain = Domain.from_dict(record.config["domain"])
@@ -628,15 +630,34 @@ def sample(
     chosen = list(labels) or list(range(domain.classes))
     if not 0 <= min(chosen) <= max(chosen) < domain.classes:
         raise UsageError(f"Expected labels from 0 to {domain.classes - 1}; got {chosen}.")
+    free = free_memory(torch.device("cpu"))
+    _expect_room(count, len(chosen), domain, free)
     source = restore_synthesizer(Path(folder), record, synthesizer, flow)
     wanted = torch.tensor(chosen).repeat_interleave(count)
-    x, y = source.sample(len(wanted), wanted, torch.Generator().manual_seed(seed))
+    try:
+        with memory_limit(free):
+            x, y = source.sample(len(wanted), wanted, torch.Generator().manual_seed(seed))
+    except MemoryError:
+        raise UsageError(
+            f"{source.name} needs more memory for {len(wanted):,} inputs than the {free:,} bytes "
+            f"that are free; choose a --count below {count:,}."
+        ) from None
     if suffix == ".png":
         write_png(out, plot_grid(x, chosen))
     else:
         with atomic(out) as temporary:
             np.savez(temporary, x=quantise(x).numpy(), y=y.numpy())
     return len(x)
+
+
+def _expect_room(count: int, labels: int, domain: Domain, free: int | None) -> None:
+    """Refuses more samples than memory can hold."""
+    per_label = labels * (4 * SAMPLE_COPIES * math.prod(domain.shape) + 8)
+    if free is not None and count * per_label > free:
+        raise UsageError(
+            f"{count * labels:,} inputs need about {count * per_label:,} bytes of memory, and "
+            f"{free:,} are free: --count {free // per_label} would fit."
+        )
 
 
 def inspect(path: PathLike) -> dict[str, Any]:

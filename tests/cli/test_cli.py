@@ -404,6 +404,7 @@ def test_samples_that_are_faulty_are_listed_together(distill, tmp_path):
     [
         (["sample", "RUN", "--out", "x.txt"], ".npz"),
         (["sample", "RUN", "--out", "x.png", "-l", "11"], "labels from 0 to 9"),
+        (["sample", "RUN", "--out", "x.npz", "-n", "99999999999"], " would fit."),
         (["distill", "--resume"], "--resume needs --out FOLDER"),
         (["distill"], "--teacher FILE is missing"),
         (["distill", "--teacher", "T", "--fresh"], "It is now --on-the-fly"),

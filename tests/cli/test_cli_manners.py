@@ -120,6 +120,12 @@ def test_a_log_that_cannot_be_written_is_refused_before_any_work(distill, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+def test_nothing_is_logged_into_what_is_no_log(distill, teacher_file, tmp_path):
+    before = teacher_file.read_bytes()
+    assert "is there and is no log; choose another" in fails(*distill, "--log-file", teacher_file)
+    assert teacher_file.read_bytes() == before
+
+
 # --- The list of runs ---
 
 

@@ -35,7 +35,7 @@ class Tally:
 
     def __init__(self, name):
         self.sound = self.refused = self.begun = 0
-        self.short = []
+        self.short, self.said = [], ""  # and the last error
         TALLIES[name] = self
 
     @property
@@ -105,6 +105,7 @@ class Tally:
         fault = None if error.exit_code in (1, 2) else f"exit code {error.exit_code}"
         fault = fault or message_fault(error.format_message(), error.exit_code == 2)
         fault = fault or origin_fault(error.__cause__)
+        self.said = error.format_message()
         self._note(what, fault)
         return error.exit_code
 

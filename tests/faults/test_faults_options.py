@@ -16,10 +16,11 @@ from freia_kd.cli.main import COMMANDS, main
 from freia_kd.compression import Tucker, load_classifier
 from freia_kd.report.storage import read_report
 from freia_kd.synthesizers import SYNTHESIZERS
+from freia_kd.synthesizers.bdnf import BDNF, BDNFOptions
 from freia_kd.teachers import Classifier, build_net, save_classifier
 from freia_kd.training import Rehearsal, TrainingLoop
 
-CALLS = 40  # of each command
+CALLS = 100  # of each command
 STEPS = 3  # of a loop that a test lets run
 TEXTS = [
     "", " ", "-", "--", "0", "-1", "1", "nan", "inf", "1e400", "x", "é状\u202e", "a" * 300, "a:b",
@@ -28,14 +29,28 @@ TEXTS = [
     "student.steps=2", "student.mixup=-1", "1,8,8", "10", "0.5", "0.3", "\udcff", "a\nb", "%s", "*",
     *SYNTHESIZERS.builtin,
 ]  # fmt: skip
-NUMBERS = ["0", "-1", "1", "2", "3", str(2**31), str(2**63), str(-(2**70)), "1.5", "", "x", "١"]
+NUMBERS = [
+    "0",
+    "-1",
+    "1",
+    "2",
+    "3",
+    str(2**31),
+    str(2**63),
+    str(-(2**70)),
+    "1.5",
+    "",
+    "x",
+    "\u0661",
+]
 REALS = ["0", "-1", "1", "0.5", "nan", "inf", "-inf", "1e-300", "1e300", "", "x", "0,5"]
 # Not typed: what shows tracebacks, asks the network, or starts other processes.
 LEFT_OUT = ("debug", "download", "workers", "help")
 SHORT = ["--preset", "quick", "--set-size", "16", "--synthesizer", "uniform"]
-STUDENT = ["--layers", "layers.0", "--ranks", "0.5"]
+STUDENT = ["--layers", "layers.0", "--ranks", "0.25"]
 STEP = ["--set", "student.steps=2"]
-CALL = {  # each of which succeeds
+MAY_NOT_END = ("reproduce table1", "reproduce figure3", "toy")  # in a few steps
+CALL = {
     "distill": ["--teacher", "T", *SHORT, *STEP, *STUDENT, "--out", "made"],
     "extract": ["--teacher", "T", *SHORT, "--out", "made"],
     "compare": ["--teacher", "T", *SHORT[:4], "--synthesizers", "uniform,spectral", *STEP, *STUDENT,
@@ -61,8 +76,9 @@ def places(tmp_path_factory):
     net = build_net("mlp", SMALL)
     net.layers[-1].weight.data *= 20
     save_classifier(folder / "teacher.pt", Classifier(net, SMALL, "mlp"))
-    student = StudentSpec((Tucker(layers={"layers.0": 0.5}),), "small")
-    distill(folder / "teacher.pt", out=folder / "run", students=[student], **NOISE)
+    student = StudentSpec((Tucker(layers={"layers.0": 0.25}),), "small")
+    options = {**NOISE, "synthesizer": BDNF(BDNFOptions(steps=2, batch_size=4))}
+    distill(folder / "teacher.pt", out=folder / "run", students=[student], **options)
     data = make_data()
     np.savez(folder / "data.npz", x=data.inputs.numpy(), y=data.labels.numpy())
     np.savez(folder / "other.npz", x=np.zeros((4, 3, 5, 5), np.uint8), y=np.arange(4))
@@ -115,7 +131,7 @@ def typed(command, places, chance):
     """One to three options of a command with values."""
     options = [p for p in command.params if isinstance(p, click.Option) and p.name not in LEFT_OUT]
     words = []
-    for option in chance.choices(options, k=chance.randint(1, 3)):
+    for option in chance.choices(options, k=chance.choice([1, 1, 2, 3])):
         words.append(chance.choice(option.opts))
         if not option.is_flag:
             words.append(value_of(option, places, chance))
@@ -157,17 +173,23 @@ def test_options_at_random(name, places, tmp_path, monkeypatch):
         extra = typed(command, places, chance) if number else []
         if number % 7 == 6 and not words[0].startswith("-"):
             words[0] = value_of(command.params[0], places, chance)
-        before = {p: p.read_bytes() for p in places.rglob("*") if p.is_file()}
+        before = {
+            p: p.read_bytes() for p in places.rglob("*") if p.is_file() and p.name != "empty.pt"
+        }
         code = tally.judge_command(
             [*name.split(), *words, *extra],
             lambda printed, here=here, extra=extra: expect_right(here, printed, "--json" in extra),
         )
+        assert number or code == 0 or name in MAY_NOT_END, (code, tally.said, tally.short)
         asked = [p.name for p in here.rglob("*") if "--log-file" not in extra]
         if code == 2 and asked:
             tally.short.append(f"{name} {words} {extra}: refused, and yet it left {asked}")
-        after = {p: p.read_bytes() for p in places.rglob("*") if p.is_file()}
-        if after != before:
+        after = {
+            p: p.read_bytes() for p in places.rglob("*") if p.is_file() and p.name != "empty.pt"
+        }
+        if after != before and "--force" not in extra:
             tally.short.append(f"{name} {words} {extra}: changed what it reads")
+        if after != before:
             for path in set(after) - set(before):
                 path.unlink()
             for path, content in before.items():
