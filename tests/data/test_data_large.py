@@ -43,8 +43,8 @@ def test_memory_does_not_grow_with_the_set(tmp_path):
 
     found = measure(32 * MB)
     assert found["rows"] == 40 * 512
-    assert max(found["growth"]) < 90 * MB  # of a set of 252 MB
-    assert max(measure(1000 * MB)["growth"]) > 150 * MB  # so that the bound is what holds it
+    assert max(found["growth"]) < 150 * MB  # of a set of 252 MB
+    assert max(measure(1000 * MB)["growth"]) > 200 * MB  # so that the bound is what holds it
 
 
 def test_what_was_let_go_is_read_again(data, monkeypatch):
