@@ -18,7 +18,7 @@ import os
 import tempfile
 import time
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from statistics import mean
 
@@ -128,7 +128,7 @@ def fit(names, conditions, rows):
     teachers = sorted({case.teacher for case in cases})
     about = {
         "teachers": teachers,
-        "date": datetime.now(UTC).date().isoformat(),
+        "date": datetime.now(timezone.utc).date().isoformat(),
         "command": f"python benchmarks/trust.py --fit {' '.join(names)}",
         "students": "papers' students 1 to 3 and new LeNet5s, untrained or of 30 to 400 steps",
         "torch": conditions["torch"],
