@@ -131,8 +131,8 @@ def _rows(
         return lambda step: torch.arange(step * size, (step + 1) * size)
     if not options.balanced:
         return lambda step: torch.randint(len(data), (size,), generator=generator)
-    weights = class_balance(data.logits)
-    return lambda step: draw_rows(weights, size, generator)
+    ends = class_balance(data.logits).cumsum(0)
+    return lambda step: draw_rows(ends, size, generator)
 
 
 def _batch(

@@ -19,7 +19,7 @@ def class_balance(logits: Sequence[Tensor | np.ndarray]) -> Tensor:
 
     Images that were made without labels show some classes a hundred times as often as others: of
     dead leaves a LeNet5 calls 32 % bags and 1 % trousers. Where classes are shown alike, every
-    weight is about 1/K; none is above :math:`1/\phi` times that.
+    weight is about K; none is above :math:`1/\phi` times that.
 
     Arguments:
         logits: The teacher's logits `(n, K)`, shard after shard, N rows together; each is read
@@ -44,12 +44,16 @@ def class_balance(logits: Sequence[Tensor | np.ndarray]) -> Tensor:
     return torch.cat([_probabilities(shard) @ each for shard in logits])
 
 
-def draw_rows(weights: Tensor, size: int, generator: torch.Generator | None = None) -> Tensor:
-    """Rows `(size,)` at random with replacement, by their weights `(N,)`; N may be any number.
+def draw_rows(ends: Tensor, size: int, generator: torch.Generator | None = None) -> Tensor:
+    """Rows `(size,)` at random with replacement, by their weights; there may be any number.
 
     (`torch.multinomial` takes no more than 2^24 weights.)
+
+    Arguments:
+        ends: The running sums of the weights, `(N,)`, which need to be taken only once.
+        size: How many rows.
+        generator: The source of all random numbers, on the CPU.
     """
-    ends = weights.cumsum(0)
     at = torch.rand(size, generator=generator, dtype=ends.dtype) * ends[-1]
     return torch.searchsorted(ends, at, right=True).clamp_(max=len(ends) - 1)
 

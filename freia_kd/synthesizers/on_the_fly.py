@@ -100,7 +100,7 @@ class OnTheFlySet:
             arrays = generate_labelled(self.sources, self.teacher, self.chunk, generator)
             # Without an order, a batch would see only one of the sources.
             if self.balanced:
-                order = draw_rows(class_balance([arrays[1].cpu()]), self.chunk, own)
+                order = draw_rows(class_balance([arrays[1].cpu()]).cumsum(0), self.chunk, own)
             else:
                 order = torch.randperm(self.chunk, generator=own)
             inputs, logits, labels = (a.cpu()[order] for a in arrays)

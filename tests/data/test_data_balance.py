@@ -17,7 +17,7 @@ def one_sided(shares, n=4_000, sharpness=8.0):
 
 def test_that_classes_come_up_alike():
     logits = one_sided([0.9, 0.08, 0.02])
-    rows = draw_rows(class_balance([logits]), 9_000, torch.Generator().manual_seed(1))
+    rows = draw_rows(class_balance([logits]).cumsum(0), 9_000, torch.Generator().manual_seed(1))
     shown = torch.bincount(logits[rows].argmax(1), minlength=3) / 9_000
     assert torch.allclose(shown, torch.full((3,), 1 / 3), atol=0.06)
     assert torch.bincount(logits.argmax(1), minlength=3)[2] < 200
@@ -46,7 +46,7 @@ def test_that_there_must_be_something():
 
 def test_that_rows_are_drawn_by_their_weights_and_never_where_these_are_zero():
     weights = torch.tensor([0.0, 1.0, 0.0, 3.0, 0.0], dtype=torch.float64)
-    rows = draw_rows(weights, 8_000, torch.Generator().manual_seed(0))
+    rows = draw_rows(weights.cumsum(0), 8_000, torch.Generator().manual_seed(0))
     shares = torch.bincount(rows, minlength=5) / 8_000
     assert torch.allclose(shares, torch.tensor([0, 0.25, 0, 0.75, 0]), atol=0.02)
     assert shares[0] == shares[2] == shares[4] == 0
