@@ -43,6 +43,7 @@ ExportFormat = Literal["torch", "safetensors", "onnx", "torch-export"]
 
 BOUNDARIES = "activation-boundaries"  # a loss that is asked for by name
 BOUNDARY_SHARE = 0.25  # of the steps, where it is
+SMALL = 1_000_000  # multiply-accumulates an input, up to which a net is small
 
 # What pydantic calls a fault, and what we do; `{...}` is what pydantic tells of the bound.
 WORDS = {
@@ -259,7 +260,10 @@ class DistillationOptions(Config):
             ends with; 0 for the last weights themselves.
         balanced: Whether inputs are drawn so that the teacher's classes come up alike
             (:func:`~freia_kd.data.balance.class_balance`), and not all alike.
-        steps: Training steps.
+        steps: Training steps. `None` is 2,000, and 6,000 for students of small teachers (at most a
+            million multiply-accumulates an input), for which that takes three minutes: student 3 of
+            two LeNet5s then has 95.8 % on MNIST and 76.0 % on Fashion-MNIST, not 95.3 and 75.6 %
+            (development teachers, judged on training images, one seed).
         batch_size: Inputs in a step.
         learning_rate: Adam's, falling to 0 as a cosine. `None` is 2e-3, or 2e-4 for students with
             batch normalisation: their frozen statistics fit only weights that stay near the
@@ -293,7 +297,7 @@ class DistillationOptions(Config):
     pull: NonNegative = 0.0
     ema: Decay = 0.0
     balanced: bool = True
-    steps: Count = 2_000
+    steps: Count | None = None
     batch_size: Count = 256
     learning_rate: NonNegative | None = None
     check_every: Count = 200
@@ -307,6 +311,18 @@ class DistillationOptions(Config):
             )
         elif self.divergence not in DIVERGENCES and ":" not in self.divergence:
             yield unknown(self.divergence, losses(), "loss")
+
+    def count(self, macs: int) -> int:
+        """How many steps a student of a teacher takes.
+
+        Arguments:
+            macs: The multiply-accumulates of the teacher for one input.
+
+        Example:
+            >>> DistillationOptions().count(400_000), DistillationOptions(steps=9).count(400_000)
+            (6000, 9)
+        """
+        return self.steps or (6_000 if macs <= SMALL else 2_000)
 
     @property
     def needs_teacher(self) -> bool:
@@ -343,7 +359,8 @@ class Preset(Config):
 
     Arguments:
         name: Its name, by which synthesizers choose their options.
-        set_size: How many synthetic inputs the students learn from.
+        set_size: How many synthetic inputs the students learn from. `None` is 65,536, and 131,072
+            for small teachers, whose students take more steps.
         heldout_size: How many more choose the weights and measure agreement.
         training: How the students are trained.
         bn: What becomes of batch normalisation in the students.
@@ -351,10 +368,22 @@ class Preset(Config):
 
     title: ClassVar[str] = "preset"
     name: PresetName = "standard"
-    set_size: Count = 65_536
+    set_size: Count | None = None
     heldout_size: Size = 4_096
     training: DistillationOptions = field(default_factory=DistillationOptions)
     bn: BatchNormMode = "match"
+
+    def count(self, macs: int) -> int:
+        """How many synthetic inputs the students of a teacher learn from.
+
+        Arguments:
+            macs: The multiply-accumulates of the teacher for one input.
+
+        Example:
+            >>> Preset().count(400_000), get_preset("quick").count(400_000)
+            (131072, 16384)
+        """
+        return self.set_size or (131_072 if macs <= SMALL else 65_536)
 
 
 def get_preset(name: str | Preset) -> Preset:

@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from . import ranks
 from .compression.batchnorm import batchnorm_layers
+from .compression.cost import count_macs
 from .config import DistillationOptions, Precision
 from .data.balance import class_balance, draw_rows
 from .data.synthetic import SyntheticSet
@@ -98,7 +99,8 @@ def train_student(
         )
     untrained = -1.0 if heldout is None else _agreement(student, heldout)
     best = Best(student, untrained)
-    early, late = _phases(options)
+    steps = options.count(count_macs(student, student.domain.shape))
+    early, late = _phases(options, steps)
     rows = _rows(data, options, generator)
 
     def batches(step: int) -> tuple[Tensor, Tensor]:
@@ -116,10 +118,10 @@ def train_student(
     student.eval()
 
 
-def _phases(options: DistillationOptions) -> tuple[int, int]:
-    """How many steps go to the activation boundaries, and how many to the logits."""
-    early = min(round(options.steps * options.boundaries), options.steps - 1)
-    return early, options.steps - early
+def _phases(options: DistillationOptions, steps: int) -> tuple[int, int]:
+    """How many of the steps go to the activation boundaries, and how many to the logits."""
+    early = min(round(steps * options.boundaries), steps - 1)
+    return early, steps - early
 
 
 def _rows(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..compression import load_teacher
+from ..compression import count_macs, load_teacher
 from ..config import (
     Config,
     Count,
@@ -153,6 +153,7 @@ def open_comparison(
     given = teacher
     if not isinstance(teacher, Teacher) and not is_published(teacher):
         given = Path(teacher).absolute()
+    recipe, macs = training or sizes.training, count_macs(taught, taught.domain.shape)
     config = ComparisonConfig(
         teacher="in memory" if isinstance(teacher, Teacher) else os.fspath(teacher),
         teacher_sha256=fingerprint(taught.state_dict()),
@@ -166,8 +167,8 @@ def open_comparison(
         reference=_title(real),
         reference_sha256=fingerprint_of(real),
         preset=sizes.name,
-        training=training or sizes.training,
-        set_size=set_size or sizes.set_size,
+        training=recipe.changed(steps=recipe.count(macs)),
+        set_size=set_size or sizes.count(macs),
         heldout_size=sizes.heldout_size,
         device=chosen.type,
     )

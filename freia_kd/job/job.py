@@ -63,6 +63,12 @@ class JobConfig(Config):
     on_the_fly: bool = False
     precision: Precision | None = None
 
+    @property
+    def steps(self) -> int:
+        """Training steps of a student, which a run never leaves open."""
+        assert self.training.steps is not None
+        return self.training.steps
+
 
 @dataclass(frozen=True)
 class Job:

@@ -12,6 +12,7 @@ import torch
 
 from ..compression import load_teacher
 from ..compression.batchnorm import batchnorm_layers
+from ..compression.cost import count_macs
 from ..config import Device, DistillationOptions, Precision, Preset, collect_faults, get_preset
 from ..data.datasets import LabelledData
 from ..data.sources import PathLike, RealData, Source
@@ -80,6 +81,7 @@ def open_job(
     synthesizers = build_synthesizers(chosen, sizes.name)
     few = _load_samples(samples, resize, teacher, synthesizers)
     check_answers(teacher, progress)
+    training, macs = training or sizes.training, count_macs(teacher, teacher.domain.shape)
     config = JobConfig(
         teacher=path,
         teacher_sha256=fingerprint(teacher.state_dict()),
@@ -91,9 +93,9 @@ def open_job(
         synthesizer="+".join(_paths(chosen)),
         synthesizers={s.name: _options(s) for s in synthesizers},
         flow_sha256=_flow_hash(synthesizers),
-        training=training or sizes.training,
+        training=training.changed(steps=training.count(macs)),
         bn=sizes.bn,
-        set_size=sizes.set_size if set_size is None else set_size,
+        set_size=sizes.count(macs) if set_size is None else set_size,
         heldout_size=sizes.heldout_size,
         on_the_fly=on_the_fly,
         precision=precision,
@@ -145,9 +147,11 @@ def reopen_job(
         _expect_trusted("loss", old.training.divergence)
     few = _load_samples(samples, True, loaded, synthesizers)
     sizes = None if preset is None else get_preset(preset)
+    macs = count_macs(loaded, loaded.domain.shape)
     if isinstance(preset, Preset):  # one by name says nothing of what was chosen beside it
-        set_size = preset.set_size if set_size is None else set_size
+        set_size = preset.count(macs) if set_size is None else set_size
         training = training or preset.training
+    training = training or old.training
     config = old.changed(
         teacher_sha256=fingerprint(loaded.state_dict()),
         arch=loaded.arch,
@@ -157,7 +161,7 @@ def reopen_job(
         synthesizer=chosen,
         synthesizers={s.name: _options(s) for s in synthesizers},
         flow_sha256=_flow_hash(synthesizers),
-        training=training or old.training,
+        training=training.changed(steps=training.count(macs)),
         bn=preset.bn if isinstance(preset, Preset) else old.bn,
         set_size=old.set_size if set_size is None else set_size,
         heldout_size=preset.heldout_size if isinstance(preset, Preset) else old.heldout_size,

@@ -187,7 +187,7 @@ def _rehearse(job: Job, free: int | None) -> tuple[list[PlannedStage], int, int]
         kept += 2 * fit.bytes  # the last state, and the next one while it is written
     stages += [PlannedStage(n, count, count * per_input if is_known else None) for n, count in sets]
     if trainings:  # each student is taken to be as large as its teacher
-        fit = _Rehearsed(job.config.training.steps, None, 0)
+        fit = _Rehearsed(job.config.steps, None, 0)
         with suppress(TrainingError):
             fit = _train(job, trainings[0], made, per_input, free)
         stages += [PlannedStage(name, fit.steps, fit.seconds) for name in trainings]
@@ -343,12 +343,13 @@ def _train(
         option, size = "student.batch_size", options.batch_size
         remedy = _fewer(job, free, option, size, train_fewer)
         raise too_large(name, free, remedy or [f"choose a smaller --set {option}"])
-    checks = options.steps / options.check_every
+    steps = job.config.steps
+    checks = steps / options.check_every
     judging = checks * job.config.heldout_size / 2 * _per_answer(job.teacher, made[0])
     seconds = rehearsal.seconds + judging
     if job.config.on_the_fly:
-        seconds += options.steps * options.batch_size * per_input
-    return _Rehearsed(options.steps, seconds, rehearsal.bytes)
+        seconds += steps * options.batch_size * per_input
+    return _Rehearsed(steps, seconds, rehearsal.bytes)
 
 
 @torch.no_grad()
