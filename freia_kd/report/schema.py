@@ -11,6 +11,7 @@
 - `costs`: what :func:`~freia_kd.compression.comparison.compare_costs` gives, as it is.
 - :class:`MethodResult`: one method of compression, with its agreement after training.
 - :class:`SynthesizerResult`: one synthesizer; what the inputs looked like, what looks wrong.
+- :class:`Choice`: which synthesizers a run chose by itself, and what it tried.
 - :class:`RealData`: which real data were used, and for what.
 - :class:`Provenance`: when, where, by which versions and options; by `provenance.record(...)`.
 - Pictures are PNG files in the same folder; those named here are shown where they exist.
@@ -332,6 +333,53 @@ class SynthesizerResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A mixture of synthesizers that a short run has tried.
+
+    Arguments:
+        synthesizer: The mixture, names joined by `+`.
+        agreement: With the teacher on the judges' inputs of which it is confident, class by class:
+            the mean over judges.
+        judges: The same by the judges' families.
+        behind: That less the best candidate's, with the bootstrap's 95 % interval.
+        certainty: The share of bootstrap resamples of the judges' inputs in which it is the best.
+    """
+
+    synthesizer: str
+    agreement: Probability
+    judges: dict[str, Probability]
+    behind: Difference
+    certainty: Probability
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Which synthesizers a run took, and why (`--synthesizer auto`).
+
+    Arguments:
+        synthesizer: What it took, names joined by `+`.
+        default: What it would have taken without trying.
+        candidates: What was tried, the best first; nothing where there was no time, or no judge.
+        judged: How many inputs of each family judged.
+        classes: Of how many classes these are.
+        steps: The steps of each short training.
+        failed: The errors of candidates that failed, by name.
+        seconds: How long it took.
+        sentence: The result in words.
+    """
+
+    synthesizer: str
+    default: str
+    candidates: list[Candidate] = field(default_factory=list)
+    judged: dict[str, Count] = field(default_factory=dict)
+    classes: dict[str, Count] = field(default_factory=dict)
+    steps: Natural = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    seconds: NonNegative = 0.0
+    sentence: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RealData:
     """Which real data were used, and for what.
 
@@ -388,6 +436,8 @@ class Report:
         real_data: Which real data were used.
         seconds: How long each stage took, in seconds.
         provenance: How it was made.
+        minutes: How many it was to take in all, if that was said.
+        choice: How its synthesizers were chosen, if it chose them.
         version: The version of this schema.
     """
 
@@ -397,6 +447,8 @@ class Report:
     real_data: RealData
     seconds: dict[str, NonNegative]
     provenance: Provenance
+    minutes: NonNegative | None = None
+    choice: Choice | None = None
     version: int = VERSION
 
 

@@ -44,6 +44,8 @@ SYNTHESIZERS = Registry(
 
 IMAGE_DEFAULT, VECTOR_DEFAULT = "leaves+figures", "bdnf"
 STATISTICS_DEFAULT = f"bdnf+{IMAGE_DEFAULT}"
+AUTO = "auto"  # asked for in place of names: a run tries mixtures of these, and chooses
+AUTO_TRIES = ("bdnf", "leaves", "figures")
 
 
 def default_synthesizer(

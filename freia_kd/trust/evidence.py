@@ -127,7 +127,7 @@ def examine(
     """
     known = set(learned)
     unseen = tuple(judge.family for judge in judges if judge.family not in known)
-    said = {judge.family: _log_probabilities(student, judge.inputs) for judge in judges}
+    said = {judge.family: log_probabilities(student, judge.inputs) for judge in judges}
     taught = {judge.family: judge.logits.log_softmax(1) for judge in judges}
     return Evidence(
         families=unseen or tuple(said),
@@ -140,7 +140,8 @@ def examine(
     )
 
 
-def _log_probabilities(student: Classifier, inputs: Tensor) -> Tensor:
+def log_probabilities(student: Classifier, inputs: Tensor) -> Tensor:
+    """What a student says about inputs, `(N, classes)`."""
     device = next(student.parameters()).device
     with evaluating(student):
         parts = [student(x.to(device)) for x in inputs.split(TEACHER_BATCH_SIZE)]

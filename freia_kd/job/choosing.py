@@ -1,0 +1,312 @@
+"""`--synthesizer auto`: short runs of what suits a teacher, judged by what none has learned from."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+
+from .. import ranks
+from ..data.synthetic import SyntheticSet, SyntheticWriter
+from ..distillation import train_student
+from ..errors import TrainingError
+from ..report import words
+from ..report.schema import Candidate, Choice
+from ..students import StudentSpec, build, calibration_set, seeded_generator
+from ..synthesizers import AUTO_TRIES, build_synthesizers, get_synthesizer
+from ..synthesizers.contract import Synthesizer
+from ..synthesizers.on_the_fly import generate_labelled
+from ..teachers import Classifier
+from ..teachers.classifier import autocasting
+from ..trust import Judge, hold_contest, make_judges
+from .job import Job
+from .planning import PlannedStage, make_plan
+
+STAGE = "choose"
+STEPS, MIN_STEPS = 200, 40  # of a short training; with fewer nothing can be told
+BATCH_SIZE = 64
+SET_SIZE, SET_BYTES = 8_192, 2**27  # inputs of each synthesizer that are made for it, at most
+JUDGED = 2_048  # inputs of each judge
+SHARE = 0.2  # of the minutes of a run, at most
+SURE = 0.9  # from which certainty the best is taken in place of the default
+
+Mixtures = dict[str, tuple[str | Synthesizer, ...]]  # what is tried, by names joined by +
+Made = tuple[Tensor, Tensor, Tensor]  # inputs with logits and labels
+
+
+@dataclass(frozen=True)
+class Trials:
+    """The short runs by which synthesizers are chosen.
+
+    Arguments:
+        job: The job, with its default synthesizers.
+        mixtures: What is tried.
+        default: Which of them the job takes unless another is surely better.
+        steps: The steps of each training.
+        seconds: About how long they take, all together.
+    """
+
+    job: Job
+    mixtures: Mixtures
+    default: str
+    steps: int
+    seconds: float
+
+    @property
+    def stage(self) -> PlannedStage:
+        """What a plan says of them."""
+        return PlannedStage(STAGE, len(self.mixtures), self.seconds, self.seconds)
+
+
+def mixtures_of(job: Job, partners: Sequence[str | Synthesizer]) -> tuple[Mixtures, str]:
+    """What can be tried for a job, and the name of its default among it.
+
+    Arguments:
+        job: The job, with its default synthesizers and the partners.
+        partners: What is part of every mixture, such as real samples.
+    """
+    teacher, own = job.teacher, [_name(partner) for partner in partners]
+    suiting = [
+        name
+        for name in AUTO_TRIES
+        if get_synthesizer(name).unsupported_reason(teacher, job.samples) is None
+        and name not in own
+    ]
+    sizes = range(0 if partners else 1, len(suiting) + 1)
+    mixed = [names for size in sizes for names in combinations(suiting, size)]
+    default = tuple(source.name for source in job.synthesizers if source.name not in own)
+    mixtures: Mixtures = {}
+    for names in dict.fromkeys([default, *mixed]):
+        parts = _joined(names, partners)
+        mixtures["+".join(map(_name, parts))] = parts
+    return mixtures, next(iter(mixtures))
+
+
+def _joined(
+    names: Sequence[str], partners: Sequence[str | Synthesizer]
+) -> tuple[str | Synthesizer, ...]:
+    """A mixture's parts in the order of the defaults: real samples first."""
+    first = [p for p in partners if get_synthesizer(_name(p)).needs_samples]
+    return (*first, *names, *(p for p in partners if p not in first))
+
+
+def _name(part: str | Synthesizer) -> str:
+    return part if isinstance(part, str) else part.name
+
+
+def plan_trials(
+    job: Job, partners: Sequence[str | Synthesizer], seconds: float | None = None
+) -> Trials:
+    """How long the short runs will be, from a few real steps.
+
+    Arguments:
+        job: The job.
+        partners: What is part of every mixture.
+        seconds: How long they may take; if `None`, the steps are `STEPS`, so that the choice
+            depends on the seed alone.
+    """
+    mixtures, default = mixtures_of(job, partners)
+    trials = Trials(job, mixtures, default, min(STEPS, job.config.training.steps), 0.0)
+    if not _judges(trials):
+        return replace(trials, steps=0)
+    training = job.config.training.changed(
+        steps=trials.steps, batch_size=_batch_size(job), check_every=trials.steps, boundaries=0.0
+    )
+    config = job.config.changed(
+        training=training, set_size=_set_size(job), heldout_size=BATCH_SIZE, on_the_fly=False
+    )
+    rehearsed = replace(job, config=config, synthesizers=_sources(trials), specs=[_spec(job)])
+    stages = make_plan(rehearsed).stages
+    each = sum(s.seconds or 0.0 for s in stages if s.name.startswith("student-"))
+    rest = sum(s.seconds or 0.0 for s in stages if not s.name.startswith("student-"))
+    rest += (len(rehearsed.synthesizers) - 1) * sum(
+        s.seconds or 0.0 for s in stages if s.name == "synthetic/train"
+    )
+    if seconds is not None:
+        most = trials.steps * (seconds - rest) / max(each * len(mixtures), 1e-9)
+        enough = max(min(most, trials.steps), 0.0)
+        each *= enough / trials.steps
+        trials = replace(trials, steps=int(enough))
+        if trials.steps < min(MIN_STEPS, job.config.training.steps):
+            return replace(trials, steps=0)
+    return replace(trials, seconds=rest + each * len(mixtures))
+
+
+def choose_synthesizer(trials: Trials) -> Choice:
+    """Tries every mixture, and takes the best if that is sure enough, else the default.
+
+    Each trains the same student from the same start, for the same steps, by the same random
+    numbers. They are judged together, on inputs of families that are part of none of them.
+
+    Arguments:
+        trials: The short runs.
+    """
+    start, choice = time.monotonic(), Choice(synthesizer=trials.default, default=trials.default)
+    judges = _judges(trials)
+    if trials.steps and judges:
+        failed: dict[str, str] = {}
+        students = train_candidates(trials, failed)
+        found, strata = hold_contest(students, judges, trials.job.config.seed)
+        families = dict.fromkeys(s.family for s in strata)
+        choice = replace(
+            choice,
+            candidates=found,
+            judged={f: sum(s.same.shape[1] for s in strata if s.family == f) for f in families},
+            classes={f: sum(s.family == f for s in strata) for f in families},
+            steps=trials.steps,
+            failed=failed,
+        )
+        if found and found[0].certainty >= SURE:
+            choice = replace(choice, synthesizer=found[0].synthesizer)
+    return replace(
+        choice,
+        seconds=round(time.monotonic() - start, 3),
+        sentence=describe(choice, bool(trials.steps or not judges)),
+    )
+
+
+def describe(choice: Choice, had_time: bool = True) -> str:
+    """A choice in words.
+
+    Arguments:
+        choice: The choice.
+        had_time: Whether there was time to try anything.
+    """
+    if not had_time:
+        why = "the time asked for is too short to try others"
+    elif not choice.candidates:
+        why = "no independent family of inputs could judge others"
+    else:
+        return _verdict(choice, choice.candidates[0])
+    return f"Chosen: {choice.synthesizer}, the default, since {why}."
+
+
+def _verdict(choice: Choice, best: Candidate) -> str:
+    tried = f"of {len(choice.candidates)} mixtures tried for {choice.steps:,} steps each"
+    families = " and ".join(choice.judged)
+    sure = (
+        f"in {best.certainty:.0%} of resamples of {sum(choice.judged.values()):,} inputs of "
+        f"{families} the best {tried}"
+    )
+    if best.synthesizer == choice.synthesizer:
+        is_sure = best.certainty >= SURE
+        hint = "" if is_sure else ", too few to be sure, but it is the default as well"
+        return f"Chosen: {choice.synthesizer}, {sure}{hint}."
+    behind = next((c for c in choice.candidates if c.synthesizer == choice.default), None)
+    points = "" if behind is None else f", {-100 * behind.behind.value:.1f} points behind"
+    return (
+        f"Chosen: {choice.synthesizer}, the default, since the evidence does not tell: "
+        f"{best.synthesizer} is only {sure} ({SURE:.0%} would do){points}."
+    )
+
+
+def train_candidates(
+    trials: Trials, failed: dict[str, str] | None = None
+) -> dict[str, Classifier]:
+    """The students of the short runs, by mixture.
+
+    Arguments:
+        trials: The short runs.
+        failed: Gets the errors of those whose loss stays non-finite; raised if `None`.
+    """
+    job, seed, students = trials.job, trials.job.config.seed, dict[str, Classifier]()
+    said = f"try {len(trials.mixtures)} mixtures, about {words.duration(trials.seconds)}"
+    with (
+        ranks.alone(),
+        torch.random.fork_rng(),
+        autocasting(job.teacher, job.config.precision),
+        job.run.progress.stage(said, len(trials.mixtures)) as stage,
+    ):
+        inputs = calibration_set(job.teacher, seed)
+        first = build(job.teacher, _spec(job), inputs, seed=seed).classifier
+        made = dict[str, Made]()
+        for source in _sources(trials):
+            with _noting(source.name, failed):
+                made[source.name] = _make(job, source)
+        for number, (name, parts) in enumerate(trials.mixtures.items(), 1):
+            own = [made[_name(part)] for part in parts if _name(part) in made]
+            if len(own) == len(parts):
+                with _noting(name, failed):
+                    students[name] = _train(trials, copy.deepcopy(first), own)
+            stage.update(number, {})
+    return students
+
+
+@contextmanager
+def _noting(name: str, failed: dict[str, str] | None) -> Iterator[None]:
+    """Notes the error of a candidate that cannot be trained, and goes on without it."""
+    try:
+        yield
+    except TrainingError as error:
+        if failed is None:
+            raise
+        failed[name] = str(error)
+
+
+def _make(job: Job, source: Synthesizer) -> Made:
+    """Inputs of one synthesizer, which all mixtures with it share."""
+    purpose = f"{STAGE} {source.name}"
+    generator = seeded_generator(job.config.seed, purpose, job.device)
+    source.fit(job.teacher, job.samples, None, generator)
+    part = source.part(heldout=False)
+    inputs, logits, labels = generate_labelled([part], job.teacher, _set_size(job), generator)
+    return inputs.cpu(), logits.cpu(), labels.cpu()
+
+
+def _train(trials: Trials, student: Classifier, made: Sequence[Made]) -> Classifier:
+    """A student after its short training on an equal share of what each synthesizer made."""
+    job, size = trials.job, _set_size(trials.job)
+    options = job.config.training.changed(
+        steps=trials.steps, batch_size=_batch_size(job), check_every=trials.steps, patience=None
+    )
+    with TemporaryDirectory() as folder:
+        writer = SyntheticWriter(Path(folder), job.teacher.domain)
+        for number, arrays in enumerate(made):
+            writer.append(*(a[: -(-size // len(made))] for a in arrays), number=number)
+        train_student(
+            student,
+            SyntheticSet(folder),
+            options,
+            seeded_generator(job.config.seed, STAGE),
+            teacher=job.teacher,
+            precision=job.config.precision,
+        )
+    return student
+
+
+def _spec(job: Job) -> StudentSpec:
+    """The student that is tried: the first one, after the first of its methods."""
+    spec = job.specs[0] if job.specs else StudentSpec()
+    return spec if spec.arch else spec.changed(methods=spec.methods[:1])
+
+
+def _batch_size(job: Job) -> int:
+    return min(BATCH_SIZE, job.config.training.batch_size)
+
+
+def _set_size(job: Job) -> int:
+    """How many inputs of each synthesizer are made."""
+    most = SET_BYTES // math.prod(job.teacher.domain.shape)
+    return max(BATCH_SIZE, min(SET_SIZE, most, job.config.set_size))
+
+
+def _sources(trials: Trials) -> list[Synthesizer]:
+    """Each synthesizer of the mixtures once, with quick settings where it has a choice."""
+    parts = dict.fromkeys(part for parts in trials.mixtures.values() for part in parts)
+    return build_synthesizers([copy.deepcopy(part) for part in parts], "quick")
+
+
+def _judges(trials: Trials) -> list[Judge]:
+    """Inputs of families that are part of no mixture."""
+    learned = {source.family or source.name for source in _sources(trials)}
+    judges = make_judges(trials.job.teacher, trials.job.config.seed, JUDGED)
+    return [judge for judge in judges if judge.family not in learned]
