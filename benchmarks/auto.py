@@ -47,10 +47,8 @@ def run(arguments: argparse.Namespace, name: str, recipe: dict, seed: int) -> di
         start = time.process_time()
         students = choosing.train_candidates(trials)
         seconds = time.process_time() - start
-    learned = {s.family for s in choosing._sources(trials)}
     judges = make_judges(teacher, seed, choosing.JUDGED)
     sets = {judge.family: [judge] for judge in judges}
-    sets["independent"] = [judge for judge in judges if judge.family not in learned]
     sets["spectral noise and photographs"] = [j for j in judges if j.family != "dead leaves"]
     true = {mixture: accuracy(student, real) for mixture, student in students.items()}
     evidence = {}

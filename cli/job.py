@@ -14,6 +14,7 @@ from freia_kd.errors import CheckpointError, UsageError
 from freia_kd.flows import FLOWS
 from freia_kd.registry import COMPRESSIONS
 from freia_kd.synthesizers import (
+    AUTO,
     IMAGE_DEFAULT,
     STATISTICS_DEFAULT,
     SYNTHESIZERS,
@@ -62,8 +63,9 @@ run_options = options(
         f"What makes the inputs, an equal share each: {', '.join(SYNTHESIZERS.builtin)}, or one of "
         f"your own. By default {STATISTICS_DEFAULT} for images where the teacher has batch "
         f"normalisation, {IMAGE_DEFAULT} where it has none, and {VECTOR_DEFAULT} for vectors, "
-        "joined with samples where there are any.",
-        completes=SYNTHESIZERS,
+        f"joined with samples where there are any. {AUTO} tries mixtures on short runs first, and "
+        "takes another than the default where it is surely better.",
+        completes=[AUTO, *SYNTHESIZERS],
     ),
     settings_option(),
     option(
@@ -71,6 +73,12 @@ run_options = options(
         f"The students' loss: {', '.join(losses())}, or one of your own. By "
         f"default {DistillationOptions.divergence}.",
         completes=losses(),
+    ),
+    option(
+        "--minutes MINUTES",
+        "About how long the run is to take in all on this machine: all steps, and the set's size "
+        "unless --set-size says it, are multiplied by one factor.",
+        click.FLOAT,
     ),
     set_size_option,
     option("--on-the-fly", "Show the students new inputs in every step."),
@@ -237,6 +245,9 @@ def _expect_effects(faults: Faults, given: dict[str, Any], record: RunRecord | N
         faults.expect(unset, f"--{name} is of real samples; pass --samples as well.")
     if given["on_the_fly"] and given["set_size"]:
         faults.add("--set-size is of a stored set, and --on-the-fly makes none; pass one of them.")
+    for key in given["settings"] if given["minutes"] is not None and record is None else ():
+        if key.rpartition(".")[2] == "steps":
+            faults.add(f"--minutes and --set {key} both say how long; pass one of them.")
     if "eval_data" in given:
         expect_data(faults, given, "data_root", "download")
 
@@ -267,7 +278,7 @@ def _synthesizers(
     names: str | None,
     changes: dict[str, Any],
     record: RunRecord | None,
-) -> str | list[Synthesizer] | None:
+) -> str | list[str | Synthesizer] | list[Synthesizer] | None:
     """Synthesizers with the options of a preset, or of a run, some of them changed."""
     from freia_kd.synthesizers import build_synthesizers, get_synthesizer
     from freia_kd.synthesizers.bdnf import BDNF
@@ -288,6 +299,8 @@ def _synthesizers(
                 base[f"{kind.name}.{option}"] = value
     if not changes:
         return names
+    if names is not None and AUTO in names.split("+"):
+        return _partners(faults, names, changes, preset)
     if names is None:
         names = _default_synthesizer(given["teacher"], domain, given.get("samples") is not None)
         if any(key in ("flow", "gamma") or key.startswith(f"{BDNF.name}.") for key in changes):
@@ -301,6 +314,25 @@ def _synthesizers(
     return build_synthesizers(names, preset, {**base, **changes})
 
 
+def _partners(
+    faults: Faults, names: str, changes: dict[str, Any], preset: str
+) -> list[str | Synthesizer]:
+    """What is to be chosen, and what joins it with options of its own."""
+    from freia_kd.synthesizers import build_synthesizers
+
+    partners = [name for name in names.split("+") if name != AUTO]
+    if _proxy_source() in changes:
+        partners = _joined("+".join(partners), _proxy_source().partition(".")[0]).split("+")
+    own = {name.partition(".")[0] for name in partners}
+    for key in [key for key in changes if key.partition(".")[0] not in own]:
+        del changes[key]
+        faults.add(
+            f"--synthesizer {AUTO} chooses among methods as they are, so that {key} has no effect; "
+            "name the method in its place."
+        )
+    return [AUTO, *build_synthesizers(partners, preset, changes)] if partners else [AUTO]
+
+
 def _proxy_source() -> str:
     """The option of the synthesizer that shows proxy images which says where they are."""
     from freia_kd.synthesizers.proxy import Proxy
@@ -310,7 +342,7 @@ def _proxy_source() -> str:
 
 def _joined(names: str, name: str) -> str:
     """The synthesizers with one more, unless it is one of them."""
-    return names if name in names.split("+") else f"{names}+{name}"
+    return names if name in names.split("+") else "+".join(filter(None, [names, name]))
 
 
 def _default_synthesizer(teacher: str | None, domain: Domain | None, has_samples: bool) -> str:

@@ -271,6 +271,7 @@ def distill(
     domain: Domain | None = None,
     seed: int = 0,
     device: Device = "auto",
+    minutes: float | None = None,
     out: PathLike | None = None,
     asked: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
@@ -283,7 +284,8 @@ def distill(
             can be made is checked before any work.
         synthesizer: What makes the inputs: synthesizers, or their names or paths
             `package.module:Class`, which `+` joins; each makes an equal share. By default as
-            :func:`freia_kd.synthesizers.default_synthesizer` says.
+            :func:`freia_kd.synthesizers.default_synthesizer` says; `"auto"` tries mixtures on short
+            runs first (:mod:`freia_kd.job.choosing`), each with what is joined to it.
         training: How the students are trained, if not as the preset says.
         preset: How much work to do.
         set_size: How many synthetic inputs to make, if not as many as the preset says.
@@ -302,6 +304,9 @@ def distill(
         domain: The input domain, if the file does not tell.
         seed: The seed of all random numbers.
         device: Where to compute.
+        minutes: About how long it is to take in all: the steps of students and synthesizers and the
+            size of the set, if that is not given, are multiplied by one factor, which a few
+            measured steps decide (:mod:`freia_kd.job.budget`).
         out: The run's folder; by default a new one under `runs/`.
         asked: What was asked for in the caller's own words, plain values that the folder keeps as
             `run.yaml`; the command's options, which `--config` reads.
@@ -333,6 +338,7 @@ def distill(
         domain=domain,
         seed=seed,
         device=device,
+        minutes=minutes,
         out=out,
         asked=asked,
         progress=progress,
@@ -360,6 +366,7 @@ def resume(
     domain: Domain | None = None,
     seed: int | None = None,
     device: Device | None = None,
+    minutes: float | None = None,
     repair: bool = False,
     progress: Progress | None = None,
 ) -> DistillationResult:
@@ -406,6 +413,7 @@ def resume(
         domain=domain,
         seed=seed,
         device=device,
+        minutes=minutes,
         progress=progress,
     )
     return DistillationResult(job.run.folder, run_job(job, repair))
@@ -589,7 +597,7 @@ def plan(
     job = (
         reopen_job(out or "", teacher=teacher, **options)
         if again
-        else open_job(teacher or "", out=out, **options)
+        else open_job(teacher or "", out=out, is_plan=True, **options)
     )
     return make_plan(job)
 

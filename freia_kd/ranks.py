@@ -184,6 +184,12 @@ def mean(values: Sequence[float]) -> list[float]:
     return tensor.tolist()
 
 
+def agreed(value: float) -> float:
+    """What the first process has found, in all of them."""
+    (found,) = mean([value if is_first() else 0.0])
+    return found * count()
+
+
 def own_noise(generator: torch.Generator) -> torch.Generator:
     """A source of noise that differs between processes.
 

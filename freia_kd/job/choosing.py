@@ -1,11 +1,11 @@
-"""`--synthesizer auto`: short runs of what suits a teacher, judged by what none has learned from."""
+"""`--synthesizer auto`: short runs of what suits a teacher, judged by inputs new to all."""
 
 from __future__ import annotations
 
 import copy
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -16,20 +16,22 @@ import torch
 from torch import Tensor
 
 from .. import ranks
+from ..config import DistillationOptions
 from ..data.synthetic import SyntheticSet, SyntheticWriter
 from ..distillation import train_student
-from ..errors import TrainingError
+from ..errors import TrainingError, UsageError
 from ..report import words
 from ..report.schema import Candidate, Choice
 from ..students import StudentSpec, build, calibration_set, seeded_generator
-from ..synthesizers import AUTO_TRIES, build_synthesizers, get_synthesizer
+from ..synthesizers import AUTO, AUTO_TRIES, build_synthesizers, get_synthesizer
 from ..synthesizers.contract import Synthesizer
 from ..synthesizers.on_the_fly import generate_labelled
+from ..synthesizers.samples import Samples
 from ..teachers import Classifier
 from ..teachers.classifier import autocasting
-from ..trust import Judge, hold_contest, make_judges
-from .job import Job
-from .planning import PlannedStage, make_plan
+from ..trust import Judge, can_judge, hold_contest, make_judges
+from .job import Job, PlannedStage
+from .planning import TRAIN, make_plan
 
 STAGE = "choose"
 STEPS, MIN_STEPS = 200, 40  # of a short training; with fewer nothing can be told
@@ -51,20 +53,23 @@ class Trials:
         job: The job, with its default synthesizers.
         mixtures: What is tried.
         default: Which of them the job takes unless another is surely better.
-        steps: The steps of each training.
+        judges: Inputs of families that are part of no mixture, where the teacher is confident.
+        steps: The steps of each training; 0 where there is no time to try anything, or no judge.
         seconds: About how long they take, all together.
     """
 
     job: Job
     mixtures: Mixtures
     default: str
-    steps: int
-    seconds: float
+    judges: list[Judge]
+    steps: int = 0
+    seconds: float = 0.0
 
     @property
-    def stage(self) -> PlannedStage:
+    def stages(self) -> tuple[PlannedStage, ...]:
         """What a plan says of them."""
-        return PlannedStage(STAGE, len(self.mixtures), self.seconds, self.seconds)
+        stage = PlannedStage(STAGE, len(self.mixtures), self.seconds, self.seconds)
+        return (stage,) if self.steps else ()
 
 
 def mixtures_of(job: Job, partners: Sequence[str | Synthesizer]) -> tuple[Mixtures, str]:
@@ -74,7 +79,7 @@ def mixtures_of(job: Job, partners: Sequence[str | Synthesizer]) -> tuple[Mixtur
         job: The job, with its default synthesizers and the partners.
         partners: What is part of every mixture, such as real samples.
     """
-    teacher, own = job.teacher, [_name(partner) for partner in partners]
+    teacher, own = job.teacher, [name_of(partner) for partner in partners]
     suiting = [
         name
         for name in AUTO_TRIES
@@ -86,21 +91,45 @@ def mixtures_of(job: Job, partners: Sequence[str | Synthesizer]) -> tuple[Mixtur
     default = tuple(source.name for source in job.synthesizers if source.name not in own)
     mixtures: Mixtures = {}
     for names in dict.fromkeys([default, *mixed]):
-        parts = _joined(names, partners)
-        mixtures["+".join(map(_name, parts))] = parts
+        parts = joined(names, partners)
+        mixtures["+".join(map(name_of, parts))] = parts
     return mixtures, next(iter(mixtures))
 
 
-def _joined(
+def joined(
     names: Sequence[str], partners: Sequence[str | Synthesizer]
 ) -> tuple[str | Synthesizer, ...]:
-    """A mixture's parts in the order of the defaults: real samples first."""
-    first = [p for p in partners if get_synthesizer(_name(p)).needs_samples]
+    """A mixture's parts in the order of the defaults: real samples first.
+
+    Arguments:
+        names: What is tried.
+        partners: What is part of every mixture.
+    """
+    first = [p for p in partners if name_of(p) == Samples.name]
     return (*first, *names, *(p for p in partners if p not in first))
 
 
-def _name(part: str | Synthesizer) -> str:
-    return part if isinstance(part, str) else part.name
+def name_of(part: str | Synthesizer) -> str:
+    """The name of a synthesizer, which may itself be given by its name or path."""
+    return get_synthesizer(part).name if isinstance(part, str) else part.name
+
+
+def expect_no_student(partners: Sequence[object], synthesizers: Sequence[Synthesizer]) -> None:
+    """Raises if something that learns from a student is to be part of every mixture.
+
+    Arguments:
+        partners: What is part of every mixture; without any nothing is refused.
+        synthesizers: The default synthesizers with the partners.
+
+    Raises:
+        UsageError: If so, since each mixture would need one of its own.
+    """
+    names = [source.name for source in synthesizers if source.needs_student]
+    if partners and names:
+        raise UsageError(
+            f"The synthesizer {', '.join(names)} learns from a student, so that {AUTO} cannot try "
+            f"mixtures with it; leave {AUTO} out."
+        )
 
 
 def plan_trials(
@@ -115,30 +144,31 @@ def plan_trials(
             depends on the seed alone.
     """
     mixtures, default = mixtures_of(job, partners)
-    trials = Trials(job, mixtures, default, min(STEPS, job.config.training.steps), 0.0)
-    if not _judges(trials):
-        return replace(trials, steps=0)
-    training = job.config.training.changed(
-        steps=trials.steps, batch_size=_batch_size(job), check_every=trials.steps, boundaries=0.0
-    )
+    trials = Trials(job, mixtures, default, _judges(job, mixtures))
+    if not trials.judges:
+        return trials
+    steps, rest, each = _rehearse(trials)
+    if seconds is not None:
+        most = (seconds - rest) / max(each * len(mixtures), 1e-9)
+        if most < min(MIN_STEPS, steps):
+            return trials
+        steps = min(steps, int(most))
+    return replace(trials, steps=steps, seconds=rest + steps * each * len(mixtures))
+
+
+def _rehearse(trials: Trials) -> tuple[int, float, float]:
+    """The most steps of a training, the seconds of all else, and those of one step."""
+    job, steps = trials.job, min(STEPS, trials.job.config.training.steps)
+    training = _training(job, steps).changed(boundaries=0.0)
     config = job.config.changed(
         training=training, set_size=_set_size(job), heldout_size=BATCH_SIZE, on_the_fly=False
     )
-    rehearsed = replace(job, config=config, synthesizers=_sources(trials), specs=[_spec(job)])
+    sources = _sources(trials.mixtures)
+    rehearsed = replace(job, config=config, synthesizers=sources, specs=[_spec(job)])
     stages = make_plan(rehearsed).stages
-    each = sum(s.seconds or 0.0 for s in stages if s.name.startswith("student-"))
-    rest = sum(s.seconds or 0.0 for s in stages if not s.name.startswith("student-"))
-    rest += (len(rehearsed.synthesizers) - 1) * sum(
-        s.seconds or 0.0 for s in stages if s.name == "synthetic/train"
-    )
-    if seconds is not None:
-        most = trials.steps * (seconds - rest) / max(each * len(mixtures), 1e-9)
-        enough = max(min(most, trials.steps), 0.0)
-        each *= enough / trials.steps
-        trials = replace(trials, steps=int(enough))
-        if trials.steps < min(MIN_STEPS, job.config.training.steps):
-            return replace(trials, steps=0)
-    return replace(trials, seconds=rest + each * len(mixtures))
+    times = [len(sources) if stage.name.endswith(TRAIN) else 1 for stage in stages]
+    seconds = [n * (s.seconds or 0.0) for n, s in zip(times, stages, strict=True)]
+    return steps, sum(seconds[:-1]), seconds[-1] / steps  # the training comes last
 
 
 def choose_synthesizer(trials: Trials) -> Choice:
@@ -151,11 +181,10 @@ def choose_synthesizer(trials: Trials) -> Choice:
         trials: The short runs.
     """
     start, choice = time.monotonic(), Choice(synthesizer=trials.default, default=trials.default)
-    judges = _judges(trials)
-    if trials.steps and judges:
+    if trials.steps:
         failed: dict[str, str] = {}
         students = train_candidates(trials, failed)
-        found, strata = hold_contest(students, judges, trials.job.config.seed)
+        found, strata = hold_contest(students, trials.judges, trials.job.config.seed)
         families = dict.fromkeys(s.family for s in strata)
         choice = replace(
             choice,
@@ -170,23 +199,27 @@ def choose_synthesizer(trials: Trials) -> Choice:
     return replace(
         choice,
         seconds=round(time.monotonic() - start, 3),
-        sentence=describe(choice, bool(trials.steps or not judges)),
+        sentence=describe(choice, has_judges=bool(trials.judges)),
     )
 
 
-def describe(choice: Choice, had_time: bool = True) -> str:
+def describe(choice: Choice, has_judges: bool = True) -> str:
     """A choice in words.
 
     Arguments:
         choice: The choice.
-        had_time: Whether there was time to try anything.
+        has_judges: Whether there was anything to judge by.
     """
-    if not had_time:
-        why = "the time asked for is too short to try others"
-    elif not choice.candidates:
-        why = "no independent family of inputs could judge others"
-    else:
+    if choice.candidates:
         return _verdict(choice, choice.candidates[0])
+    why = "there is too little time to try others"
+    if not has_judges:
+        why = (
+            "there are no inputs of a family that is part of no mixture on which the teacher is "
+            "confident, by which others could be judged"
+        )
+    elif choice.failed:
+        why = "no short run succeeded"
     return f"Chosen: {choice.synthesizer}, the default, since {why}."
 
 
@@ -209,9 +242,7 @@ def _verdict(choice: Choice, best: Candidate) -> str:
     )
 
 
-def train_candidates(
-    trials: Trials, failed: dict[str, str] | None = None
-) -> dict[str, Classifier]:
+def train_candidates(trials: Trials, failed: dict[str, str] | None = None) -> dict[str, Classifier]:
     """The students of the short runs, by mixture.
 
     Arguments:
@@ -229,11 +260,11 @@ def train_candidates(
         inputs = calibration_set(job.teacher, seed)
         first = build(job.teacher, _spec(job), inputs, seed=seed).classifier
         made = dict[str, Made]()
-        for source in _sources(trials):
+        for source in _sources(trials.mixtures):
             with _noting(source.name, failed):
                 made[source.name] = _make(job, source)
         for number, (name, parts) in enumerate(trials.mixtures.items(), 1):
-            own = [made[_name(part)] for part in parts if _name(part) in made]
+            own = [made[name_of(part)] for part in parts if name_of(part) in made]
             if len(own) == len(parts):
                 with _noting(name, failed):
                     students[name] = _train(trials, copy.deepcopy(first), own)
@@ -265,17 +296,15 @@ def _make(job: Job, source: Synthesizer) -> Made:
 def _train(trials: Trials, student: Classifier, made: Sequence[Made]) -> Classifier:
     """A student after its short training on an equal share of what each synthesizer made."""
     job, size = trials.job, _set_size(trials.job)
-    options = job.config.training.changed(
-        steps=trials.steps, batch_size=_batch_size(job), check_every=trials.steps, patience=None
-    )
     with TemporaryDirectory() as folder:
         writer = SyntheticWriter(Path(folder), job.teacher.domain)
-        for number, arrays in enumerate(made):
-            writer.append(*(a[: -(-size // len(made))] for a in arrays), number=number)
+        for number, (inputs, logits, labels) in enumerate(made):
+            rows = slice(-(-size // len(made)))
+            writer.append(inputs[rows], logits[rows], labels[rows], number=number)
         train_student(
             student,
             SyntheticSet(folder),
-            options,
+            _training(job, trials.steps),
             seeded_generator(job.config.seed, STAGE),
             teacher=job.teacher,
             precision=job.config.precision,
@@ -289,8 +318,10 @@ def _spec(job: Job) -> StudentSpec:
     return spec if spec.arch else spec.changed(methods=spec.methods[:1])
 
 
-def _batch_size(job: Job) -> int:
-    return min(BATCH_SIZE, job.config.training.batch_size)
+def _training(job: Job, steps: int) -> DistillationOptions:
+    """How students of short runs learn."""
+    size = min(BATCH_SIZE, job.config.training.batch_size)
+    return job.config.training.changed(steps=steps, batch_size=size, check_every=steps)
 
 
 def _set_size(job: Job) -> int:
@@ -299,14 +330,14 @@ def _set_size(job: Job) -> int:
     return max(BATCH_SIZE, min(SET_SIZE, most, job.config.set_size))
 
 
-def _sources(trials: Trials) -> list[Synthesizer]:
+def _sources(mixtures: Mixtures) -> list[Synthesizer]:
     """Each synthesizer of the mixtures once, with quick settings where it has a choice."""
-    parts = dict.fromkeys(part for parts in trials.mixtures.values() for part in parts)
+    parts = dict.fromkeys(part for parts in mixtures.values() for part in parts)
     return build_synthesizers([copy.deepcopy(part) for part in parts], "quick")
 
 
-def _judges(trials: Trials) -> list[Judge]:
-    """Inputs of families that are part of no mixture."""
-    learned = {source.family or source.name for source in _sources(trials)}
-    judges = make_judges(trials.job.teacher, trials.job.config.seed, JUDGED)
-    return [judge for judge in judges if judge.family not in learned]
+def _judges(job: Job, mixtures: Mixtures) -> list[Judge]:
+    """Inputs that can judge, of families that are part of no mixture."""
+    learned = {source.family or source.name for source in _sources(mixtures)}
+    judges = make_judges(job.teacher, job.config.seed, JUDGED)
+    return [judge for judge in judges if judge.family not in learned and can_judge(judge)]

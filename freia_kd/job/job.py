@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
-from ..config import BatchNormMode, Config, Count, DistillationOptions, Precision, PresetName, Size
+from ..config import (
+    BatchNormMode,
+    Config,
+    Count,
+    DistillationOptions,
+    Positive,
+    Precision,
+    PresetName,
+    Size,
+)
 from ..data.datasets import LabelledData
 from ..data.sources import RealData
 from ..errors import UsageError
@@ -41,6 +50,8 @@ class JobConfig(Config):
         seed: The seed of all random numbers.
         device: Where to compute, as torch names it.
         precision: In what the teacher and the students compute while they work; `None` is float32.
+        minutes: How long the run was to take in all, by which its steps were chosen, if that was
+            said.
     """
 
     title: ClassVar[str] = "run"
@@ -62,6 +73,25 @@ class JobConfig(Config):
     flow_sha256: str | None = None
     on_the_fly: bool = False
     precision: Precision | None = None
+    minutes: Positive | None = None
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage that has not been done.
+
+    Arguments:
+        name: Its name.
+        steps: Of how much: steps of training, or inputs that are made.
+        seconds: About how long it takes; `None` where that is not known, since a synthesizer of the
+            user's own may not be made of loops that can end early.
+        fixed: How many of these seconds it takes for any number of steps.
+    """
+
+    name: str
+    steps: int
+    seconds: float | None
+    fixed: float = 0.0
 
     @property
     def steps(self) -> int:
@@ -82,6 +112,7 @@ class Job:
         synthesizers: What makes the inputs, each an equal share of them.
         samples: A few real inputs, if any.
         evaluation: Real data to measure accuracy on, read after the last weight is fixed.
+        ahead: What comes before the run's own stages, in a plan of a run that has not begun.
     """
 
     teacher: Teacher
@@ -91,6 +122,12 @@ class Job:
     synthesizers: list[Synthesizer] = field(default_factory=list)
     samples: LabelledData | None = None
     evaluation: RealData | None = None
+    ahead: tuple[PlannedStage, ...] = ()
+
+    def changed(self, config: JobConfig, synthesizers: list[Synthesizer]) -> Job:
+        """The job with other options, before any stage has begun."""
+        self.run.record.config = config.to_dict()
+        return replace(self, config=config, synthesizers=synthesizers)
 
     @property
     def device(self) -> torch.device:
@@ -123,3 +160,8 @@ class Job:
     def student_files(self, name: str) -> list[Path]:
         """Where a trained student is, each of which rebuilds it alone."""
         return [self.run / f"student-{name}{suffix}" for suffix in (".pt", ".safetensors")]
+
+
+def options_of(synthesizer: Synthesizer) -> dict[str, Any]:
+    """The options of a synthesizer, as the record has them."""
+    return {} if synthesizer.options is None else synthesizer.options.to_dict()

@@ -16,6 +16,7 @@ from ..evaluation import BATCH_SIZE, agreement, commonest, predict, share_equal
 from ..files import atomic
 from ..report import provenance
 from ..report.schema import (
+    Choice,
     ClassScores,
     Confusion,
     Difference,
@@ -77,7 +78,17 @@ def measure(job: Job) -> Report:
         ),
         seconds=dict(job.run.record.seconds),
         provenance=provenance.record(config.to_dict(), job.device, config.seed),
+        minutes=config.minutes,
+        choice=_choice(job),
     )
+
+
+def _choice(job: Job) -> Choice | None:
+    """How the synthesizers were chosen, by the run's record."""
+    from pydantic import TypeAdapter
+
+    found = job.run.record.choice
+    return None if found is None else TypeAdapter(Choice).validate_python(found)
 
 
 def _trained(job: Job, spec: StudentSpec) -> list[Student]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from ..errors import UsageError
 from ..runs import Run, RunRecord
 from ..students import StudentSpec, as_specs
 from ..synthesizers import (
+    AUTO,
     SYNTHESIZERS,
     build_synthesizers,
     default_synthesizer,
@@ -30,9 +34,20 @@ from ..synthesizers import (
 )
 from ..synthesizers.answers import check_answers
 from ..synthesizers.contract import Synthesizer
+from ..synthesizers.samples import Samples
 from ..teachers import Teacher, is_published
 from ..training import Checkpoints, Progress
-from .job import Job, JobConfig
+from .budget import Budget
+from .choosing import (
+    SHARE,
+    STAGE,
+    choose_synthesizer,
+    expect_no_student,
+    joined,
+    name_of,
+    plan_trials,
+)
+from .job import Job, JobConfig, options_of
 from .planning import too_large
 
 IN_MEMORY = "in memory"  # in place of a teacher's file
@@ -56,11 +71,17 @@ def open_job(
     domain: Domain | None = None,
     seed: int = 0,
     device: Device = "auto",
+    minutes: float | None = None,
     out: PathLike | None = None,
     asked: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    is_plan: bool = False,
 ) -> Job:
-    """A new run; arguments and errors as of :func:`freia_kd.distill`."""
+    """A new run; arguments and errors as of :func:`freia_kd.distill`.
+
+    With `is_plan` nothing is tried where synthesizers are to be chosen (`"auto"`): the job has the
+    default ones, and the trials are ahead of it.
+    """
     with collect_faults() as collected:
         with collected:
             chosen_device = choose_device(device)
@@ -75,10 +96,13 @@ def open_job(
         teacher = load_teacher(teacher, arch, domain)
     if evaluation is not None:
         evaluation.check(teacher.domain)
-    chosen = synthesizer or default_synthesizer(
-        teacher.domain.is_image, any(True for _ in batchnorm_layers(teacher)), samples is not None
-    )
+    chosen = synthesizer or _default(teacher, samples)
+    partners = _partners(chosen, samples)
+    if partners is not None:
+        names = _default(teacher, None).split("+")
+        chosen = joined([n for n in names if n not in map(name_of, partners)], partners)
     synthesizers = build_synthesizers(chosen, sizes.name)
+    expect_no_student(partners or (), synthesizers)
     few = _load_samples(samples, resize, teacher, synthesizers)
     check_answers(teacher, progress)
     training, macs = training or sizes.training, count_macs(teacher, teacher.domain.shape)
@@ -91,7 +115,7 @@ def open_job(
         samples_sha256=fingerprint_of(few),
         preset=sizes.name,
         synthesizer="+".join(_paths(chosen)),
-        synthesizers={s.name: _options(s) for s in synthesizers},
+        synthesizers={s.name: options_of(s) for s in synthesizers},
         flow_sha256=_flow_hash(synthesizers),
         training=training.changed(steps=training.count(macs)),
         bn=sizes.bn,
@@ -101,12 +125,58 @@ def open_job(
         precision=precision,
         seed=seed,
         device=chosen_device.type,
+        minutes=minutes,
     )
     specs = [spec.changed(bn=spec.bn or sizes.bn) for spec in specs]
     _check_specs(specs, teacher)
     folder = Path(out) if out is not None else new_folder(path)
     run = Run.create(folder, "distill", config.to_dict(), progress, asked)
-    return Job(teacher.to(chosen_device), run, config, specs, synthesizers, few, evaluation)
+    job = Job(teacher.to(chosen_device), run, config, specs, synthesizers, few, evaluation)
+    budget = None if minutes is None else Budget(minutes, has_size=set_size is not None)
+    if partners is None:
+        return job if budget is None else budget.fit(job)
+    if budget is not None:
+        budget.fit(job)  # which refuses a time that is too short even without any trial
+    return _after_trials(job, partners, budget, is_plan)
+
+
+def _after_trials(
+    job: Job, partners: Sequence[str | Synthesizer], budget: Budget | None, is_plan: bool
+) -> Job:
+    """The job with the synthesizers that short runs have chosen, in the time that is left."""
+    own = copy.deepcopy(list(partners))
+    trials = plan_trials(job, own, None if budget is None else SHARE * 60 * budget.minutes)
+    spent = trials.seconds
+    if is_plan:
+        job = replace(job, ahead=trials.stages)
+    else:
+        choice = choose_synthesizer(trials)
+        job.run.progress.note(choice.sentence)
+        parts = trials.mixtures[choice.synthesizer]
+        synthesizers = build_synthesizers(parts, job.config.preset)
+        config = job.config.changed(
+            synthesizer="+".join(_paths(parts)),
+            synthesizers={s.name: options_of(s) for s in synthesizers},
+        )
+        job, spent = job.changed(config, synthesizers), choice.seconds
+        job.run.record.choice = json.loads(json.dumps(asdict(choice)))
+        job.run.record.seconds[STAGE] = choice.seconds
+    return job if budget is None else replace(budget, spent=spent).fit(job, is_strict=False)
+
+
+def _default(teacher: Teacher, samples: Source | None) -> str:
+    has_statistics = any(True for _ in batchnorm_layers(teacher))
+    return default_synthesizer(teacher.domain.is_image, has_statistics, samples is not None)
+
+
+def _partners(chosen: Synthesizers, samples: Source | None) -> list[str | Synthesizer] | None:
+    """What is to be part of every mixture that is tried; `None` where nothing is to be chosen."""
+    parts = _parts(chosen)
+    if AUTO not in parts:
+        return None
+    partners = [part for part in parts if part != AUTO]
+    joins = samples is not None and not any(name_of(p) == Samples.name for p in partners)
+    return [Samples.name, *partners] if joins else partners
 
 
 def reopen_job(
@@ -127,6 +197,7 @@ def reopen_job(
     domain: Domain | None = None,
     seed: int | None = None,
     device: Device | None = None,
+    minutes: float | None = None,
     methods: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Job:
@@ -141,6 +212,8 @@ def reopen_job(
     loaded = _load_again(old, teacher, arch, domain)
     if evaluation is not None:
         evaluation.check(loaded.domain)
+    if synthesizer is not None and AUTO in _parts(synthesizer) and record.choice is not None:
+        synthesizer = None  # what was chosen then
     chosen, synthesizers = _synthesizers_again(old, synthesizer, folder)
     samples = _sample_path(old) if samples is None else samples
     if training is None:
@@ -159,7 +232,7 @@ def reopen_job(
         samples_sha256=fingerprint_of(few),
         preset=old.preset if sizes is None else sizes.name,
         synthesizer=chosen,
-        synthesizers={s.name: _options(s) for s in synthesizers},
+        synthesizers={s.name: options_of(s) for s in synthesizers},
         flow_sha256=_flow_hash(synthesizers),
         training=training.changed(steps=training.count(macs)),
         bn=preset.bn if isinstance(preset, Preset) else old.bn,
@@ -169,6 +242,7 @@ def reopen_job(
         precision=precision or old.precision,
         seed=old.seed if seed is None else seed,
         device=old.device if device is None else choose_device(device).type,
+        minutes=old.minutes if minutes is None else minutes,
     )
     run.expect_config(config.to_dict())
     asked = as_specs(students)
@@ -248,18 +322,17 @@ def _check_specs(specs: list[StudentSpec], teacher: Teacher) -> None:
 
 def _paths(chosen: Synthesizers) -> list[str]:
     """What finds the synthesizers again: their names, or `module:Class` paths."""
+    return [part if isinstance(part, str) else _path_of(type(part)) for part in _parts(chosen)]
+
+
+def _parts(chosen: Synthesizers) -> list[str | Synthesizer]:
     given = [chosen] if isinstance(chosen, (str, Synthesizer)) else chosen
-    parts = [p for g in given for p in (g.split("+") if isinstance(g, str) else [g])]
-    return [part if isinstance(part, str) else _path_of(type(part)) for part in parts]
+    return [p for g in given for p in (g.split("+") if isinstance(g, str) else [g])]
 
 
 def _path_of(kind: type[Synthesizer]) -> str:
     is_known = kind.name in SYNTHESIZERS and get_synthesizer(kind.name) is kind
     return kind.name if is_known else f"{kind.__module__}:{kind.__qualname__}"
-
-
-def _options(synthesizer: Synthesizer) -> dict[str, Any]:
-    return {} if synthesizer.options is None else synthesizer.options.to_dict()
 
 
 def _flow_hash(synthesizers: list[Synthesizer]) -> str | None:

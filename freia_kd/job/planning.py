@@ -28,29 +28,14 @@ from ..synthesizers.noise import Normal
 from ..synthesizers.on_the_fly import OnTheFlySet, generate_labelled
 from ..teachers import Classifier, Teacher
 from ..training import Rehearsal
-from .job import Job
+from .job import Job, PlannedStage
 from .student import training_stages
 from .synthesis import needs_students, stage_of
 
 INPUTS = 64  # of each synthesizer that are made to see how long one takes
 LOOKED_AT = 612  # inputs that are made of each synthesizer for its diagnostics and its picture
+TRAIN = "/train"  # how the name of the stage ends that makes what students learn from
 SMALLEST_BATCH = 8  # that is tried where memory is short
-
-
-@dataclass(frozen=True)
-class PlannedStage:
-    """A stage that has not been done.
-
-    Arguments:
-        name: Its name.
-        steps: Of how much: steps of training, or inputs that are made.
-        seconds: About how long it takes; `None` where that is not known, since a synthesizer of the
-            user's own may not be made of loops that can end early.
-    """
-
-    name: str
-    steps: int
-    seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -67,6 +52,7 @@ class Plan:
         disk: About the bytes that the run will write, at the most at a time.
         disk_free: How many are free in its folder.
         input_bytes: The bytes of a synthetic input with its logits, on disk.
+        minutes: How long the run is to take in all, if that was said.
     """
 
     folder: str
@@ -76,6 +62,7 @@ class Plan:
     disk: int
     disk_free: int
     input_bytes: int
+    minutes: float | None = None
 
     @property
     def seconds(self) -> float:
@@ -90,6 +77,8 @@ class Plan:
         free = "" if self.memory_free is None else f" ({words.size(self.memory_free)} free)"
         disk = f"{words.size(self.disk)} ({words.size(self.disk_free)} free)"
         long = words.duration(self.seconds)
+        if self.minutes is not None:
+            long += f" of the {words.duration(60 * self.minutes)} asked for"
         return (
             f"Plan: about {long}, besides compression and measuring: {stages}. "
             f"Memory {words.size(self.memory)}{free}, disk {disk}."
@@ -141,12 +130,13 @@ def make_plan(job: Job) -> Plan:
     per_input = math.prod(domain.shape) * (1 if domain.is_image else 4) + 4 * domain.classes + 8
     plan = Plan(
         folder=str(job.run.folder),
-        stages=tuple(stages),
+        stages=(*job.ahead, *stages),
         memory=peak,
         memory_free=free,
         disk=max(0, own * stored * per_input - have) + kept,
         disk_free=shutil.disk_usage(_existing(job.run.folder)).free,
         input_bytes=own * per_input,
+        minutes=config.minutes,
     )
     plan.check(0 if config.on_the_fly else config.set_size)
     return plan
@@ -183,14 +173,19 @@ def _rehearse(job: Job, free: int | None) -> tuple[list[PlannedStage], int, int]
             stages.append(PlannedStage(name, 0, None))
             continue
         fit = found[source.name]
-        stages.append(PlannedStage(name, fit.steps, (fit.seconds or 0.0) + LOOKED_AT * per_input))
+        looked, fitted = LOOKED_AT * per_input, fit.seconds or 0.0
+        fixed = looked if "steps" in source.known_options() else looked + fitted
+        stages.append(PlannedStage(name, fit.steps, looked + fitted, fixed))
         kept += 2 * fit.bytes  # the last state, and the next one while it is written
-    stages += [PlannedStage(n, count, count * per_input if is_known else None) for n, count in sets]
+    for name, count in sets:
+        seconds = count * per_input if is_known else None
+        fixed = 0.0 if seconds is None or name.endswith(TRAIN) else seconds
+        stages.append(PlannedStage(name, count, seconds, fixed))
     if trainings:  # each student is taken to be as large as its teacher
         fit = _Rehearsed(job.config.steps, None, 0)
         with suppress(TrainingError):
             fit = _train(job, trainings[0], made, per_input, free)
-        stages += [PlannedStage(name, fit.steps, fit.seconds) for name in trainings]
+        stages += [PlannedStage(name, fit.steps, fit.seconds, fit.fixed) for name in trainings]
         kept += 2 * fit.bytes * len(trainings)
     return stages, kept, peak_memory(job.device)
 
@@ -203,6 +198,7 @@ class _Rehearsed:
     seconds: float | None
     bytes: int
     fitted: Any = None
+    fixed: float = 0.0
 
 
 def _sets(job: Job, specs: list[StudentSpec | None]) -> Iterator[tuple[str, int]]:
@@ -349,7 +345,7 @@ def _train(
     seconds = rehearsal.seconds + judging
     if job.config.on_the_fly:
         seconds += steps * options.batch_size * per_input
-    return _Rehearsed(steps, seconds, rehearsal.bytes)
+    return _Rehearsed(steps, seconds, rehearsal.bytes, fixed=judging)
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ def run_document(report: Report) -> Document:
     sections = [
         Section("", files(report)),
         Section("How good and how small", [main_table(report), Remarks([*remarks(report)])]),
+        *_chosen(report),
         Section("Synthetic inputs", [*_inputs(report)], True),
         Section("Training", [_curves()], True),
         *(section for student in report.students for section in student_sections(student)),
@@ -124,6 +125,8 @@ def main_table(report: Report) -> Table:
 def remarks(report: Report) -> Iterator[str]:
     """What a reader should know before trusting the table."""
     real = report.real_data
+    if report.choice is not None:
+        yield report.choice.sentence
     yield (
         f"Training used {real.samples_count:,} real inputs, from {real.samples}."
         if real.samples
@@ -201,6 +204,37 @@ def _doubts(student: StudentResult, has_samples: bool) -> Iterator[str]:
         )
 
 
+def _chosen(report: Report) -> Iterator[Section]:
+    choice = report.choice
+    if choice is None or not choice.candidates:
+        return
+    families = list(choice.judged)
+    header = ("mixture", *families, "mean", "behind the first", "the best in")
+    rows = []
+    for candidate in choice.candidates:
+        behind = candidate.behind
+        points = f"{-100 * behind.value:.1f} [{-100 * behind.high:.1f}, {-100 * behind.low:.1f}]"
+        shares = [candidate.judges[family] for family in families]
+        said = [percent(share) for share in (*shares, candidate.agreement)]
+        first = candidate is choice.candidates[0]
+        taken = candidate.synthesizer == choice.synthesizer
+        name = f"{candidate.synthesizer} (taken)" if taken else candidate.synthesizer
+        rows.append([name, *said, "" if first else points, percent(candidate.certainty, 0)])
+    judged = ", ".join(
+        f"{count:,} of {family} in {choice.classes[family]} classes"
+        for family, count in choice.judged.items()
+    )
+    about = (
+        f"Each mixture taught a copy of one student for {choice.steps:,} steps. Shown is the "
+        f"agreement with the teacher where it is confident, the mean over classes: {judged}, kinds "
+        'of inputs that are part of no mixture. "The best in" is the share of resamples of these '
+        "inputs; other seeds, and what real inputs would say, are not part of it. Points behind "
+        "the first have 95 % intervals."
+    )
+    failed = [f"{name} failed: {error}" for name, error in choice.failed.items()]
+    yield Section("How the synthesizers were chosen", [about, Table(header, rows), *failed], True)
+
+
 def _inputs(report: Report) -> Iterator[Block]:
     pictures = [s for s in report.synthesizers if s.picture]
     if pictures:
@@ -234,6 +268,11 @@ def _making(report: Report) -> Iterator[Block]:
     rows = [[stage, duration(seconds)] for stage, seconds in report.seconds.items()]
     total = duration(sum(report.seconds.values()))
     yield Table(("stage", "time"), [*rows, ["in all", total]], strong=frozenset({len(rows)}))
+    if report.minutes is not None:
+        yield (
+            f"Asked for were {report.minutes:g} minutes; it took {total}, besides loading and "
+            "reading real data."
+        )
     yield from provenance_blocks(report.provenance)
 
 

@@ -36,6 +36,8 @@ class RunRecord:
         diagnostics: How the inputs of each synthesizer look to the teacher, by stage.
         seconds: How long each stage took, in seconds, added up over interruptions.
         done: The stages that have finished, in order.
+        choice: How its synthesizers were chosen, if it chose them
+            (:class:`~freia_kd.report.schema.Choice`).
         package: The version of this package that made the folder.
         version: The version of this record.
     """
@@ -47,6 +49,7 @@ class RunRecord:
     diagnostics: dict[str, dict[str, Any]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     done: list[str] = field(default_factory=list)
+    choice: dict[str, Any] | None = None
     package: str = __version__
     version: int = VERSION
 

@@ -12,6 +12,7 @@ from ..teachers import Classifier
 from .evidence import CONFIDENT, MIN_INPUTS, Judge, log_probabilities
 
 RESAMPLES = 1_000
+MIN_CLASSES = 2  # in which a teacher is confident of a judge's inputs, for these to say anything
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,11 @@ def hold_contest(
     return candidates, strata
 
 
+def can_judge(judge: Judge) -> bool:
+    """Whether the teacher is confident of a judge's inputs in two classes or more."""
+    return len(_strata({}, judge)) >= MIN_CLASSES
+
+
 def _strata(students: Mapping[str, Classifier], judge: Judge) -> list[Stratum]:
     confidence, answers = judge.logits.softmax(1).max(1)
     said = [log_probabilities(s, judge.inputs).argmax(1) for s in students.values()]
@@ -86,7 +92,9 @@ def _strata(students: Mapping[str, Classifier], judge: Judge) -> list[Stratum]:
         rows = (confidence > CONFIDENT) & (answers == label)
         if int(rows.sum()) >= MIN_INPUTS:
             same = [answer[rows].eq(label).cpu().numpy() for answer in said]
-            found.append(Stratum(judge.family, label, np.array(same, dtype=float)))
+            found.append(
+                Stratum(judge.family, label, np.array(same, dtype=float).reshape(len(same), -1))
+            )
     return found
 
 
