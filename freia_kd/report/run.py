@@ -213,7 +213,7 @@ def _chosen(report: Report) -> Iterator[Section]:
     rows = []
     for candidate in choice.candidates:
         behind = candidate.behind
-        points = f"{-100 * behind.value:.1f} [{-100 * behind.high:.1f}, {-100 * behind.low:.1f}]"
+        points = f"{-100 * behind.value:.1f} ({-100 * behind.high:.1f} to {-100 * behind.low:.1f})"
         shares = [candidate.judges[family] for family in families]
         said = [percent(share) for share in (*shares, candidate.agreement)]
         first = candidate is choice.candidates[0]

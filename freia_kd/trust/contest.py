@@ -63,7 +63,8 @@ def hold_contest(
     shares, means = exact[0], exact[0].mean(0)
     order = np.argsort(-means, kind="stable")
     best = order[0]
-    winners = drawn.argmax(1)
+    leads = drawn == drawn.max(1, keepdims=True)
+    certainty = (leads / leads.sum(1, keepdims=True)).mean(0)  # equals share what they win
     behind = drawn - drawn[:, [best]]
     low, high = np.quantile(behind, (0.025, 0.975), axis=0)
     candidates = [
@@ -72,7 +73,7 @@ def hold_contest(
             agreement=float(means[i]),
             judges={family: float(shares[row, i]) for row, family in enumerate(families)},
             behind=Difference(float(means[i] - means[best]), float(low[i]), float(high[i])),
-            certainty=float((winners == i).mean()),
+            certainty=float(certainty[i]),
         )
         for i in order
     ]
@@ -91,10 +92,8 @@ def _strata(students: Mapping[str, Classifier], judge: Judge) -> list[Stratum]:
     for label in range(judge.logits.shape[1]):
         rows = (confidence > CONFIDENT) & (answers == label)
         if int(rows.sum()) >= MIN_INPUTS:
-            same = [answer[rows].eq(label).cpu().numpy() for answer in said]
-            found.append(
-                Stratum(judge.family, label, np.array(same, dtype=float).reshape(len(same), -1))
-            )
+            same = [answer[rows].eq(label).tolist() for answer in said]
+            found.append(Stratum(judge.family, label, np.array(same, dtype=float)))
     return found
 
 

@@ -177,6 +177,7 @@ def test_repair_is_of_a_run_that_goes_on(distill):
     ("typed", "expected"),
     [
         ("distill --synthesizer lea", ["leaves"]),
+        ("distill --synthesizer au", ["auto"]),
         ("distill --synthesizer bdnf+uni", ["bdnf+uniform"]),
         ("compare --synthesizers bdnf,ph", ["bdnf,photos"]),
         ("distill --student bd", ["bdnf-1", "bdnf-2", "bdnf-3"]),

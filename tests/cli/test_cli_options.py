@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from cli_calls import call, fails, faults
 
+from freia_kd.errors import UsageError
+
 
 def test_all_faults_are_reported_together(distill, tmp_path):
     lines = faults(
@@ -111,3 +113,40 @@ def test_proxy_images_are_shown_beside_the_rest(teacher_file, tmp_path):
     assert "proxy" in made["proxy"]["real_images"]
     refused = call("distill", "--resume", "--out", run, "--proxy", tmp_path, code=2)
     assert "proxy.source was" in refused.stderr
+
+
+# --- Time and choice ---
+
+
+def test_minutes_and_steps_say_the_same(teacher_file):
+    line = fails("distill", "--teacher", teacher_file, "--minutes", 5, "--set", "bdnf.steps=9")
+    assert "--minutes and --set bdnf.steps both say how long" in line
+
+
+def test_auto_takes_methods_as_they_are(teacher_file):
+    lines = faults(
+        *("distill", "--teacher", teacher_file, "--synthesizer", "auto"),
+        *("--set", "bdnf.alpha=0.1", "--flow", "glow"),
+    )
+    assert [line.split(" has no effect")[0] for line in lines] == [
+        f"Error: --synthesizer auto chooses among methods as they are, so that {key}"
+        for key in ("bdnf.alpha", "flow")
+    ]
+
+
+def test_auto_with_a_proxy_keeps_the_proxy(teacher_file, tmp_path, monkeypatch):
+    from freia_kd import api
+
+    seen = {}
+
+    def stop(**given):
+        seen.update(given)
+        raise UsageError("Enough.")
+
+    monkeypatch.setattr(api, "distill", stop)
+    np.savez(tmp_path / "x.npz", x=np.zeros((4, 1, 32, 32), dtype=np.uint8))
+    arguments = ("--synthesizer", "auto", "--proxy", tmp_path / "x.npz", "--minutes", 3)
+    call("distill", "--teacher", teacher_file, *arguments, code=2)
+    auto, proxy = seen["synthesizer"]
+    assert (auto, proxy.options.source) == ("auto", str(tmp_path / "x.npz"))
+    assert seen["minutes"] == 3
