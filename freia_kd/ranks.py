@@ -185,7 +185,12 @@ def mean(values: Sequence[float]) -> list[float]:
 
 
 def agreed(value: float) -> float:
-    """What the first process has found, in all of them."""
+    """What the first process has found, in all of them.
+
+    Example:
+        >>> agreed(2.5)
+        2.5
+    """
     (found,) = mean([value if is_first() else 0.0])
     return found * count()
 

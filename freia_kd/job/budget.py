@@ -56,6 +56,7 @@ class Budget:
             )
         least = self._least(job)
         factor, size = self._solve(job, plan)
+        factor = ranks.agreed(factor)
         if factor < least and is_strict:
             needed = self._needed(plan, least)
             raise UsageError(
@@ -63,7 +64,7 @@ class Budget:
                 f"preset quick takes about {needed:g} here. Pass --minutes {needed:g} or more, "
                 "fewer students, or another --synthesizer."
             )
-        factor = ranks.agreed(max(factor, least))
+        factor = max(factor, least)
         return _multiplied(job, factor, round(ranks.agreed(size or factor * job.config.set_size)))
 
     def _least(self, job: Job) -> float:

@@ -168,7 +168,8 @@ def _rehearse(trials: Trials) -> tuple[int, float, float]:
     stages = make_plan(rehearsed).stages
     times = [len(sources) if stage.name.endswith(TRAIN) else 1 for stage in stages]
     seconds = [n * (s.seconds or 0.0) for n, s in zip(times, stages, strict=True)]
-    return steps, sum(seconds[:-1]), seconds[-1] / steps  # the training comes last
+    rest, each = sum(seconds[:-1]), seconds[-1] / steps  # the training comes last
+    return steps, ranks.agreed(rest), ranks.agreed(each)
 
 
 def choose_synthesizer(trials: Trials) -> Choice:
