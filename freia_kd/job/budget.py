@@ -68,7 +68,7 @@ class Budget:
         return _multiplied(job, factor, round(ranks.agreed(size or factor * job.config.set_size)))
 
     def _least(self, job: Job) -> float:
-        return min(1.0, LEAST * get_preset("quick").training.steps / job.config.training.steps)
+        return min(1.0, LEAST * get_preset("quick").training.count(0) / job.config.steps)
 
     def _solve(self, job: Job, plan: Plan) -> tuple[float, int]:
         """The factor, and the size of the set where it is not multiplied by it, else 0."""
@@ -114,7 +114,7 @@ def _multiplied(job: Job, factor: float, size: int) -> Job:
     ]
     config = job.config.changed(
         training=training.changed(
-            steps=times(training.steps), check_every=times(training.check_every)
+            steps=times(job.config.steps), check_every=times(training.check_every)
         ),
         set_size=max(1, size),
         synthesizers={s.name: options_of(s) for s in synthesizers},

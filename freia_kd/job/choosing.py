@@ -158,7 +158,7 @@ def plan_trials(
 
 def _rehearse(trials: Trials) -> tuple[int, float, float]:
     """The most steps of a training, the seconds of all else, and those of one step."""
-    job, steps = trials.job, min(STEPS, trials.job.config.training.steps)
+    job, steps = trials.job, min(STEPS, trials.job.config.steps)
     training = _training(job, steps).changed(boundaries=0.0)
     config = job.config.changed(
         training=training, set_size=_set_size(job), heldout_size=BATCH_SIZE, on_the_fly=False

@@ -75,6 +75,12 @@ class JobConfig(Config):
     precision: Precision | None = None
     minutes: Positive | None = None
 
+    @property
+    def steps(self) -> int:
+        """Training steps of a student, which a run never leaves open."""
+        assert self.training.steps is not None
+        return self.training.steps
+
 
 @dataclass(frozen=True)
 class PlannedStage:
@@ -92,12 +98,6 @@ class PlannedStage:
     steps: int
     seconds: float | None
     fixed: float = 0.0
-
-    @property
-    def steps(self) -> int:
-        """Training steps of a student, which a run never leaves open."""
-        assert self.training.steps is not None
-        return self.training.steps
 
 
 @dataclass(frozen=True)
