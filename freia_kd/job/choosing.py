@@ -236,7 +236,7 @@ def _verdict(choice: Choice, best: Candidate) -> str:
         hint = "" if is_sure else ", too few to be sure, but it is the default as well"
         return f"Chosen: {choice.synthesizer}, {sure}{hint}."
     behind = next((c for c in choice.candidates if c.synthesizer == choice.default), None)
-    points = "" if behind is None else f", {-100 * behind.behind.value:.1f} points behind"
+    points = "" if behind is None else f", {100 * (0.0 - behind.behind.value):.1f} points behind"
     return (
         f"Chosen: {choice.synthesizer}, the default, since the evidence does not tell: "
         f"{best.synthesizer} is only {sure} ({SURE:.0%} would do){points}."

@@ -213,7 +213,8 @@ def _chosen(report: Report) -> Iterator[Section]:
     rows = []
     for candidate in choice.candidates:
         behind = candidate.behind
-        points = f"{-100 * behind.value:.1f} ({-100 * behind.high:.1f} to {-100 * behind.low:.1f})"
+        ends = [100 * (0.0 - end) for end in (behind.value, behind.high, behind.low)]
+        points = "{:.1f} ({:.1f} to {:.1f})".format(*ends)
         shares = [candidate.judges[family] for family in families]
         said = [percent(share) for share in (*shares, candidate.agreement)]
         first = candidate is choice.candidates[0]
