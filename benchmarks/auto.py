@@ -82,12 +82,20 @@ def _rank_correlation(true: dict[str, float], found: list) -> float | None:
 
 
 def table(rows: list[dict]) -> str:
-    lines = []
+    lines = [
+        "What `--synthesizer auto` sees of the mixtures that it tries (agreement with the teacher "
+        "where it is confident, the mean over classes, in %), and what it does not see: the "
+        f"accuracy on {IMAGES:,} training images. Made by `benchmarks/auto.py`; student 3. A judge "
+        "whose family is part of a mixture is shown for comparison, and does not count: `bdnf` is "
+        "a flow over spectral noise. So photographs judge.",
+        "",
+    ]
     for row in rows:
         kinds = list(row["evidence"])
         lines += [
             f"**{row['teacher']}**, seed {row['seed']}, {row['steps']} steps for each, "
-            f"{row['seconds']:.0f} s of CPU in all (planned {row['planned_seconds']:.0f} s)",
+            f"{row['seconds']:.0f} s of CPU for all "
+            f"(planned: {row['planned_seconds']:.0f} s by the clock, on a busy machine)",
             "",
             "| mixture | accuracy, real images | " + " | ".join(kinds) + " |",
             "|---|" + "---|" * (len(kinds) + 1),

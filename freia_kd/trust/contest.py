@@ -87,10 +87,14 @@ def can_judge(judge: Judge) -> bool:
 
 def _strata(students: Mapping[str, Classifier], judge: Judge) -> list[Stratum]:
     confidence, answers = judge.logits.softmax(1).max(1)
-    said = [log_probabilities(s, judge.inputs).argmax(1) for s in students.values()]
+    sure = confidence > CONFIDENT
+    if not sure.any():
+        return []
+    inputs, answers = judge.inputs[sure], answers[sure]
+    said = [log_probabilities(s, inputs).argmax(1) for s in students.values()]
     found = []
     for label in range(judge.logits.shape[1]):
-        rows = (confidence > CONFIDENT) & (answers == label)
+        rows = answers == label
         if int(rows.sum()) >= MIN_INPUTS:
             same = [answer[rows].eq(label).tolist() for answer in said]
             found.append(Stratum(judge.family, label, np.array(same, dtype=float)))
