@@ -34,6 +34,7 @@ class Ours(nn.Module):
 
     def __init__(self, shape):
         super().__init__()
+        self.has_seen_data = False
         self.flow = Glow(
             shape,
             CLASSES,
@@ -45,6 +46,9 @@ class Ours(nn.Module):
         )
 
     def forward(self, x, c):
+        if not self.has_seen_data:  # as normflows' ActNorm, by the first batch
+            self.flow.initialize(x, c)
+            self.has_seen_data = True
         return self.flow.log_prob(x, c)
 
 

@@ -14,7 +14,7 @@ import matplotlib
 import numpy as np
 import torch
 
-from freia_kd.flows import Glow
+from freia_kd.flows import Glow, dequantize
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -42,6 +42,7 @@ def train(images, labels, steps, learning_rate, hidden_features):
     """A Glow over Glow's own squash, which suits densities, trained in bits per dimension."""
     classes = int(labels.max()) + 1
     flow = Glow(tuple(images.shape[1:]), classes, squash="linear", hidden_features=hidden_features)
+    flow.initialize(dequantize(images[:256])[0], labels[:256])
     optimizer = torch.optim.Adam(flow.parameters(), learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps + 1)
     for step in range(steps):

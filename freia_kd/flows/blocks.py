@@ -317,6 +317,16 @@ class Conv1x1(Block):
         return torch.linalg.inv(weight) if inverse else weight
 
     @torch.no_grad()
+    def scale_inputs(self, log_scale: Tensor) -> None:
+        r"""From now on every channel is scaled before: :math:`W \leftarrow W\,\mathrm{diag}(e^s)`.
+
+        Arguments:
+            log_scale: The logarithms s, with shape `(C,)`.
+        """
+        self.upper.mul_(log_scale.exp())
+        self.log_scale.add_(log_scale)
+
+    @torch.no_grad()
     def fix(self) -> None:
         """Keeps `W` and its inverse as they are now: what runtimes without an inverse need."""
         self.fixed = None

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .bases import Base
-from .blocks import Conv1x1
+from .blocks import ClassAffine, Conv1x1
 from .compose import INN, INNFlow, multiscale
 from .squash import Squash
+
+SMALLEST_STD = 1e-3  # of a channel that hardly changes, by which it is divided at most
 
 
 class Glow(INNFlow):
@@ -48,7 +53,8 @@ class Glow(INNFlow):
         | Glow: Generative Flow with Invertible 1x1 Convolutions (Kingma and Dhariwal, 2018)
         | https://arxiv.org/abs/1807.03039
 
-    Departures: a class-conditional affine map once in each scale stands for actnorm; subnets hold
+    Departures: a class-conditional affine map once in each scale stands for actnorm, and only
+    :meth:`initialize`, not whichever batch comes first, fits it to data; subnets hold
     no normalisation, and take the class as a bias of every hidden layer; latents of all scales have
     one base density, in the arrangement of pixels.
 
@@ -110,6 +116,46 @@ class Glow(INNFlow):
             channels_last=channels_last,
             compile=compile,
         )
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, c: Tensor | None = None) -> None:
+        r"""Begins where data are, as ActNorm does in the paper (section 3.1), before any training.
+
+        Every channel is shifted and scaled at the start of each scale, so that it has mean 0 and
+        variance 1 on these images: the class-conditional map takes the shift, the same for all
+        classes, and the convolution after it the scale. Meant for maximum likelihood, which then
+        begins much nearer to the data; a flow that learns without data needs no such start.
+
+        Arguments:
+            x: Images in [0, 1] with shape `(B, C, H, W)`, dequantised as in training, or vectors
+                `(B, D)`; a hundred will do.
+            c: Their labels, if the flow has classes.
+
+        Raises:
+            ValueError: If there are fewer than two inputs, or the flow does not take them.
+        """
+        if len(x) < 2:
+            raise ValueError(f"Expected at least 2 inputs to begin with; got {len(x)}.")
+        nets = [net for net in self.modules() if isinstance(net, INN)]
+        pairs = [pair for net in nets for pair in itertools.pairwise(net.blocks)]
+        hooks = [
+            affine.register_forward_pre_hook(partial(_center, convolution))
+            for affine, convolution in pairs
+            if isinstance(affine, ClassAffine) and isinstance(convolution, Conv1x1)
+        ]
+        try:
+            self.log_prob(x, c)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _center(convolution: Conv1x1, affine: ClassAffine, arguments: tuple[Any, ...]) -> None:
+    """Lets two modules bring what comes to mean 0 and variance 1, channel by channel."""
+    ((x,),) = arguments
+    axes = [0, *range(2, x.ndim)]
+    affine.shift.sub_(x.mean(axes))
+    convolution.scale_inputs(-x.std(axes).clamp(min=SMALLEST_STD).log())
 
 
 def rotation(channels: int, index: int) -> Tensor:
