@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from freia_kd.config import DistillationOptions, Precision, get_preset, losses
-from freia_kd.errors import CheckpointError, UsageError
+from freia_kd.errors import UsageError
 from freia_kd.flows import FLOWS
 from freia_kd.registry import COMPRESSIONS
 from freia_kd.synthesizers import (
@@ -19,7 +18,6 @@ from freia_kd.synthesizers import (
     STATISTICS_DEFAULT,
     SYNTHESIZERS,
     VECTOR_DEFAULT,
-    default_synthesizer,
 )
 
 from .command import GO_ON, Faults, option, options, print_json, print_table, typed_options
@@ -302,7 +300,7 @@ def _synthesizers(
     if names is not None and AUTO in names.split("+"):
         return _partners(faults, names, changes, preset)
     if names is None:
-        names = _default_synthesizer(given["teacher"], domain, given.get("samples") is not None)
+        names = _default_synthesizer(given, domain)
         if any(key in ("flow", "gamma") or key.startswith(f"{BDNF.name}.") for key in changes):
             names = _joined(names, BDNF.name)
     if _proxy_source() in changes:
@@ -345,19 +343,15 @@ def _joined(names: str, name: str) -> str:
     return names if name in names.split("+") else "+".join(filter(None, [names, name]))
 
 
-def _default_synthesizer(teacher: str | None, domain: Domain | None, has_samples: bool) -> str:
-    """What makes the inputs unless it is named, by what the teacher's file says."""
-    from freia_kd.teachers import read_checkpoint
+def _default_synthesizer(given: dict[str, Any], domain: Domain | None) -> str:
+    """What makes the inputs unless it is named; a teacher that is missing is a fault already."""
+    from freia_kd.compression import load_teacher
+    from freia_kd.job.opening import default_for
 
-    recorded: Any = {} if domain is None else domain.to_dict()
-    has_statistics = False
-    if teacher is not None and Path(teacher).exists():
-        with suppress(CheckpointError):  # which the library raises when it loads the teacher
-            checkpoint = read_checkpoint(teacher)
-            recorded = recorded or checkpoint.own.get("domain")
-            has_statistics = any(key.endswith("running_mean") for key in checkpoint.state)
-    is_vector = isinstance(recorded, dict) and len(recorded.get("shape", ())) == 1
-    return default_synthesizer(not is_vector, has_statistics, has_samples)
+    if given["teacher"] is None:
+        return IMAGE_DEFAULT
+    loaded = load_teacher(given["teacher"], given["arch"], domain)
+    return default_for(loaded, given["samples"] is not None)
 
 
 def _new_folder(given: dict[str, Any]) -> str | None:

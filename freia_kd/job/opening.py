@@ -96,10 +96,10 @@ def open_job(
         teacher = load_teacher(teacher, arch, domain)
     if evaluation is not None:
         evaluation.check(teacher.domain)
-    chosen = synthesizer or _default(teacher, samples)
+    chosen = synthesizer or default_for(teacher, samples is not None)
     partners = _partners(chosen, samples)
     if partners is not None:
-        names = _default(teacher, None).split("+")
+        names = default_for(teacher, has_samples=False).split("+")
         chosen = joined([n for n in names if n not in map(name_of, partners)], partners)
     synthesizers = build_synthesizers(chosen, sizes.name)
     expect_no_student(partners or (), synthesizers)
@@ -164,11 +164,6 @@ def _after_trials(
     return job if budget is None else replace(budget, spent=spent).fit(job, is_strict=False)
 
 
-def _default(teacher: Teacher, samples: Source | None) -> str:
-    has_statistics = any(True for _ in batchnorm_layers(teacher))
-    return default_synthesizer(teacher.domain.is_image, has_statistics, samples is not None)
-
-
 def _partners(chosen: Synthesizers, samples: Source | None) -> list[str | Synthesizer] | None:
     """What is to be part of every mixture that is tried; `None` where nothing is to be chosen."""
     parts = _parts(chosen)
@@ -177,6 +172,12 @@ def _partners(chosen: Synthesizers, samples: Source | None) -> list[str | Synthe
     partners = [part for part in parts if part != AUTO]
     joins = samples is not None and not any(name_of(p) == Samples.name for p in partners)
     return [Samples.name, *partners] if joins else partners
+
+
+def default_for(teacher: Teacher, has_samples: bool) -> str:
+    """What makes the inputs for a teacher where nothing else is asked for."""
+    has_statistics = any(True for _ in batchnorm_layers(teacher))
+    return default_synthesizer(teacher.domain.is_image, has_statistics, has_samples)
 
 
 def reopen_job(

@@ -12,7 +12,7 @@ import pickletools
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -34,6 +34,7 @@ NUMBERS = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "
 CORES = ("core", "_core")  # of numpy 1 and 2
 # What trainers write beside the weights: options, paths and numpy's numbers. These are values;
 # making them runs nothing, and paths of any system are read as texts that only look like paths.
+KNOWN = ("torch.", "collections", "argparse", "pathlib", "numpy", "_codecs")
 DATA: list[Any] = [
     argparse.Namespace,
     *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in CORES),
@@ -189,7 +190,7 @@ def _diagnose(path: Path, error: Exception) -> str:
     suspects = [name for name in named if name in str(error)]
     suspects += [name for name in named if not name.startswith(("torch.", "collections."))]
     if suspects and _is_module(named):
-        load = f"net = torch.load({str(path)!r}, weights_only=False)"
+        load = f"net = torch.load({str(path)!r}, weights_only=False){_module_key(path)}"
         return (
             f"{path} holds a whole module (it names {suspects[0]}), whose code would run when it "
             "is loaded; it was refused and nothing was run. Where you trust it and have its code, "
@@ -209,11 +210,49 @@ def _diagnose(path: Path, error: Exception) -> str:
 
 def _is_module(named: list[str]) -> bool:
     """Whether a file's objects are those of a module, and nothing of Python's own could act."""
-    harmless = {"set", "OrderedDict", "defaultdict", "encode"}
+    harmless = {"set", "OrderedDict", "defaultdict", "encode", "Namespace", "PosixPath"}
     own = {*sys.stdlib_module_names, "__builtin__"}
     ends = [(name.partition(".")[0], name.rpartition(".")[2]) for name in named]
     acting = [last for first, last in ends if first in own and last not in harmless]
     return not acting and any(name.startswith("torch.nn.modules.") for name in named)
+
+
+def _module_key(path: Path) -> str:
+    """What stands behind a file's content to get its module: `['model']` where a dict holds it."""
+    with suppress(ValueError), _pickle_stream(path) as stream:
+        while True:  # the format of torch < 1.6 has several pickles in a row
+            is_found, key = _scan_for_module(stream)
+            if is_found:
+                return "" if key is None else f"[{key!r}]"
+    return ""
+
+
+def _scan_for_module(stream: IO[bytes]) -> tuple[bool, str | None]:
+    """Whether the next pickle names a module's class, and the key before it if it is a dict."""
+    is_dict, memo, before = False, dict[int, str](), ""
+    strings = [("", False)]  # so far, and whether each begins a tuple, or a dict's entries
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        is_dict |= opcode.name == "EMPTY_DICT" and number <= 2  # behind PROTO and FRAME
+        if opcode.name.endswith("PUT") or opcode.name == "MEMOIZE":
+            memo[len(memo) if argument is None else int(argument)] = strings[-1][0]
+        elif "GET" in opcode.name:
+            strings.append((memo.get(int(argument or 0), ""), before == "MARK"))
+        elif opcode.name in ("GLOBAL", "STACK_GLOBAL"):
+            is_stacked = opcode.name == "STACK_GLOBAL"
+            name = (
+                ".".join(s for s, _ in strings[-2:])
+                if is_stacked
+                else str(argument).replace(" ", ".")
+            )
+            if name.startswith("torch.nn.") or not name.startswith(KNOWN):
+                keys = strings[1 : -2 if is_stacked else None]
+                if keys[-1:] == [("module", True)] and len(keys) > 1:  # torch < 1.6 adds it
+                    keys.pop()
+                return True, keys[-1][0] if is_dict and keys else None
+        elif isinstance(argument, str):
+            strings.append((argument, before == "MARK"))
+        before = opcode.name
+    return False, None
 
 
 def _named_globals(path: Path) -> list[str]:

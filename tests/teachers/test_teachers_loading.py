@@ -326,6 +326,27 @@ def test_a_whole_pickled_module_is_refused(tmp_path, net):
     assert equal(converted.net.state_dict(), net.state_dict())
 
 
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda net: {"model": net},
+        lambda net: {"epoch": 3, "opt": {"state": {0: torch.ones(2)}, "lr": 0.1}, "model": net},
+        lambda net: {"args": argparse.Namespace(arch="model", out=Path("runs")), "model": net},
+        lambda net: {"name": "x", "model": nn.Sequential(net)[0], "last": torch.ones(3)},
+    ],
+)
+def test_a_module_in_a_dict_is_named_with_its_key(tmp_path, net, wrap, old, protocol):
+    options = {"_use_new_zipfile_serialization": not old, "pickle_protocol": protocol}
+    torch.save(wrap(net), tmp_path / "teacher.pt", **options)
+    with pytest.raises(CheckpointError, match=r"weights_only=False\)\['model'\]") as caught:
+        load_teacher(tmp_path / "teacher.pt", domain=MNIST)
+    convert(caught.value)
+    converted = load_teacher(tmp_path / "teacher-weights.pt", domain=MNIST)
+    assert equal(converted.net.state_dict(), net.state_dict())
+
+
 def convert(error):
     """Runs the two lines that an error ends with."""
     first, second = str(error).splitlines()[1:]
