@@ -20,7 +20,7 @@ from .evaluation import agreement
 from .objectives.activation_boundaries import ActivationBoundaries, boundary_layers
 from .registry import DIVERGENCES
 from .synthesizers.on_the_fly import OnTheFlySet
-from .teachers.classifier import Classifier, Teacher, autocasting
+from .teachers.classifier import Classifier, Teacher, autocasting, remedies
 from .training import (
     Best,
     Checkpoints,
@@ -202,7 +202,17 @@ def _learn_boundaries(
         "schedule": schedule,
     }
     title, result = _title(checkpoints), ["student"]
-    loop = TrainingLoop(title, steps, parts, generator, optimizer, checkpoints, result)
+    loop = TrainingLoop(
+        title,
+        steps,
+        parts,
+        generator,
+        optimizer,
+        checkpoints,
+        result,
+        f"--set {options.title}.learning_rate=",
+        remedies(student),
+    )
     for step in loop:
         x, _ = batches(step)
         with loss.observe(student, teacher) as features:
@@ -259,7 +269,17 @@ def _learn_logits(
         "best": best,
     }
     title, result = _title(checkpoints), ["averaged" if heldout is None else "best"]
-    loop = TrainingLoop(title, steps, parts, generator, optimizer, checkpoints, result)
+    loop = TrainingLoop(
+        title,
+        steps,
+        parts,
+        generator,
+        optimizer,
+        checkpoints,
+        result,
+        f"--set {options.title}.learning_rate=",
+        remedies(student),
+    )
     for step in loop:
         x, target = batches(step)
         loss = divergence(student(x), target, options.temperature)

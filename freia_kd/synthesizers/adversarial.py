@@ -13,7 +13,7 @@ from ..config import Config, Count, Decay, NonNegative, Size
 from ..data.datasets import LabelledData
 from ..errors import UsageError
 from ..objectives.divergences import l1
-from ..teachers.classifier import Classifier, Teacher
+from ..teachers.classifier import Classifier, Teacher, remedies
 from ..training import Checkpoints, Stateful, TrainingLoop, own_generator
 from .unconditional import InputGenerator, Unconditional
 
@@ -161,7 +161,17 @@ def play(
     }  # fmt: skip
     # The student's steps are those that can diverge: a rollback halves its learning rate.
     title, steps = "play with the student", options.steps
-    loop = TrainingLoop(title, steps, parts, generator, sgd, checkpoints, ["kept"])
+    loop = TrainingLoop(
+        title,
+        steps,
+        parts,
+        generator,
+        sgd,
+        checkpoints,
+        ["kept"],
+        f"--set {options.title}.student_learning_rate=",
+        remedies(teacher),
+    )
     for step in loop:
         learned = [
             imitate(student, teacher, _inputs(net, options, generator), sgd)

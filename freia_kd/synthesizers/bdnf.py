@@ -25,7 +25,7 @@ from ..objectives.contract import Batch, Objective
 from ..objectives.distill import Distill
 from ..objectives.image_priors import BasePrior
 from ..objectives.monitors import Diagnostics, diagnose_flow
-from ..teachers.classifier import Classifier, Teacher
+from ..teachers.classifier import Classifier, Teacher, remedies
 from ..training import Checkpoints, Stateful, TrainingLoop, own_generator
 from .contract import Synthesizer, sample_labels
 
@@ -186,7 +186,17 @@ class BDNF(Synthesizer):
             "schedule": schedule,
         }
         title, steps = "train the flow", options.steps
-        loop = TrainingLoop(title, steps, parts, generator, optimizer, checkpoints, ["averaged"])
+        loop = TrainingLoop(
+            title,
+            steps,
+            parts,
+            generator,
+            optimizer,
+            checkpoints,
+            ["averaged"],
+            f"--set {self.name}.learning_rate=",
+            remedies(teacher),
+        )
         for _ in loop:
             batch = self._batch(flow, samples, teacher.domain, generator)
             terms = objective(flow, teacher, batch)

@@ -17,7 +17,7 @@ from ..config import Config, Count, Decay, Natural, Positive, Probability, Size
 from ..data.datasets import LabelledData
 from ..domain import Domain
 from ..objectives.contract import Terms
-from ..teachers.classifier import Classifier, Teacher
+from ..teachers.classifier import Classifier, Teacher, remedies
 from ..training import Checkpoints, Stateful, TrainingLoop, own_generator
 from .bank import Bank
 
@@ -110,7 +110,17 @@ class Inversion(Bank):
         optimizer = torch.optim.Adam([canvas.half, canvas.full], options.learning_rate)
         parts: dict[str, Stateful] = {"canvas": canvas, "optimizer": optimizer}
         steps = batches * options.steps
-        loop = TrainingLoop("invert", steps, parts, generator, optimizer, checkpoints, ["canvas"])
+        loop = TrainingLoop(
+            "invert",
+            steps,
+            parts,
+            generator,
+            optimizer,
+            checkpoints,
+            ["canvas"],
+            f"--set {self.name}.learning_rate=",
+            remedies(teacher),
+        )
         for step in loop:
             batch, t = divmod(step, options.steps)
             coarse = t < round(options.coarse * options.steps)

@@ -15,7 +15,7 @@ from ..data.datasets import LabelledData
 from ..domain import Domain
 from ..errors import CheckpointError
 from ..objectives.contract import Terms
-from ..teachers.classifier import Classifier, Teacher
+from ..teachers.classifier import Classifier, Teacher, remedies
 from ..training import Checkpoints, Stateful, TrainingLoop, own_generator
 from .contract import Synthesizer, sample_labels
 from .generators import (
@@ -148,7 +148,17 @@ class KegNet(Synthesizer):
         title = f"train generator {number} of {options.generators}"
         own = checkpoints and checkpoints.part(number)
         steps, result = options.steps, ["generator"]
-        loop = TrainingLoop(title, steps, parts, generator, optimizer, own, result)
+        loop = TrainingLoop(
+            title,
+            steps,
+            parts,
+            generator,
+            optimizer,
+            own,
+            result,
+            f"--set {self.name}.learning_rate=",
+            remedies(teacher),
+        )
         for _ in loop:
             terms = self._losses(net, decoder, teacher, generator)
             if loop.accept(terms.total, terms.items()):

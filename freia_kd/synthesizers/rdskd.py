@@ -14,7 +14,7 @@ from torch import Tensor
 from ..config import Config, Count, Positive
 from ..data.datasets import LabelledData
 from ..objectives.contract import Terms
-from ..teachers.classifier import Classifier, Teacher
+from ..teachers.classifier import Classifier, Teacher, remedies
 from ..training import Checkpoints, Stateful, TrainingLoop, own_generator
 from .unconditional import InputGenerator, Unconditional
 
@@ -92,7 +92,17 @@ class RDSKD(Unconditional):
         penalty = IncrementPenalty()
         parts: dict[str, Stateful] = {"generator": net, "optimizer": optimizer, "penalty": penalty}
         title, steps = "train the generator", options.steps
-        loop = TrainingLoop(title, steps, parts, generator, optimizer, checkpoints, ["generator"])
+        loop = TrainingLoop(
+            title,
+            steps,
+            parts,
+            generator,
+            optimizer,
+            checkpoints,
+            ["generator"],
+            f"--set {self.name}.learning_rate=",
+            remedies(teacher),
+        )
         for step in loop:
             z = torch.randn(options.batch_size, options.latents, generator=generator, device=device)
             terms = losses(teacher, net(z))

@@ -79,6 +79,11 @@ def autocasting(classifier: Classifier, precision: Precision | None) -> Iterator
         classifier.precision = before
 
 
+def remedies(net: nn.Module) -> list[str]:
+    """What may help where a loss of a net's logits is not finite, besides smaller steps."""
+    return ["leave out --amp"] if getattr(net, "precision", None) else []
+
+
 class Teacher(Classifier):
     """A frozen classifier: a copy of the net that stays in eval mode and asks for no gradient.
 

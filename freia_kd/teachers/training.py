@@ -92,7 +92,15 @@ def train_classifier(
             "best": best,
             "order": order,
         }
-        loop = TrainingLoop(title, steps, parts, generator, optimizer, checkpoints)
+        loop = TrainingLoop(
+            title,
+            steps,
+            parts,
+            generator,
+            optimizer,
+            checkpoints,
+            rate_option="--learning-rate " if checkpoints else "",  # of train-teacher
+        )
         for step in loop:
             if step % per_epoch == 0:
                 order.rows = torch.randperm(len(train), generator=generator)

@@ -79,6 +79,9 @@ class TrainingLoop:
             there.
         result: The parts that are wanted after the last step, when moments of an optimizer and the
             like are not kept any more; all of them if empty.
+        rate_option: How the option of the optimizer's learning rate is typed, up to its value; it
+            is what the error of a loss that stays non-finite names.
+        remedies: What else that error advises.
 
     Raises:
         TrainingError: When the loss stays non-finite.
@@ -93,8 +96,11 @@ class TrainingLoop:
         optimizer: torch.optim.Optimizer,
         checkpoints: Checkpoints | None = None,
         result: Sequence[str] = (),
+        rate_option: str = "",
+        remedies: Sequence[str] = (),
     ) -> None:
         self.title, self.steps, self.result = title, steps, tuple(result)
+        self.rate_option, self.remedies = rate_option, tuple(remedies)
         self.parts, self.generator, self.optimizer = parts, generator, optimizer
         self.checkpoints = checkpoints
         self.step = self.rollbacks = 0
@@ -210,11 +216,16 @@ class TrainingLoop:
         names = [k for k, v in values.items() if not math.isfinite(v)]
         names = [k for k in names if k != "loss"] or ["loss"]
         if self.rollbacks > RETRIES:
+            remedies = [
+                f"lower the learning rate ({self.rate_option}{self.rate / 10:.1g}; it was "
+                f"{self.rate:g})",
+                *self.remedies,
+                "check the weights and inputs that were given",
+            ]
             raise TrainingError(
                 f"{self.title}: the loss is not finite at step {self.step} "
-                f"({', '.join(names)}), after {RETRIES} rollbacks with ever smaller steps; "
-                f"lower the learning rate, to {self.rate / 10:.1g} say, or check the teacher's "
-                "inputs and weights."
+                f"({', '.join(names)}), after {RETRIES} rollbacks with ever smaller steps: "
+                f"{', or '.join(remedies)}."
             )
         self._restore(self.good)
         for group in self.optimizer.param_groups:
