@@ -31,8 +31,9 @@ test-slow: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "slow and not faults"
 
 # Bad files and options, full disks and kills by the thousand; it says how many fell short.
+# FREIAKD_FAULTS=10 takes ten times as many.
 test-faults: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m faults tests/faults
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m faults tests/faults
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

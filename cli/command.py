@@ -94,6 +94,7 @@ class _Gathering:
 
     def process_value(self, ctx: click.Context, value: Any) -> Any:
         try:
+            self._expect_value(ctx, value)
             return super().process_value(ctx, value)  # type: ignore[misc]
         except click.MissingParameter as fault:
             ctx.meta.setdefault(FAULTS, []).append(fault.format_message())
@@ -104,6 +105,13 @@ class _Gathering:
         if self.required:  # type: ignore[attr-defined]
             return None
         return super().process_value(ctx, self.get_default(ctx))  # type: ignore[attr-defined,misc]
+
+    def _expect_value(self, ctx: click.Context, value: Any) -> None:
+        """Refuses `--out --`, in whose place click puts a mark of its own that is no value."""
+        given = value if isinstance(value, (list, tuple)) else [value]
+        is_typed = ctx.get_parameter_source(self.name) is ParameterSource.COMMANDLINE  # type: ignore[attr-defined]
+        if is_typed and not all(isinstance(v, (str, int, float)) for v in given):
+            raise click.BadParameter("expected a value; got none before --.")
 
 
 class Option(_Gathering, click.Option):

@@ -8,8 +8,9 @@ import click
 
 from .command import Command, collecting, make_progress, option, options, print_json
 from .config import asked_options, config_options
-from .job import print_plan, remember_run, run_arguments, run_options
+from .job import make_plan, remember_run, run_arguments, run_options
 from .options import data_options, eval_option, json_option
+from .plan import print_plan
 from .students import student_options
 
 
@@ -41,7 +42,7 @@ def command(as_json: bool, verbose: bool, dry_run: bool, **given: Any) -> None:
     from freia_kd.report.run import run_document
 
     if dry_run:
-        print_plan(as_json, again=typed["resume"], **arguments)
+        print_plan(make_plan(again=typed["resume"], **arguments), as_json)
         return
     job = api.resume if typed["resume"] else api.distill
     result = job(**arguments, **asked, progress=make_progress(as_json))

@@ -8,8 +8,9 @@ import click
 
 from .command import Command, collecting, make_progress, options, print_json
 from .config import asked_options, config_options
-from .job import print_plan, remember_run, run_arguments, run_options
+from .job import make_plan, remember_run, run_arguments, run_options
 from .options import json_option
+from .plan import print_plan
 
 
 @click.command("extract", cls=Command, collects=True, is_shared=True)
@@ -31,7 +32,7 @@ def command(as_json: bool, dry_run: bool, **given: Any) -> None:
 
     if dry_run:
         none = {} if typed["resume"] else {"students": ()}
-        print_plan(as_json, again=typed["resume"], out=folder, **none, **arguments)
+        print_plan(make_plan(typed["resume"], out=folder, **none, **arguments), as_json)
         return
     progress = make_progress(as_json)
     run_folder, sets = api.extract(

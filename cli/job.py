@@ -20,7 +20,7 @@ from freia_kd.synthesizers import (
     VECTOR_DEFAULT,
 )
 
-from .command import GO_ON, Faults, option, options, print_json, print_table, typed_options
+from .command import GO_ON, Faults, option, options, typed_options
 from .options import (
     TEACHER,
     arch_options,
@@ -33,18 +33,15 @@ from .options import (
     set_size_option,
     settings_option,
 )
+from .plan import dry_run_option
 from .students import NAMES, expect_methods, make_students
 
 if TYPE_CHECKING:
     from freia_kd.domain import Domain
+    from freia_kd.job import Plan
     from freia_kd.runs.store import RunRecord
     from freia_kd.synthesizers.contract import Synthesizer
 
-dry_run_option = option(
-    "--dry-run",
-    "Say what the run would take (stages, time, memory, disk), after a few real steps of each "
-    "stage, and write nothing.",
-)
 run_options = options(
     option("--teacher FILE|WEIGHTS", f"{TEACHER} Needed for a new run."),
     arch_options(),
@@ -155,21 +152,12 @@ def run_arguments(faults: Faults, given: dict[str, Any]) -> dict[str, Any]:
     return {"folder": given["out"], "domain": domain, "methods": trusted, **kept, **asked}
 
 
-def print_plan(as_json: bool, again: bool, **arguments: Any) -> None:
-    """Prints what a run would take, with the arguments of its verb."""
+def make_plan(again: bool, **arguments: Any) -> Plan:
+    """What a run would take, with the arguments of its verb."""
     from freia_kd import api
-    from freia_kd.job.planning import told
 
-    plan = api.plan(
-        out=arguments.pop("folder", None) or arguments.pop("out"), again=again, **arguments
-    )
-    if as_json:
-        print_json(plan.to_dict())
-        return
-    rows = [[s.name, f"{s.steps:,}" if s.steps else "", told(s.seconds)] for s in plan.stages]
-    print_table(["stage", "steps or inputs", "about"], rows)
-    click.echo(plan.describe())
-    click.echo("Nothing was written.")
+    out = arguments.pop("folder", None) or arguments.pop("out")
+    return api.plan(out=out, again=again, **arguments)
 
 
 def remember_run(command: str, folder: str | None, given: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ from .options import (
     json_option,
     seed_option,
 )
+from .plan import dry_run_option, print_plan
 
 
 @click.command("train-teacher", cls=Command, is_shared=True)
@@ -50,10 +51,13 @@ from .options import (
     option("--resume", "Go on with a training that was stopped; --out FILE.training has it."),
     option("--out FILE", "The checkpoint, .pt, .pth or .safetensors.", required=True),
     force_option,
+    dry_run_option,
     config_options,
     json_option,
 )
-def command(data: str, out: str, resume: bool, force: bool, as_json: bool, **given: Any) -> None:
+def command(
+    data: str, out: str, resume: bool, force: bool, dry_run: bool, as_json: bool, **given: Any
+) -> None:
     """Train a classifier on DATA and say how accurate it is.
 
     DATA is digits, mnist, fashion-mnist, svhn, cifar10, one of the tables iris, wine,
@@ -65,15 +69,21 @@ def command(data: str, out: str, resume: bool, force: bool, as_json: bool, **giv
     """
     from freia_kd import api, ranks
     from freia_kd.report.words import proportion
+    from freia_kd.runs.lock import locked
 
     folder = api.training_folder(out)
     # A training that stopped while it ended may have written the checkpoint already.
     goes_on = resume and (folder / "run.json").exists()
     expect_writable(out, force or goes_on, (".pt", ".pth", ".safetensors"), (data,))
-    if force and not resume:
-        if ranks.is_first() and (folder / "run.json").exists():
+    begins_anew = force and not resume and (folder / "run.json").exists()
+    if dry_run:
+        fresh = f"{out}.new" if begins_anew else out  # what is there would be deleted
+        print_plan(api.plan_teacher(data, fresh, resume=resume, **given), as_json)
+        return
+    if begins_anew and ranks.is_first():
+        with locked(folder):
             shutil.rmtree(folder)
-        ranks.wait()
+    ranks.wait()
     remember_folder(str(folder))
     result = api.train_teacher(data, out, resume=resume, progress=make_progress(as_json), **given)
     if as_json:

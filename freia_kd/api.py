@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,35 +12,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import ranks
 from .comparing import ComparisonResult as ComparisonResult
 from .comparing import compare as compare
 from .compression import compare_costs, count_parameters, load_classifier, load_teacher
 from .compression.comparison import Comparison as CostComparison
 from .config import BatchNormMode, Device, DistillationOptions, Precision, Preset, PresetName
-from .data.datasets import (
-    LabelledData,
-    Split,
-    hold_out,
-    load_dataset,
-    measure_domain,
-    resize_images,
-)
+from .data.datasets import LabelledData
 from .data.sources import PathLike, RealData, Source
 from .data.synthetic import SyntheticSet, quantise
-from .device import choose_device, free_memory, memory_limit
-from .domain import DOMAINS, Domain
+from .device import free_memory, memory_limit
+from .domain import Domain
 from .errors import CheckpointError, UsageError
 from .evaluation import accuracy, commonest, predict, share_equal
 from .exporting import export as export
 from .files import atomic
 from .job import Plan, make_plan, open_job, reopen_job, run_job
-from .job.opening import Synthesizers, fingerprint_of, restore_synthesizer
+from .job.opening import Synthesizers, restore_synthesizer
 from .job.run import run_extraction
 from .job.student import write_student
+from .job.teaching import open_training
+from .job.teaching import training_folder as training_folder
 from .report.plots import plot_grid, plot_sensitivity, write_png
 from .report.schema import Proportion, Report
-from .runs import Run
 from .runs.listing import list_runs as list_runs
 from .runs.store import read_record
 from .students import StudentSpec, as_specs, build, calibration_set
@@ -52,15 +44,10 @@ from .teachers import (
     Teacher,
     is_published,
     read_checkpoint,
-    save_classifier,
-    train_new,
 )
 from .training import Progress
 
 SAMPLE_COPIES = 4  # of samples as floats, that making and writing them holds at once
-SIDE = 32  # of images that are resized, as in KegNet and BDNF
-MIN_HELD_OUT = 20  # inputs, below which none are held out to choose a teacher's weights
-EPOCHS, TABLE_STEPS = 8, 1_000  # of a teacher, unless asked otherwise
 
 
 @dataclass(frozen=True)
@@ -183,73 +170,48 @@ def train_teacher(
         CheckpointError: If there is no training to go on with.
         TrainingError: If the loss stays non-finite.
     """
-    source, chosen = os.fspath(data), choose_device(device)
-
-    def load(split: Split, domain: Domain | None) -> LabelledData:
-        fitting = domain is not None
-        return load_dataset(source, domain, split, data_root, download, resize and fitting)
-
-    train = load("train", DOMAINS.get(source))
-    if resize and train.inputs.ndim == 4:
-        train = LabelledData(resize_images(train.inputs, (SIDE, SIDE)), train.labels, train.name)
-    domain = DOMAINS.get(source) or measure_domain(train, Path(source).stem)
-    arch = arch or ("lenet5" if domain.is_image else "mlp")
-    if epochs is None:
-        epochs = EPOCHS if domain.is_image else -(-TABLE_STEPS // max(1, len(train) // batch_size))
-    rest, heldout = hold_out(train) if len(train) >= MIN_HELD_OUT else (train, None)
-    run = _training_run(
+    training = open_training(
+        data,
         out,
-        resume,
-        {
-            "data_sha256": fingerprint_of(train),
-            "arch": arch,
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "seed": seed,
-            "device": chosen.type,
-        },
-        progress,
+        resume=resume,
+        arch=arch,
+        data_root=data_root,
+        download=download,
+        resize=resize,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        device=device,
+        progress=progress,
     )
-    run.meet()  # so that no process sees what another has begun
-    with run.stage("train"):
-        classifier = train_new(
-            arch,
-            rest,
-            domain,
-            epochs,
-            batch_size,
-            learning_rate,
-            seed,
-            chosen,
-            heldout=heldout,
-            checkpoints=run.checkpoints("teacher"),
-        )
-        if ranks.is_first():
-            save_classifier(out, classifier)
-    if ranks.is_first():
-        shutil.rmtree(run.folder)
-    test = load("test", domain)
+    classifier = training.carry_out(out)
+    train, test = training.train, training.data.load("test", training.domain)
     separate = test.labels.shape != train.labels.shape or not torch.equal(test.inputs, train.inputs)
     share = Proportion.of(accuracy(classifier, test), len(test))
     return TrainedTeacher(
-        os.fspath(out), arch, domain, count_parameters(classifier.net), share, separate
+        os.fspath(out),
+        training.arch,
+        training.domain,
+        count_parameters(classifier.net),
+        share,
+        separate,
     )
 
 
-def training_folder(out: PathLike) -> Path:
-    """Where a training keeps what it needs to go on, until the checkpoint is written."""
-    return Path(f"{os.fspath(out)}.training")
+def plan_teacher(data: PathLike, out: PathLike, **options: Any) -> Plan:
+    """What :func:`train_teacher` would take, after a few real steps; nothing is written.
 
+    Arguments:
+        data: As there, and so are the others.
+        out: Where the checkpoint would go.
+        options: What else it takes.
 
-def _training_run(
-    out: PathLike, resume: bool, config: dict[str, Any], progress: Progress | None
-) -> Run:
-    if not resume:
-        return Run.create(training_folder(out), "train-teacher", config, progress)
-    run = Run.open(training_folder(out), "train-teacher", progress)
-    run.expect_config(config)
-    return run
+    Raises:
+        UsageError: If the options do not fit together, or memory or disk cannot hold the training.
+        CheckpointError: If there is no training to go on with.
+    """
+    return open_training(data, out, **options).plan()
 
 
 def distill(

@@ -42,8 +42,6 @@ SMALLEST_BATCH = 8  # that is tried where memory is short
 class Plan:
     """What is left to do of a run, and what that takes.
 
-    Compression and the last measurements are not in the time.
-
     Arguments:
         folder: The run's folder.
         stages: The stages to come.
@@ -53,6 +51,7 @@ class Plan:
         disk_free: How many are free in its folder.
         input_bytes: The bytes of a synthetic input with its logits, on disk.
         minutes: How long the run is to take in all, if that was said.
+        besides: What is not in the time.
     """
 
     folder: str
@@ -63,6 +62,7 @@ class Plan:
     disk_free: int
     input_bytes: int
     minutes: float | None = None
+    besides: str = "compression and measuring"
 
     @property
     def seconds(self) -> float:
@@ -80,7 +80,7 @@ class Plan:
         if self.minutes is not None:
             long += f" of the {words.duration(60 * self.minutes)} asked for"
         return (
-            f"Plan: about {long}, besides compression and measuring: {stages}. "
+            f"Plan: about {long}, besides {self.besides}: {stages}. "
             f"Memory {words.size(self.memory)}{free}, disk {disk}."
         )
 
@@ -139,6 +139,47 @@ def make_plan(job: Job) -> Plan:
         minutes=config.minutes,
     )
     plan.check(0 if config.on_the_fly else config.set_size)
+    return plan
+
+
+def plan_training(
+    folder: Path,
+    device: torch.device,
+    batch_size: int,
+    train: Callable[[int, Rehearsal], object],
+    done: float = 0.0,
+) -> Plan:
+    """Measures what the training of a teacher will take, as :func:`make_plan` does of a run.
+
+    Arguments:
+        folder: Where it keeps what it needs to go on.
+        device: Where it computes.
+        batch_size: How many inputs a step takes.
+        train: Trains with a batch size, as far as a rehearsal lets it.
+        done: The share of it that has been done.
+
+    Raises:
+        UsageError: If memory or disk cannot hold it; the message says what would fit.
+    """
+    free, found = free_memory(device), Rehearsal()
+    with torch.random.fork_rng(), suppress(TrainingError):  # which the training itself will raise
+        if not _fits(device, free, lambda: train(batch_size, found)):
+
+            def train_fewer(size: int) -> None:
+                train(size, Rehearsal())
+
+            said = _fewer(device, free, "--batch-size ", batch_size, train_fewer)
+            raise too_large("train", free, said or ["choose a smaller --batch-size"])
+    disk_free = shutil.disk_usage(_existing(folder)).free
+    seconds = (1 - done) * found.seconds if found.steps else None
+    stages = (PlannedStage("train", round((1 - done) * found.steps), seconds),)
+    memory, kept = peak_memory(device), 3 * found.bytes  # two states while one is written; the net
+    plan = Plan(str(folder), stages, memory, free, kept, disk_free, 0, "measuring")
+    if kept > disk_free:
+        raise UsageError(
+            f"The training would write about {kept:,} bytes, and {disk_free:,} are free where "
+            f"{folder} is: choose an --out with more room."
+        )
     return plan
 
 
@@ -232,18 +273,18 @@ def _fit(job: Job, source: Synthesizer, free: int | None) -> _Rehearsed:
         fit(type(source)(source.options.changed(batch_size=size)), Rehearsal())
 
     trial, found, start = copy.deepcopy(source), Rehearsal(), time.perf_counter()
-    if not _fits(job, free, lambda: fit(trial, found)):
+    if not _fits(job.device, free, lambda: fit(trial, found)):
         size = getattr(source.options, "batch_size", 0)
-        remedy = _fewer(job, free, f"{source.name}.batch_size", size, fit_fewer)
+        remedy = _fewer(job.device, free, f"--set {source.name}.batch_size=", size, fit_fewer)
         raise too_large(source.name, free, [*remedy, "choose another --synthesizer"])
     seconds = found.seconds if found.steps else time.perf_counter() - start
     return _Rehearsed(found.steps, seconds, found.bytes, trial)
 
 
-def _fits(job: Job, free: int | None, work: Callable[[], None]) -> bool:
+def _fits(device: torch.device, free: int | None, work: Callable[[], object]) -> bool:
     """Whether memory holds some work; what it held is free again when this returns."""
     try:
-        with memory_limit(free if job.device.type == "cpu" else None):
+        with memory_limit(free if device.type == "cpu" else None):
             work()
     except (MemoryError, torch.cuda.OutOfMemoryError):
         return False
@@ -251,12 +292,12 @@ def _fits(job: Job, free: int | None, work: Callable[[], None]) -> bool:
 
 
 def _fewer(
-    job: Job, free: int | None, option: str, size: int, work: Callable[[int], None]
+    device: torch.device, free: int | None, option: str, size: int, work: Callable[[int], None]
 ) -> list[str]:
     """The advice to take a smaller batch, if one is found that memory holds."""
     while (size := size // 4) >= SMALLEST_BATCH:
-        if _fits(job, free, partial(work, size)):
-            return [f"--set {option}={size} would fit"]
+        if _fits(device, free, partial(work, size)):
+            return [f"{option}{size} would fit"]
     return []
 
 
@@ -335,10 +376,10 @@ def _train(
     def train_fewer(size: int) -> None:
         train(options.changed(batch_size=size), Rehearsal())
 
-    if not _fits(job, free, lambda: train(options, rehearsal)):
-        option, size = "student.batch_size", options.batch_size
-        remedy = _fewer(job, free, option, size, train_fewer)
-        raise too_large(name, free, remedy or [f"choose a smaller --set {option}"])
+    if not _fits(job.device, free, lambda: train(options, rehearsal)):
+        option, size = "--set student.batch_size=", options.batch_size
+        remedy = _fewer(job.device, free, option, size, train_fewer)
+        raise too_large(name, free, remedy or [f"choose a smaller {option}..."])
     steps = job.config.steps
     checks = steps / options.check_every
     judging = checks * job.config.heldout_size / 2 * _per_answer(job.teacher, made[0])

@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import ranks
 from ..errors import CheckpointError, UsageError
-from ..files import write_json, write_text
+from ..files import PART, remove_parts, write_json, write_text
 from ..training import Checkpoints, Progress
 from ..version import __version__
 from .lock import HOLDER, LOCK, locked
@@ -139,7 +139,8 @@ class Run:
         if not (folder / RECORD).exists():
             # What a run leaves that is killed before its record is written, or is just beginning.
             own = {LOCK, HOLDER, ASKED}
-            if folder.is_dir() and {path.name for path in folder.iterdir()} - own:
+            names = {p.name for p in folder.iterdir()} if folder.is_dir() else set[str]()
+            if any(not name.startswith(PART) for name in names - own):
                 raise UsageError(
                     f"The folder {folder} is not empty and holds no run; choose another --out."
                 )
@@ -210,6 +211,8 @@ class Run:
                     f"Another process has worked on the run in {self.folder} since it was opened; "
                     "call the command again, with --resume."
                 )
+            for folder in (self / ".", self / "checkpoints", *self.folder.glob("synthetic*/*")):
+                remove_parts(folder)
             self.progress.note(f"Run: {self.folder}")
             yield
 

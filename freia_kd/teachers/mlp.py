@@ -51,8 +51,11 @@ class MLP(nn.Module):
         biases = {int(match[1]): match[0] for match in layers if match}
         widths = [state[biases[i]].shape[0] for i in range(len(biases))]
         first = min((k for k in state if re.match(r"layers\.0\..*weight$", k)), default="")
+        features = state[first].shape[1]
+        if 0 in (features, *widths):
+            raise LookupError("weights without any numbers")
         return {
-            "features": state[first].shape[1],
+            "features": features,
             "classes": widths[-1],
             "hidden_features": tuple(widths[:-1]),
         }

@@ -1,5 +1,6 @@
 """What an answer to a bad input may be, and how many inputs had another one."""
 
+import os
 import signal
 import traceback
 from contextlib import contextmanager
@@ -15,11 +16,18 @@ from freia_kd.cli.main import main
 from freia_kd.errors import CheckpointError, ExportError, TrainingError, UsageError
 
 OWN = (CheckpointError, ExportError, TrainingError, UsageError)
-LONGEST = 60  # seconds that the answer to one input of a test may take on a busy machine
+# How many inputs each test takes, as a share of what `make test-faults` does.
+SHARE = float(os.environ.get("FREIAKD_FAULTS", "1"))
+LONGEST = 120  # seconds that the answer to one input of a test may take on a busy machine
 SEVERAL = ("these two lines make a checkpoint", "are damaged; add --repair")  # lines, on purpose
 HOME = Path(freia_kd.__file__).parent
 CLI = Path(main.callback.__code__.co_filename).parent
 TALLIES = {}
+
+
+def many(count):
+    """The number of inputs of a test."""
+    return max(10, round(SHARE * count))
 
 
 class Hung(BaseException):
@@ -42,20 +50,12 @@ class Tally:
     def inputs(self):
         return self.sound + self.refused + self.begun + len(self.short)
 
-    def __str__(self):
-        begun = f", {self.begun} began long work" if self.begun else ""
-        return (
-            f"{self.inputs} inputs: {self.refused} refused, {self.sound} with a sound result"
-            f"{begun}; {len(self.short)} fell short"
-        )
-
     def check(self, least):
         """Fails with all that fell short, or if there were too few inputs to say anything."""
         shown = "\n\n".join(dict.fromkeys(self.short))
         if self.short:
             pytest.fail(f"{len(self.short)} of {self.inputs} fell short:\n{shown}", pytrace=False)
         assert self.inputs >= least
-        assert self.refused
 
     def judge(self, what, function):
         """Calls a function of the library: its result, or an error of ours in a line.

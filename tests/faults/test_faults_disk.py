@@ -7,14 +7,11 @@ import shutil
 import tempfile
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import torch
 from faults_judging import Tally
-from job_cases import SMALL, make_data
+from faults_miniatures import write_places
 
 from freia_kd import files
-from freia_kd.teachers import Classifier, build_net, save_classifier
 
 ERRORS = (errno.ENOSPC, errno.EROFS, errno.EACCES)
 TINY = ["--preset", "quick", "--set-size", "24", "--synthesizer", "bdnf+spectral", "--set"]
@@ -35,15 +32,7 @@ COMMANDS = {
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """A teacher and data."""
-    folder = tmp_path_factory.mktemp("places")
-    torch.manual_seed(0)
-    net = build_net("mlp", SMALL)
-    net.layers[-1].weight.data *= 20
-    save_classifier(folder / "T.pt", Classifier(net, SMALL, "mlp"))
-    data = make_data()
-    np.savez(folder / "D.npz", x=data.inputs.numpy(), y=data.labels.numpy())
-    return folder
+    return write_places(tmp_path_factory.mktemp("places"))
 
 
 class Disk:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from faults_judging import Tally, expect_answers
+from faults_judging import Tally, expect_answers, many
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from job_cases import NOISE, make_teacher, students_in
@@ -161,7 +161,7 @@ def test_spoiled_checkpoints(kind, sources, tmp_path):
     tally = Tally(f"checkpoints, {kind}")
     contents = [(path, path.read_bytes(), read_checkpoint(path)) for path in sources]
 
-    @fuzz(500)
+    @fuzz(many(300))
     @given(st.sampled_from(range(len(contents))), BYTES if kind == "bytes" else CONTENT)
     def spoil(index, change):
         source, content, checkpoint = contents[index]
@@ -178,7 +178,7 @@ def test_spoiled_checkpoints(kind, sources, tmp_path):
         tally.judge(what, read)
 
     spoil()
-    tally.check(500)
+    tally.check(many(300))
 
 
 def test_spoiled_runs(tmp_path):
@@ -193,7 +193,7 @@ def test_spoiled_runs(tmp_path):
         BYTES, st.tuples(st.just("json"), st.tuples(st.lists(st.integers(0, 40), max_size=5), JSON))
     )
 
-    @fuzz(250)
+    @fuzz(many(100))
     @given(st.sampled_from(files), change, st.sampled_from(["resume", "read", "more", "repair"]))
     def spoil(name, change, act):
         run = tmp_path / "spoiled"
@@ -227,4 +227,4 @@ def test_spoiled_runs(tmp_path):
         tally.judge(what, read)
 
     spoil()
-    tally.check(250)
+    tally.check(many(100))
