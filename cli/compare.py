@@ -37,6 +37,7 @@ from .options import (
     trial_executor,
     workers_option,
 )
+from .plan import dry_run_option, print_plan
 from .students import expect_methods, make_students, student_options
 
 
@@ -73,10 +74,11 @@ from .students import expect_methods, make_students, student_options
         "--resume",
         "Go on with the comparison in --out. Methods, seeds and --eval-data may be added.",
     ),
+    dry_run_option,
     config_options,
     json_option,
 )
-def command(teacher: str, synthesizers: str, as_json: bool, **given: Any) -> None:
+def command(teacher: str, synthesizers: str, dry_run: bool, as_json: bool, **given: Any) -> None:
     """Distil students by every method, and name the best by label-free evidence.
 
     Example: freiakd compare --teacher lenet5.pt --student 2 --seeds 3
@@ -97,18 +99,28 @@ def command(teacher: str, synthesizers: str, as_json: bool, **given: Any) -> Non
             with faults:
                 asked["synthesizers"] = build_methods(synthesizers, sizes.name, settings)
         asked |= {"students": students, "training": training}
+        faults.expect(
+            not (dry_run and given["dask"]),
+            "--dry-run measures this machine, and --dask has others; pass one of them.",
+        )
+    asked = {name: value for name, value in asked.items() if value is not None}
     remember_folder(given["out"])
     from freia_kd import api
     from freia_kd.report.comparison import comparison_document
     from freia_kd.report.render import terminal
 
+    if dry_run:
+        del given["dask"]
+        plan = api.plan_comparison(teacher, progress=make_progress(as_json), **given, **asked)
+        print_plan(plan, as_json, "trials")
+        return
     with trial_executor(given) as executor:
         result = api.compare(
             teacher,
             progress=make_progress(as_json),
             executor=executor,
             **given,
-            **{name: value for name, value in asked.items() if value is not None},
+            **asked,
         )
     if as_json:
         print_json(result.comparison)

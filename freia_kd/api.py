@@ -14,6 +14,7 @@ import torch
 
 from .comparing import ComparisonResult as ComparisonResult
 from .comparing import compare as compare
+from .comparing import plan_comparison as plan_comparison
 from .compression import compare_costs, count_parameters, load_classifier, load_teacher
 from .compression.comparison import Comparison as CostComparison
 from .config import BatchNormMode, Device, DistillationOptions, Precision, Preset, PresetName

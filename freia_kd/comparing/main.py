@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..config import Device, DistillationOptions, Preset, PresetName
 from ..data.datasets import LabelledData
@@ -13,6 +14,7 @@ from ..data.sources import PathLike, RealData, Source
 from ..domain import Domain
 from ..errors import TrainingError
 from ..evaluation import accuracy
+from ..job import Plan
 from ..report import provenance
 from ..report.schema import Comparison, Proportion, TeacherResult
 from ..report.schema import RealData as RealDataResult
@@ -22,6 +24,7 @@ from ..teachers import Teacher
 from ..training import Progress
 from .methods import Methods
 from .opening import Opened, open_comparison
+from .planning import plan_trials
 from .ranking import judge_trials, rank_methods
 from .runner import run_all
 from .summary import collect_results, summarise
@@ -124,7 +127,37 @@ def compare(
         progress=progress,
     )
     with opened.run.locked():
+        if executor is None and any(trial.result is None for trial in opened.trials):
+            plan = plan_trials(opened.run.folder, opened.trials, workers, opened.run.progress)
+            opened.run.progress.note(plan.describe())
         return ComparisonResult(opened.run.folder, _run(opened, workers, executor))
+
+
+def plan_comparison(
+    teacher: PathLike | Teacher,
+    *,
+    workers: int | None = None,
+    eval_data: Source | None = None,
+    data_root: PathLike | None = None,
+    download: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Plan:
+    """What :func:`compare` would take on this machine; nothing is written.
+
+    A few real steps of one trial of each method are taken.
+
+    Arguments:
+        teacher: As there, and so are the others.
+        options: What else it takes, but an executor.
+
+    Raises:
+        UsageError: If the options do not fit together, or memory or disk cannot hold the trials.
+        CheckpointError: If the teacher's file is not sound, or there is nothing to resume.
+    """
+    options["evaluation"] = None if eval_data is None else RealData(eval_data, data_root, download)
+    opened = open_comparison(teacher, workers=workers, progress=progress, **options)
+    return plan_trials(opened.run.folder, opened.trials, workers, opened.run.progress)
 
 
 def _run(opened: Opened, workers: int | None, executor: Executor | None) -> Comparison:

@@ -134,7 +134,7 @@ def make_plan(job: Job) -> Plan:
         memory=peak,
         memory_free=free,
         disk=max(0, own * stored * per_input - have) + kept,
-        disk_free=shutil.disk_usage(_existing(job.run.folder)).free,
+        disk_free=shutil.disk_usage(existing(job.run.folder)).free,
         input_bytes=own * per_input,
         minutes=config.minutes,
     )
@@ -170,7 +170,7 @@ def plan_training(
 
             said = _fewer(device, free, "--batch-size ", batch_size, train_fewer)
             raise too_large("train", free, said or ["choose a smaller --batch-size"])
-    disk_free = shutil.disk_usage(_existing(folder)).free
+    disk_free = shutil.disk_usage(existing(folder)).free
     seconds = (1 - done) * found.seconds if found.steps else None
     stages = (PlannedStage("train", round((1 - done) * found.steps), seconds),)
     memory, kept = peak_memory(device), 3 * found.bytes  # two states while one is written; the net
@@ -183,7 +183,7 @@ def plan_training(
     return plan
 
 
-def _existing(folder: Path) -> Path:
+def existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that is there."""
     folder = folder.absolute()
     return next(f for f in (folder, *folder.parents) if f.exists())
