@@ -30,6 +30,7 @@ from .options import (
     json_option,
     pop_domain,
     preset_option,
+    repair_option,
     samples_option,
     set_size_option,
     settings_option,
@@ -74,6 +75,7 @@ from .students import expect_methods, make_students, student_options
         "--resume",
         "Go on with the comparison in --out. Methods, seeds and --eval-data may be added.",
     ),
+    repair_option,
     dry_run_option,
     config_options,
     json_option,
@@ -99,6 +101,11 @@ def command(teacher: str, synthesizers: str, dry_run: bool, as_json: bool, **giv
             with faults:
                 asked["synthesizers"] = build_methods(synthesizers, sizes.name, settings)
         asked |= {"students": students, "training": training}
+        repairs = given.pop("repair")
+        faults.expect(
+            given["resume"] or not repairs,
+            "--repair is of a comparison that goes on; pass --resume as well.",
+        )
         faults.expect(
             not (dry_run and given["dask"]),
             "--dry-run measures this machine, and --dask has others; pass one of them.",
@@ -117,6 +124,7 @@ def command(teacher: str, synthesizers: str, dry_run: bool, as_json: bool, **giv
     with trial_executor(given) as executor:
         result = api.compare(
             teacher,
+            repair=repairs,
             progress=make_progress(as_json),
             executor=executor,
             **given,

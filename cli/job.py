@@ -28,6 +28,7 @@ from .options import (
     domain_options,
     pop_domain,
     preset_option,
+    repair_option,
     samples_option,
     seed_option,
     set_size_option,
@@ -99,11 +100,7 @@ run_options = options(
     ),
     option("--out FOLDER", "The run's folder; by default a new one in runs/."),
     option("--resume", "Go on with the run in --out; --teacher is not needed."),
-    option(
-        "--repair",
-        "With --resume: delete what is damaged in the run (a shard, a student, a checkpoint), and "
-        "make it again.",
-    ),
+    repair_option,
     dry_run_option,
 )
 

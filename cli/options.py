@@ -127,6 +127,11 @@ dask_option = option(
     "Run the trials on the workers of a Dask cluster, as tcp://HOST:8786, in place of processes of "
     "this machine; all must see --out and the teacher under the same paths.",
 )
+repair_option = option(
+    "--repair",
+    "With --resume: delete what is damaged in the run (a shard, a student, a checkpoint), and "
+    "make it again.",
+)
 force_option = option("--force", "Replace what exists.")
 json_option = option("--json", "Print JSON, and nothing else.", name="as_json")
 

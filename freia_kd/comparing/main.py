@@ -26,6 +26,7 @@ from .methods import Methods
 from .opening import Opened, open_comparison
 from .planning import plan_trials
 from .ranking import judge_trials, rank_methods
+from .repair import find_damaged_trials, repair_trial
 from .runner import run_all
 from .summary import collect_results, summarise
 from .trials import Trial
@@ -65,6 +66,7 @@ def compare(
     executor: Executor | None = None,
     out: PathLike = "runs/compare",
     resume: bool = False,
+    repair: bool = False,
     progress: Progress | None = None,
 ) -> ComparisonResult:
     """Distils students by every method, and says which is best without looking at real data.
@@ -98,12 +100,14 @@ def compare(
         out: The comparison's folder.
         resume: Whether to go on with the comparison in that folder. Methods, seeds and evaluation
             data may be added then; all else must be as it was.
+        repair: Whether parts of its trials that are damaged may be deleted and made again.
         progress: What to show meanwhile.
 
     Raises:
         UsageError: If the options do not fit together, a method named cannot work with the
             teacher, or an option differs from the record of what is resumed.
-        CheckpointError: If the teacher's file is not sound, or there is nothing to resume.
+        CheckpointError: If the teacher's file is not sound, there is nothing to resume, or parts of
+            trials are damaged and are not to be repaired.
         TrainingError: If every method failed.
     """
     opened = open_comparison(
@@ -126,7 +130,10 @@ def compare(
         resume=resume,
         progress=progress,
     )
+    damaged = find_damaged_trials(opened.run, opened.trials, repair) if resume else []
     with opened.run.locked():
+        for each in damaged:
+            repair_trial(opened.run, each)
         if executor is None and any(trial.result is None for trial in opened.trials):
             plan = plan_trials(opened.run.folder, opened.trials, workers, opened.run.progress)
             opened.run.progress.note(plan.describe())

@@ -112,7 +112,7 @@ def test_full_disks(name, places, tmp_path, monkeypatch):
             tally.short.append(f"{what}: what was there before is lost")
         if contents(places) != sources:
             tally.short.append(f"{what}: an input has changed")
-        left = [p.name for p in here.rglob(".*") if p.suffix != ".lock"]
+        left = [p.name for p in here.rglob(f"{files.PART}*")]
         if left:
             tally.short.append(f"{what}: it left {left}")
         begun = any((here / run / "run.json").exists() for run in ("made", "made.pt.training"))

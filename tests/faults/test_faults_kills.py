@@ -35,7 +35,7 @@ COMMANDS = {
 }  # fmt: skip
 RECORDS = ("made/run.json", "made.pt.training/run.json")  # by which it is known that there is a run
 MOST = 80  # kills of one run, before it is said that it never ends
-CHAINS = 3  # runs of each command that are killed at random again and again
+CHAINS = 2  # runs of each command that are killed at random again and again
 
 
 class Killer:
@@ -180,7 +180,7 @@ def test_killed_and_called_again(name, how, places, processes, tmp_path):
         elif results(here) != wanted:
             other = {k for k, v in wanted.items() if results(here).get(k) != v}
             tally.short.append(f"{what}: not the same: {sorted(map(str, other))}")
-        elif left := [p.name for p in here.rglob(".*") if p.is_file()]:
+        elif left := [p.name for p in here.rglob(f"{files.PART}*") if p.parent != here]:
             tally.short.append(f"{what}: it left {left}")
     if not is_random:
         assert len(boundaries.read_text().splitlines()) == tally.sound
