@@ -117,7 +117,7 @@ def test_threads_are_as_before_and_a_broken_method_is_left_to_its_trials(options
 # --- Damages ---
 
 PARTS = {
-    "synthetic/heldout/shard-000-00000.logits.npy": "synthetic/heldout",
+    "synthetic/heldout/shard-000-00000.inputs.npy": "synthetic/heldout",
     "student-1.safetensors": "student-1",
     "compressed-1.safetensors": "compress 1",
     "trial.json": "trial",
