@@ -94,7 +94,6 @@ class _Gathering:
 
     def process_value(self, ctx: click.Context, value: Any) -> Any:
         try:
-            self._expect_value(ctx, value)
             return super().process_value(ctx, value)  # type: ignore[misc]
         except click.MissingParameter as fault:
             ctx.meta.setdefault(FAULTS, []).append(fault.format_message())
@@ -105,13 +104,6 @@ class _Gathering:
         if self.required:  # type: ignore[attr-defined]
             return None
         return super().process_value(ctx, self.get_default(ctx))  # type: ignore[attr-defined,misc]
-
-    def _expect_value(self, ctx: click.Context, value: Any) -> None:
-        """Refuses `--out --`, in whose place click puts a mark of its own that is no value."""
-        given = value if isinstance(value, (list, tuple)) else [value]
-        is_typed = ctx.get_parameter_source(self.name) is ParameterSource.COMMANDLINE  # type: ignore[attr-defined]
-        if is_typed and not all(isinstance(v, (str, int, float)) for v in given):
-            raise click.BadParameter("expected a value; got none before --.")
 
 
 class Option(_Gathering, click.Option):
@@ -162,7 +154,8 @@ def option(
         cls=Option,
         type=kind or TYPES.get(metavar or ""),
         metavar=metavar,
-        is_flag=metavar is None and kind is None,
+        # Not False, by which click 8.5 lets the value be left out: then it is as if not typed.
+        is_flag=True if metavar is None and kind is None else None,
         help=f"{help} May be repeated." if rest.get("multiple") else help,
         show_default="default" in rest,
         **({"shell_complete": partial(_complete, tuple(completes))} if completes else {}),

@@ -73,7 +73,8 @@ class Domain:
             tuple(v / 255 for v in values) if max(values) > 1 else values
             for values in (self.mean, self.std)
         ]
-        if min(scaled[0]) >= 0 and max(scaled[0]) <= 1 and all(map(_is_std, scaled[1])):
+        fits = min(scaled[0]) >= 0 and max(scaled[0]) <= 1 and all(map(_is_std, scaled[1]))
+        if fits and min(scaled[1]) ** 2 < max(m * (1 - m) for m in scaled[0]):
             message += (
                 " Those seem to be of pixels from 0 to 255; divided by 255 they are "
                 f"mean {_listed(scaled[0])} and std {_listed(scaled[1])}."

@@ -43,8 +43,9 @@ def test_all_faults_are_reported_together(distill, tmp_path):
         (["--set", "steps"], "expected NAME.OPTION=VALUE"),
         (["--set", "boat=1"], "Unknown option 'boat'"),
         (["--set-size", 0], "--set-size: 0 is not in the range"),
-        (["--set", "--"], "--set: expected a value; got none before --."),
-        (["--layers", "--"], "--layers: expected a value; got none before --."),
+        (["--set", "--"], "--set: expected NAME.OPTION=VALUE; got '--'."),
+        (["--layers"], "Option '--layers' requires an argument."),
+        (["--eval-data"], "Option '--eval-data' requires an argument."),
         (["--preset", "mini"], "--preset: expected one of quick, standard, best, paper"),
     ],
 )
