@@ -36,6 +36,8 @@ INPUTS = 64  # of each synthesizer that are made to see how long one takes
 LOOKED_AT = 612  # inputs that are made of each synthesizer for its diagnostics and its picture
 TRAIN = "/train"  # how the name of the stage ends that makes what students learn from
 SMALLEST_BATCH = 8  # that is tried where memory is short
+LONGEST_SEARCH = 10.0  # seconds in which a batch that fits is looked for
+SPARED = 0.15  # of the memory that is free, which other processes may want meanwhile
 
 
 @dataclass(frozen=True)
@@ -283,8 +285,9 @@ def _fit(job: Job, source: Synthesizer, free: int | None) -> _Rehearsed:
 
 def _fits(device: torch.device, free: int | None, work: Callable[[], object]) -> bool:
     """Whether memory holds some work; what it held is free again when this returns."""
+    limit = None if free is None or device.type != "cpu" else int((1 - SPARED) * free)
     try:
-        with memory_limit(free if device.type == "cpu" else None):
+        with memory_limit(limit):
             work()
     except (MemoryError, torch.cuda.OutOfMemoryError):
         return False
@@ -294,11 +297,14 @@ def _fits(device: torch.device, free: int | None, work: Callable[[], object]) ->
 def _fewer(
     device: torch.device, free: int | None, option: str, size: int, work: Callable[[int], None]
 ) -> list[str]:
-    """The advice to take a smaller batch, if one is found that memory holds."""
-    while (size := size // 4) >= SMALLEST_BATCH:
-        if _fits(device, free, partial(work, size)):
-            return [f"{option}{size} would fit"]
-    return []
+    """The advice to take a smaller batch, if one is found that memory holds.
+
+    It is looked for from below, so that hardly more memory is taken than what fits, nor much time.
+    """
+    fits, tried, end = 0, SMALLEST_BATCH, time.monotonic() + LONGEST_SEARCH
+    while tried < size and time.monotonic() < end and _fits(device, free, partial(work, tried)):
+        fits, tried = tried, 4 * tried
+    return [f"{option}{fits} would fit"] if fits else []
 
 
 def too_large(stage: str, free: int | None, remedies: Sequence[str]) -> UsageError:
