@@ -6,6 +6,7 @@ import pytest
 
 from freia_kd import resume
 from freia_kd.errors import CheckpointError, UsageError
+from freia_kd.files import PART
 from freia_kd.runs import Run
 from freia_kd.runs.store import RECORD, VERSION, read_record
 
@@ -132,3 +133,26 @@ def test_a_record_of_another_kind_is_refused(tmp_path):
     run.write()
     with pytest.raises(CheckpointError, match="was made by compare, not by distill"):
         resume(tmp_path / "run")
+
+
+def test_what_a_killed_process_wrote_in_part_blocks_nothing_and_goes(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / f"{PART}run-x.json").write_text("{")
+    run = Run.create(folder, "distill", {})
+    with run.stage("first"):
+        run.checkpoints("first").save({"step": 1})
+    again = Run.open(folder)
+    parts = [again / f"{PART}run-x.json", again / f"checkpoints/{PART}first-x.safetensors"]
+    parts.append(again / f"synthetic/train/{PART}shard-x.npy")
+    mine = again / "synthetic/train/.hidden"
+    for path in (*parts, mine):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{")
+    with again.locked():
+        assert not any(path.exists() for path in parts)
+    assert mine.exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/mine.txt").write_text("x")
+    with pytest.raises(UsageError, match="is not empty and holds no run"):
+        Run.create(tmp_path / "other", "distill", {})
