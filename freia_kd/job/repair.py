@@ -88,8 +88,12 @@ def _damages(job: Job) -> Iterator[Damage]:
                 yield from _file(job, path, stage, read)
     for name, size in _sets(job).items():
         yield from _file(job, job.run / name / "manifest.json", name, _read_json)
-        for number in range(-(-size // shard_size(job.teacher.domain))):
-            yield from _file(job, shard_path(job.run / name, number), name, check_shard)
+        records = sorted((job.run / name).glob("shard-*.json"))
+        if job.run.done(name):  # else it is not known how many there can be
+            count = -(-size // shard_size(job.teacher.domain))
+            records = [shard_path(job.run / name, number) for number in range(count)]
+        for record in records:
+            yield from _file(job, record, name, check_shard)
     stages = [stage for spec in job.specs for stage in training_stages(job, spec)]
     own = [stage_of(s, spec) for s in job.synthesizers for spec in (None, *job.specs)]
     for path in sorted((job.run / "checkpoints").glob("*.safetensors")):

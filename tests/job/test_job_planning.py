@@ -157,6 +157,14 @@ def test_a_run_that_the_disk_cannot_hold_is_refused(tmp_path, monkeypatch):
     plan(on_the_fly=True)
 
 
+def test_a_set_that_nothing_can_hold_is_refused_at_once(tmp_path):
+    start = time.process_time()
+    with pytest.raises(UsageError, match="are free where"):
+        distill(make_teacher(), out=tmp_path / "run", **{**NOISE, "set_size": 10**15})
+    assert time.process_time() - start < 30  # whatever its size, and not that of its shards
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_stage_that_memory_cannot_hold_is_refused_with_what_would_fit(tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "free_memory", lambda device: 300_000_000)
     huge = BDNF(BDNFOptions(steps=300, batch_size=20_000))
