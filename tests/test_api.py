@@ -1,5 +1,6 @@
 """The verbs: what they take, what they return, and what they refuse."""
 
+import copy
 import dataclasses
 import inspect
 
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import freia_kd
-from freia_kd import StudentSpec, compress, evaluate, load_student, train_teacher
+from freia_kd import StudentSpec, api, compress, evaluate, load_student, train_teacher
 from freia_kd.api import extract, sample
 from freia_kd.api import inspect as look_inside
 from freia_kd.compression import Prune, Quantize, Tucker
@@ -188,3 +189,13 @@ def test_results_are_plain_values(finished):
     with pytest.raises(dataclasses.FrozenInstanceError):
         finished.folder = None
     assert isinstance(BDNF(BDNFOptions(steps=3)), freia_kd.Synthesizer)
+
+
+@pytest.mark.parametrize("verb", ["distill", "extract", "compress", "compare", "plan"])
+def test_a_teacher_that_says_the_same_to_everything_is_refused(verb, teacher, tmp_path):
+    dead = copy.deepcopy(teacher)
+    dead.net.fc2.weight.data.zero_()
+    where = {"out": tmp_path / "out.pt"} if verb == "compress" else {"out": tmp_path / "out"}
+    with pytest.raises(UsageError, match="nearly the same logits to 256 inputs"):
+        getattr(api, verb)(dead, **where)
+    assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,6 @@
 """The commands: what they print, how they fail, and what they import."""
 
+import copy
 import json
 import os
 import shutil
@@ -437,6 +438,17 @@ def test_evaluate_shows_every_student(finished, tmp_path, evaluation):
     )
     measured = [s.distilled.accuracy.value for s in finished.report.students]
     assert [r["accuracy"]["value"] for r in rows] == measured
+
+
+def test_evaluate_says_when_all_answers_are_the_same(teacher, tmp_path, evaluation):
+    data = tmp_path / "data.npz"
+    np.savez(data, x=evaluation.inputs.numpy(), y=evaluation.labels.numpy())
+    for name, scale in (("sound", 1.0), ("dead", 0.0)):
+        net = copy.deepcopy(teacher.net)
+        net.fc2.weight.data *= scale
+        save_classifier(tmp_path / f"{name}.pt", Classifier(net, teacher.domain, "lenet5"))
+        said = call("evaluate", tmp_path / f"{name}.pt", "--eval-data", data).stderr
+        assert ("gives the same class to 100.0 % of all inputs" in said) == (name == "dead")
 
 
 def test_saved_students_need_no_teacher(finished, tmp_path):

@@ -26,7 +26,7 @@ from freia_kd.training import Rehearsal, TrainingLoop
 TINY = ["--preset", "quick", "--set-size", "24", "--layers", "layers.0", "--ranks", "0.25"]
 TINY += ["--set", "bdnf.steps=3", "--set", "bdnf.batch_size=4", "--set", "student.steps=4"]
 DISTILL = ["distill", "--teacher", "T", *TINY, "--synthesizer", "bdnf+spectral", "--eval-data", "D"]
-COMPARE = ["compare", "--teacher", "T", *TINY, "--synthesizers", "bdnf,uniform", "--seeds", "1"]
+COMPARE = ["compare", "--teacher", "T", *TINY, "--synthesizers", "bdnf", "--seeds", "1"]
 COMMANDS = {
     "distill": [*DISTILL, "--out", "made"],
     "compare": [*COMPARE, "--workers", "1", "--eval-data", "D", "--out", "made"],
@@ -35,6 +35,8 @@ COMMANDS = {
 }  # fmt: skip
 RECORDS = ("made/run.json", "made.pt.training/run.json")  # by which it is known that there is a run
 MOST = 80  # kills of one run, before it is said that it never ends
+UNPLANNED = SimpleNamespace(describe=lambda: "")
+EVENTS = {"compare": 150}  # after how many writes, steps and stages at most it is killed; else 40
 CHAINS = 2  # runs of each command that are killed at random again and again
 
 
@@ -109,6 +111,10 @@ def work(words, here, at, boundaries, saves):
         sys.stdout = sys.stderr = said
         for place in ("freia_kd.api", "freia_kd.job.measure"):
             patch.setattr(f"{place}.compare_costs", partial(compare_costs, seconds=0.005))
+        # Plans write nothing, and take most of the time of runs as small as these.
+        patch.setattr("freia_kd.job.run.announce", lambda job: None)
+        patch.setattr("freia_kd.job.teaching.Training.plan", lambda training: UNPLANNED)
+        patch.setattr("freia_kd.comparing.main.plan_trials", lambda *arguments: UNPLANNED)
         if saves:
             patch.setattr("freia_kd.training.loop.SAVE_EVERY", 0.0)
         Killer(at, boundaries).watch(patch)
@@ -146,7 +152,7 @@ def call_until_done(processes, words, here, chance, boundaries, saves):
     if boundaries is not None:
         boundaries.write_text("")
     for kills in range(MOST):
-        at = chance.randint(1, 40) if chance is not None else 0
+        at = chance.randint(1, EVENTS.get(words[0], 40)) if chance is not None else 0
         process = processes.Process(target=work, args=(words, here, at, boundaries, saves))
         process.start()
         process.join()
