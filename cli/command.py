@@ -430,9 +430,14 @@ def expect_writable(
         raise OSError(error.errno, f"Cannot write in {folder} ({error.strerror})") from error
 
 
-def remember_folder(folder: str) -> None:
-    """Lets an interruption name the folder of a command that goes on with the same options."""
-    said = f"Interrupted. What was done is kept in {folder}; to go on, add --resume to the command."
+def remember_folder(folder: str, how: str = "to go on, add --resume to the command") -> None:
+    """Lets an interruption name the folder of a command that goes on with the same options.
+
+    Arguments:
+        folder: The folder.
+        how: How it goes on.
+    """
+    said = f"Interrupted. What was done is kept in {folder}; {how}."
     click.get_current_context().meta[GO_ON] = lambda: said
 
 

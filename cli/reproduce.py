@@ -170,6 +170,7 @@ def _paint(figure: str, *, out: str, force: bool, as_json: bool, **given: Any) -
     from freia_kd.experiments.figures import FIGURES, picture_path
 
     expect_writable(picture_path(out, figure, given["data"], given["as_published"]), force)
+    remember_folder(out, "the same command goes on with it")
     found = FIGURES[figure](out=Path(out), progress=make_progress(as_json), **given)
     if as_json:
         print_json(found)

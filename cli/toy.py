@@ -10,7 +10,15 @@ import click
 
 from freia_kd.registry import TOYS
 
-from .command import Command, expect_writable, option, options, print_json, print_table
+from .command import (
+    Command,
+    expect_writable,
+    option,
+    options,
+    print_json,
+    print_table,
+    remember_folder,
+)
 from .options import force_option, json_option, seed_option
 
 
@@ -60,6 +68,7 @@ def command(
 
     from freia_kd.experiments.figure2 import figure2
 
+    remember_folder(out, "choose by --data what is left")
     results = []
     for name in names:
         generator = torch.Generator().manual_seed(seed)

@@ -19,6 +19,7 @@ from ..data.datasets import LabelledData, load_dataset, measure_domain
 from ..data.sources import PathLike
 from ..domain import DOMAINS, Domain
 from ..files import atomic
+from ..runs.lock import locked
 from ..synthesizers.bdnf import BDNF, PUBLISHED, BDNFOptions
 from ..synthesizers.contract import Synthesizer
 from ..teachers import Teacher, save_classifier, train_new
@@ -161,17 +162,19 @@ def _figure(
     train = load_dataset(data, known, "train", data_root, download)
     domain = known or measure_domain(train, name)
     path = Path(teacher) if teacher else folder / f"teacher-{name}-{epochs}-{seed}.pt"
-    if not path.exists() and teacher is None:
-        _train_teacher(path, train, domain, epochs, seed, progress)
     changes: dict[str, Any] = dict(PUBLISHED) if as_published else {}
     if steps is not None:
         changes["steps"] = steps
-    net = load_teacher(path, domain=domain)
     options = BDNFOptions().changed(**changes)
-    studio = Studio(net, name, folder / "flows", options, seed, progress)
-    panels, rows = paint(studio, train)
     picture = picture_path(out, figure, data, as_published)
-    plot(picture, panels)
+    with locked(folder):
+        progress.note(f"Run: {folder}")
+        if not path.exists() and teacher is None:
+            _train_teacher(path, train, domain, epochs, seed, progress)
+        net = load_teacher(path, domain=domain)
+        studio = Studio(net, name, folder / "flows", options, seed, progress)
+        panels, rows = paint(studio, train)
+        plot(picture, panels)
     return Painted(str(picture), str(path), HEADER if rows else (), tuple(rows))
 
 

@@ -17,6 +17,7 @@ from ..config import Device
 from ..data.datasets import LabelledData
 from ..device import choose_device
 from ..domain import DOMAINS
+from ..errors import CheckpointError
 from ..evaluation import accuracy
 from ..files import write_json
 from ..runs import Run
@@ -90,7 +91,13 @@ class PublishedTrial:
     def result(self) -> PublishedResult | None:
         """What :meth:`run` has written, or `None`."""
         path = self.folder / RESULT
-        return PublishedResult(**json.loads(path.read_text())) if path.exists() else None
+        try:
+            return PublishedResult(**json.loads(path.read_text())) if path.exists() else None
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"{path} is damaged ({error}); delete the folder {self.folder}, and the trial is "
+                "run again."
+            ) from error
 
     def run(self, progress: Progress | None = None) -> None:
         """Makes the inputs and trains the students, as far as that has not been done.

@@ -57,3 +57,15 @@ def test_figure_2_is_the_toys(tmp_path):
     assert "moons" in printed.stdout
     assert (tmp_path / "moons-as-published.png").exists()
     assert json.loads((tmp_path / "moons-as-published.json").read_text())["as_published"] is True
+
+
+def test_an_interruption_says_where_what_was_trained_is(monkeypatch, tmp_path):
+    def stopped(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(figures.FIGURES, "figure3", stopped)
+    monkeypatch.setattr("freia_kd.experiments.figure2.figure2", stopped)
+    out = str(tmp_path / "out")
+    for words in (["reproduce", "figure3", "--data", "digits"], ["toy", "--data", "moons"]):
+        result = call(*words, "--out", out, code=130)
+        assert f"Interrupted. What was done is kept in {out}; " in result.stderr

@@ -1,12 +1,15 @@
 """The paper's figures 3 and 4, in miniature."""
 
+import pytest
 import torch
 from PIL import Image
 
 from freia_kd.data.datasets import LabelledData
 from freia_kd.domain import Domain
+from freia_kd.errors import UsageError
 from freia_kd.experiments import figures
 from freia_kd.experiments.figures import CELL, GAMMAS, HEADER, MARGIN, TITLE, measure
+from freia_kd.runs.lock import locked
 from freia_kd.synthesizers.bdnf import BDNF
 from freia_kd.teachers import Teacher
 
@@ -21,6 +24,11 @@ def test_figure_3_paints_three_flows(tmp_path):
     assert made.rows == ()
     with Image.open(made.picture) as picture:
         assert picture.size == size(6, 0)
+
+
+def test_two_processes_do_not_paint_in_one_folder(tmp_path):
+    with locked(tmp_path), pytest.raises(UsageError, match="Another process works on the run in"):
+        figures.figure3("digits", out=tmp_path, epochs=1, steps=1)
 
 
 def test_figure_4_is_painted_and_measured_and_not_trained_again(tmp_path, monkeypatch):

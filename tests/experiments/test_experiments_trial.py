@@ -7,7 +7,7 @@ import torch
 
 from freia_kd.data.datasets import LabelledData
 from freia_kd.domain import DOMAINS
-from freia_kd.errors import UsageError
+from freia_kd.errors import CheckpointError, UsageError
 from freia_kd.evaluation import accuracy
 from freia_kd.experiments import trial as module
 from freia_kd.experiments.recipes import Recipe
@@ -143,3 +143,12 @@ def test_batch_normalisation_stays_as_it_is():
     frozen = {name for name, p in student.net.named_parameters() if not p.requires_grad}
     norms = {n for n, _ in student.net.named_parameters() if ".bn" in n or n.startswith("norm1")}
     assert frozen == norms
+
+
+def test_a_result_that_is_damaged_is_named_with_what_to_do(teacher, tmp_path):
+    trial = make(teacher, tmp_path / "trial")
+    trial.folder.mkdir()
+    for text in ("{", "[1]", '{"other": 1}'):
+        (trial.folder / "trial.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"trial\.json is damaged .*delete the folder"):
+            _ = trial.result
