@@ -158,3 +158,21 @@ def test_build_net_takes_a_class_a_function_and_a_net(monkeypatch, tmp_path):
     import own_nets_for_test
 
     assert build_net("own_nets_for_test:net", domain) is not own_nets_for_test.net
+
+
+def two_layers(width=3, out=7):
+    """A constructor that takes no number of classes by a name that is known."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(32, width), nn.Linear(width, out))
+
+
+def with_classes(num_classes, width=3):
+    return two_layers(width, num_classes)
+
+
+def test_arguments_reach_every_constructor():
+    domain = DOMAINS["mlp"]
+    assert build_net(f"{__name__}:two_layers(width=5)", domain)[1].out_features == 5
+    net = build_net(f"{__name__}:with_classes(width=5)", domain)
+    assert (net[1].out_features, net[2].out_features) == (5, 7)
+    net = build_net(f"{__name__}:with_classes(num_classes=4, width=6)", domain)
+    assert (net[1].out_features, net[2].out_features) == (6, 4)
