@@ -59,7 +59,9 @@ def plan_trials(
     said = f"compression, judging and measuring, {at_once} at a time"
     disk_free = shutil.disk_usage(existing(folder)).free
     disk = kept + at_once * passing  # training sets go when their trial ends
-    found = Plan(str(folder), tuple(stages), memory, free, disk, disk_free, input_bytes, said)
+    found = Plan(
+        str(folder), tuple(stages), memory, free, disk, disk_free, input_bytes, besides=said
+    )
     if disk > disk_free:
         raise UsageError(
             f"The comparison would write about {disk:,} bytes, and {disk_free:,} are free where "

@@ -176,7 +176,7 @@ def plan_training(
     seconds = (1 - done) * found.seconds if found.steps else None
     stages = (PlannedStage("train", round((1 - done) * found.steps), seconds),)
     memory, kept = peak_memory(device), 3 * found.bytes  # two states while one is written; the net
-    plan = Plan(str(folder), stages, memory, free, kept, disk_free, 0, "measuring")
+    plan = Plan(str(folder), stages, memory, free, kept, disk_free, 0, besides="measuring")
     if kept > disk_free:
         raise UsageError(
             f"The training would write about {kept:,} bytes, and {disk_free:,} are free where "
