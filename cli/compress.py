@@ -38,7 +38,7 @@ from .students import TARGETS, expect_methods, make_students, student_options
     arch_options(),
     domain_options,
     student_options,
-    settings_option("an option of a method of compression, as prune.keep_ratio=0.3."),
+    settings_option("an option of a method of compression, such as prune.keep_ratio=0.3."),
     seed_option,
     option(
         "--plot FILE.png",

@@ -42,7 +42,9 @@ def _read_config(ctx: click.Context, parameter: click.Parameter, file: str | Non
         faults.append(f"--config: {file} is not YAML ({' '.join(str(error).split())}).")
         return
     if not isinstance(given, dict):
-        faults.append(f"--config: expected options by name in {file}, as seed: 1; got {given!r}.")
+        faults.append(
+            f"--config: expected options by name in {file}, such as seed: 1; got {given!r}."
+        )
         return
     known = {_name(p): p for p in ctx.command.params if isinstance(p, click.Option)}
     known = {name: p for name, p in known.items() if p.name not in ("config", "resume")}
@@ -108,8 +110,8 @@ def _remember_log(ctx: click.Context, parameter: click.Parameter, file: str | No
 config_options = options(
     option(
         "--config FILE.yaml",
-        "Take options from a file, by their names without dashes, as seed: 1; run.yaml in a run's "
-        "folder is one. What is typed as well wins.",
+        "Take options from a file, by their names without the dashes, such as seed: 1; run.yaml in "
+        "a run's folder is one. Where the same option is typed, what is typed wins.",
         click.Path(exists=True, dir_okay=False),
         callback=_read_config,
         is_eager=True,
@@ -117,7 +119,7 @@ config_options = options(
     ),
     option(
         "--log-file FILE",
-        "Append what is shown while it works to a file, line by line with the time.",
+        "Append what is shown while it works to a file, each line with its time.",
         callback=_remember_log,
         expose_value=False,
     ),

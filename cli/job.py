@@ -77,7 +77,7 @@ run_options = options(
         click.FLOAT,
     ),
     set_size_option,
-    option("--on-the-fly", "Show the students new inputs in every step."),
+    option("--on-the-fly", "Show the students new inputs in every step, in place of a stored set."),
     option(
         "--gamma WEIGHT",
         "The weight of the samples while a flow learns; by default the paper's 0.01. With 0.1 its "
@@ -85,7 +85,7 @@ run_options = options(
     ),
     option(
         "--flow NAME|FILE.yaml|MODULE:FUNCTION",
-        "The flow of bdnf; by default nice, and a Glow for images above 32 x 32.",
+        "The flow of bdnf; by default nice, and a glow for images larger than 32 x 32.",
         completes=FLOWS.builtin,
     ),
     preset_option("standard"),

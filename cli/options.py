@@ -53,7 +53,7 @@ def _settings(
 
 TEACHER = (
     "The teacher's checkpoint: .pt, .pth, .ckpt or .safetensors; or weights that torchvision "
-    "publishes, by its name for them, as ResNet18_Weights.IMAGENET1K_V1."
+    "publishes, by its name for them, such as ResNet18_Weights.IMAGENET1K_V1."
 )
 teacher_option = option("--teacher FILE|WEIGHTS", TEACHER, required=True)
 
@@ -64,8 +64,8 @@ def arch_options(help: str = "The architecture, if the file does not record it."
         option(f"--arch {OBJECT}", help),
         option(
             "--arch-arg NAME=VALUE",
-            "An argument of the architecture's constructor, as width=64; the number of classes is "
-            "passed by itself.",
+            "An argument of the architecture's constructor, such as width=64; the number of "
+            "classes is passed by itself.",
             name="arch_args",
             multiple=True,
             callback=_settings,
@@ -76,8 +76,8 @@ def arch_options(help: str = "The architecture, if the file does not record it."
 domain_options = options(
     option(
         "--domain",
-        "What the net takes, if its file does not record it. For anything else give the next four "
-        "options instead.",
+        "The data that the net was made for, if its file does not say so. For any other net give "
+        "the next four options instead.",
         list(DOMAINS),
     ),
     option(
@@ -121,11 +121,11 @@ bn_option = option(
     "compression did to the features (match, the default), or as they are (freeze).",
     get_args(BatchNormMode),
 )
-workers_option = option("--workers N", "How many trials run at a time; by default one a core.")
+workers_option = option("--workers N", "How many trials run at a time; by default one per core.")
 dask_option = option(
     "--dask ADDRESS",
-    "Run the trials on the workers of a Dask cluster, as tcp://HOST:8786, in place of processes of "
-    "this machine; all must see --out and the teacher under the same paths.",
+    "Run the trials on the workers of a Dask cluster, such as tcp://HOST:8786, in place of "
+    "processes of this machine; all must see --out and the teacher under the same paths.",
 )
 repair_option = option(
     "--repair",

@@ -68,7 +68,7 @@ def command() -> None:
     ),
     option(
         "--row NAME",
-        "One row of the table, as 'T+BDNF'. By default all.",
+        "One row of the table, such as 'T+BDNF'. By default all.",
         name="rows",
         multiple=True,
     ),
@@ -120,7 +120,9 @@ figure_options = options(
         "images and a ResNet14 for those in colour.",
     ),
     option("--epochs N", "How long it is trained.", default=8),
-    option("--steps N", "How many steps each flow trains; by default as `freiakd extract`."),
+    option(
+        "--steps N", "How many steps each flow trains; by default as many as `freiakd extract`."
+    ),
     option(
         "--as-published",
         "A white base and no prior over images, as in the paper, in place of today's default.",
@@ -137,7 +139,7 @@ figure_options = options(
 def figure3(**given: Any) -> None:
     """Paint each class from a teacher alone.
 
-    Three flows of one teacher, without any data, as the paper's figure 3: figure3-NAME.png in
+    Three flows of one teacher, without any data, like the paper's figure 3: figure3-NAME.png in
     --out. What has been trained there with the same options is not trained again.
 
     Example: freiakd reproduce figure3 --data mnist --data-root data --as-published
@@ -149,7 +151,7 @@ def figure3(**given: Any) -> None:
 @figure_options
 @option(
     "--gamma WEIGHT",
-    "A weight of the samples in eq. (9). By default 0.1, 0.01 and 0.001.",
+    "A weight of the images in eq. (9). By default 0.1, 0.01 and 0.001.",
     click.FloatRange(0, min_open=True),
     name="gammas",
     multiple=True,
@@ -157,8 +159,8 @@ def figure3(**given: Any) -> None:
 def figure4(**given: Any) -> None:
     """Paint each class with one real image of it.
 
-    A flow that has seen these images, by their weight, as the paper's figure 4: figure4-NAME.png in
-    --out, and numbers that say how close the images come to the samples. What has been trained
+    One flow for each weight of these images, like the paper's figure 4: figure4-NAME.png in --out,
+    and numbers that say how close what the flows make comes to the images. What has been trained
     there with the same options is not trained again.
 
     Example: freiakd reproduce figure4 --data mnist --data-root data --gamma 0.1

@@ -32,22 +32,22 @@ student_options = options(
     ),
     option(
         "--layers PATTERN",
-        "Compress the layers whose names match, as 'layers3.*.conv1', or all.",
+        "Compress the layers whose names match, such as 'layers3.*.conv1'; all matches every one.",
         multiple=True,
     ),
     option(
         "--ranks evbmf|RATIO|N|IN,OUT",
         "The ranks of --layers (of all layers without it): found by EVBMF (the default), a ratio "
-        "of the channels as 0.25, one number, or the input and the output rank.",
+        "of the channels such as 0.25, one number, or the input and the output rank.",
     ),
     option(
         "--plan FILE.yaml",
-        "A file with patterns of layers and their ranks, one a line, as 'conv2: 0.25'.",
+        "A file with patterns of layers and their ranks, one per line, such as 'conv2: 0.25'.",
         click.Path(exists=True, dir_okay=False),
     ),
     option(
         "--target-params SHARE",
-        "Find the layers and ranks that leave at most this share of the parameters, as 0.3.",
+        "Find the layers and ranks that leave at most this share of the parameters, such as 0.3.",
     ),
     option(
         "--target-macs SHARE",
@@ -80,7 +80,10 @@ student_options = options(
         "Distil into a new net of this architecture, with random weights, instead of what "
         "compression makes of the teacher. A --method then compresses that net once it is trained.",
     ),
-    option("--name NAME", "The student's name in reports and files; by default what it is."),
+    option(
+        "--name NAME",
+        "The student's name in reports and files; by default it says how the student is made.",
+    ),
     bn_option,
 )
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from freia_kd.compression import compare_costs
 from freia_kd.config import DistillationOptions, Preset
 from freia_kd.data.datasets import LabelledData
 from freia_kd.domain import Domain
+from freia_kd.report.plots import write_png
 from freia_kd.synthesizers.bdnf import BDNF, BDNFOptions
 from freia_kd.teachers import Classifier, Teacher, build_net, save_classifier
 
@@ -59,6 +61,18 @@ def short_measurements():
     with pytest.MonkeyPatch.context() as patch:
         for place in ("freia_kd.api", "freia_kd.job.measure"):
             patch.setattr(f"{place}.compare_costs", partial(compare_costs, seconds=0.005))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def undrawn_figures():
+    """Reports' figures are made but not drawn, save by `tests/report/test_report_plots.py`."""
+
+    def write(path, figure):
+        write_png(path, Image.new("L", (1, 1)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("freia_kd.report.storage.write_png", write)
         yield
 
 

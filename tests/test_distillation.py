@@ -19,6 +19,7 @@ from freia_kd.synthesizers.on_the_fly import OnTheFlySet
 from freia_kd.teachers import Classifier
 from freia_kd.training import Checkpoints, TrainingLoop
 from freia_kd.training.checkpoints import read_metrics
+from stopping import Stopping
 
 
 @pytest.fixture
@@ -91,8 +92,7 @@ def test_a_student_is_never_worse_than_its_start(teacher, data, tmp_path, bounda
     assert any(not torch.equal(v, before[k]) for k, v in again.state_dict().items())
 
 
-def test_the_best_weights_survive_a_resume(teacher, data, tmp_path, monkeypatch):
-    monkeypatch.setattr("freia_kd.training.loop.SAVE_EVERY", 0.0)
+def test_the_best_weights_survive_a_resume(teacher, data, tmp_path):
     options = DistillationOptions(steps=8, batch_size=8, learning_rate=0.5, check_every=2)
 
     def train(run):
@@ -102,18 +102,8 @@ def test_the_best_weights_survive_a_resume(teacher, data, tmp_path, monkeypatch)
         return student.state_dict()
 
     whole = train(Checkpoints(tmp_path / "a", "student"))
-    accept = "freia_kd.training.loop.TrainingLoop.accept"
-    original = TrainingLoop.accept
-
-    def interrupted(self, *arguments):
-        if self.step == 5:
-            raise KeyboardInterrupt
-        return original(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(accept, interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train(Checkpoints(tmp_path / "b", "student"))
+    with pytest.raises(KeyboardInterrupt):
+        train(Stopping(tmp_path / "b", "student", at=("student", 5)))
     resumed = train(Checkpoints(tmp_path / "b", "student"))
     assert all(torch.equal(resumed[k], v) for k, v in whole.items())
 
@@ -148,10 +138,9 @@ def test_batch_statistics_of_the_student_stay_where_nothing_was_compressed(tmp_p
     assert not torch.equal(before["linear.weight"], after["linear.weight"])
 
 
-def weights(teacher, data, tmp_path=None, heldout=None, **changes):
-    """The weights of a student trained in six steps, a run of its own if there is a folder."""
+def weights(teacher, data, run=None, heldout=None, **changes):
+    """The weights of a student trained in six steps, which a run may keep."""
     student = worse(teacher)
-    run = None if tmp_path is None else Checkpoints(tmp_path, "student")
     options = DistillationOptions(**{"steps": 6, "batch_size": 8, **changes})
     generator = torch.Generator().manual_seed(0)
     train_student(student, data, options, generator, run, heldout=heldout, teacher=teacher)
@@ -202,27 +191,18 @@ def on_the_fly(teacher):
 
 @pytest.mark.parametrize("at", [("student-boundaries", 1), ("student", 1), ("student", 2)])
 @pytest.mark.parametrize("source", ["stored", "on the fly"])
-def test_all_options_resume_exactly(teacher, data, tmp_path, monkeypatch, at, source):
+def test_all_options_resume_exactly(teacher, data, tmp_path, at, source):
     """Killed in either phase, in the middle of a chunk of inputs made on the fly too."""
-    monkeypatch.setattr("freia_kd.training.loop.SAVE_EVERY", 0.0)
     changes = {"boundaries": 0.5, "mixup": 1.0, "ema": 0.9, "check_every": 1}
 
-    def train(folder):
+    def train(run):
         inputs = data if source == "stored" else on_the_fly(teacher)
-        return weights(teacher, inputs, tmp_path / folder, heldout=data, **changes)
+        return weights(teacher, inputs, run, heldout=data, **changes)
 
-    whole, original = train("a"), TrainingLoop.accept
-
-    def interrupted(self, *arguments):
-        if (self.checkpoints.stage, self.step) == at:
-            raise KeyboardInterrupt
-        return original(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingLoop, "accept", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train("b")
-    assert equal(train("b"), whole)
+    whole = train(None)
+    with pytest.raises(KeyboardInterrupt):
+        train(Stopping(tmp_path, "student", at))
+    assert equal(train(Stopping(tmp_path, "student")), whole)
 
 
 def test_inputs_on_the_fly_differ_in_every_step(teacher, data, monkeypatch):

@@ -14,6 +14,7 @@ from .progress import Progress
 from .state import load_state, save_state
 
 METRICS = "metrics.jsonl"
+SAVE_EVERY = 15.0
 
 
 class Checkpoints:
@@ -26,22 +27,29 @@ class Checkpoints:
         folder: The run's folder.
         stage: The name of the stage.
         progress: What to show while it runs.
+        every: How many seconds a loop lets pass between states that are quick to write; by
+            default 15. None pass where it is 0: there is a state of every step.
 
     Raises:
         CheckpointError: If the stage's name leads to another folder.
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], stage: str, progress: Progress | None = None
+        self,
+        folder: str | os.PathLike[str],
+        stage: str,
+        progress: Progress | None = None,
+        every: float | None = None,
     ) -> None:
         if Path(stage).name != stage:  # of a record that a stranger may have written
             raise CheckpointError(f"Expected a stage's name without folders; got {stage!r}.")
         self.folder, self.stage = Path(folder), stage
         self.progress = progress or Progress()
+        self.every = SAVE_EVERY if every is None else every
 
     def part(self, name: object) -> Checkpoints:
         """A stage of its own within this one, called `STAGE-NAME`."""
-        return Checkpoints(self.folder, f"{self.stage}-{name}", self.progress)
+        return Checkpoints(self.folder, f"{self.stage}-{name}", self.progress, self.every)
 
     @property
     def path(self) -> Path:

@@ -17,9 +17,8 @@ from .. import ranks
 from ..errors import TrainingError
 from .checkpoints import Checkpoints
 
-SAVE_EVERY = 15.0  # seconds between checkpoints
-SAVE_COST = 0.5  # seconds that one may take at that pace; larger states are kept less often
-MAX_PAUSE = 20  # times that pace
+SAVE_COST = 0.5  # seconds that a state may take; those that take longer are kept less often
+MAX_PAUSE = 20  # times less often at most
 LOG_EVERY = 20  # steps between lines of metrics
 SNAPSHOT_EVERY = 100  # steps between the states to roll back to
 RETRIES = 3  # rollbacks before giving up
@@ -151,7 +150,8 @@ class TrainingLoop:
                 if self.checkpoints
                 else None
             )
-            save_at = time.monotonic() + SAVE_EVERY
+            every = self.checkpoints.every if self.checkpoints else math.inf
+            save_at = time.monotonic() + every
             while self.step < self.steps:
                 if self.checkpoints and self.checkpoints.is_enough(self.step, self.steps):
                     break
@@ -164,11 +164,11 @@ class TrainingLoop:
                 if self.step % SNAPSHOT_EVERY == 0 and self._finite():
                     self.good = self._snapshot()
                 start = time.monotonic()
-                if start > save_at:
+                if start >= save_at:
                     self._save()
                     end = time.monotonic()
                     pause = min(max(1.0, (end - start) / SAVE_COST), MAX_PAUSE)
-                    save_at = end + SAVE_EVERY * pause
+                    save_at = end + every * pause
             self._save()
 
     def mark(self) -> None:

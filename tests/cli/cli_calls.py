@@ -4,6 +4,8 @@ from click.testing import CliRunner
 
 from freia_kd.cli.main import main
 
+FLOW = ("--synthesizer", "bdnf+leaves")  # where the flow is what a test is about
+
 
 def call(*arguments, code=0):
     """Runs a command that ends with an exit code."""

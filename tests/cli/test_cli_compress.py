@@ -85,7 +85,7 @@ def test_a_method_of_ones_own_is_trusted_only_if_it_is_typed(distill, tmp_path, 
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "my_halves.py").write_text(OWN)
     own = ["--method", "my_halves:Halve", "--set", "halve.factor=0.25"]
-    call(*distill, "--synthesizer", "uniform", *own)
+    call(*distill, *own)
     again = ["distill", "--resume", "--out", tmp_path / "run"]
     assert "my_halves:Halve" in fails(*again)
     report = json.loads(call(*again, "--method", "my_halves:Halve", "--json").stdout)
@@ -105,7 +105,7 @@ def test_a_new_net_of_ones_own_is_trusted_only_if_it_is_typed(distill, tmp_path,
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "tall_nets.py").write_text(NET)
     own, quantize = ["--student-arch", "tall_nets:Tall"], ["--method", "quantize"]
-    call(*distill, "--synthesizer", "uniform", *own, *quantize)
+    call(*distill, *own, *quantize)
     again = ["distill", "--resume", "--out", tmp_path / "run"]
     assert "--student-arch tall_nets:Tall" in fails(*again)
     report = json.loads(call(*again, *own, "--json").stdout)
@@ -127,7 +127,7 @@ def test_what_compress_writes_is_what_distill_calls_compressed(compress, distill
     options = ["--layers", "conv3", "--ranks", "5,8", "--bn", "freeze", "--seed", 3]
     small = tmp_path / "small.safetensors"
     call(*compress, *options, "--out", small)
-    call(*distill, "--synthesizer", "uniform", *options)
+    call(*distill, *options)
     theirs = tmp_path / "run/compressed-custom.safetensors"
     assert small.read_bytes() == theirs.read_bytes()
 
@@ -163,8 +163,7 @@ def test_usage_errors_come_before_any_work(command, case, request, tmp_path):
 
 
 def test_distill_by_layers_by_target_and_again(distill, tmp_path):
-    uniform = [*distill, "--synthesizer", "uniform"]
-    call(*uniform, "--layers", "conv3", "--ranks", "5,8", "--bn", "freeze")
+    call(*distill, "--layers", "conv3", "--ranks", "5,8", "--bn", "freeze")
     run = tmp_path / "run"
     (student,) = json.loads((run / "report.json").read_text())["students"]
     assert ranks(student) == {"conv3": (5, 8)}

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import yaml
-from cli_calls import call, fails, faults
+from cli_calls import FLOW, call, fails, faults
 
 from freia_kd.runs.lock import HOLDER, LOCK, locked
 
@@ -22,6 +22,7 @@ def students(folder):
 
 def test_a_dry_run_says_what_a_run_takes_and_writes_nothing(distill, tmp_path):
     before = sorted(tmp_path.iterdir())
+    distill = [*distill, *FLOW]
     shown = call(*distill, "--student", 3, "--dry-run")
     for expected in ("bdnf", "student-3", "synthetic/train", "Plan: about", "Memory", "disk"):
         assert expected in shown.stdout
@@ -34,20 +35,22 @@ def test_a_dry_run_says_what_a_run_takes_and_writes_nothing(distill, tmp_path):
 
 
 def test_a_run_begins_with_its_folder_and_its_plan(distill, tmp_path):
-    lines = call(*distill).stderr.splitlines()
+    lines = call(*distill, *FLOW).stderr.splitlines()
     assert lines[0] == f"Run: {tmp_path / 'run'}"
     assert re.match(r"Plan: about [\d.]+ s, .*bdnf .*\(4\).* Memory .* disk .* free\)\.", lines[1])
+    assert "train the flow: 4 steps" in lines  # plain lines, since no terminal shows them
+    assert not [line for line in lines if "\x1b" in line or "\r" in line]
 
 
 # --- Options in a file ---
 
 
 def test_what_a_run_writes_can_be_given_back(distill, tmp_path):
-    own = ["--student", 1, "--student", 3, "--set", "bdnf.steps=3", "--set", "student.mixup=0.5"]
-    call(*distill, *own, "--seed", 4, "--synthesizer", "bdnf+spectral")
+    own = ["--student", 1, "--student", 3, "--set", "uniform.tries=3", "--set", "student.mixup=0.5"]
+    call(*distill, *own, "--seed", 4)
     run, again = tmp_path / "run", tmp_path / "again"
     asked = yaml.safe_load((run / "run.yaml").read_text())
-    assert asked["set"] == {"bdnf.steps": 3, "student.mixup": 0.5}
+    assert asked["set"] == {"uniform.tries": 3, "student.mixup": 0.5}
     assert asked["student"] == ["1", "3"]
     assert not {"out", "resume", "json", "debug", "config"} & set(asked)
     call("distill", "--config", run / "run.yaml", "--out", again)
@@ -103,7 +106,7 @@ def test_the_log_has_what_is_shown_and_what_went_wrong(distill, tmp_path):
     call(*distill, "--log-file", log, "--json")
     lines = log.read_text().splitlines()
     assert all(re.match(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d \S", line) for line in lines)
-    assert any(line.endswith("train the flow: 4 steps") for line in lines)
+    assert any(line.endswith(" student-1: 6 steps") for line in lines)
     assert any("Plan: about" in line for line in lines)
     (tmp_path / "run/student-1.pt").write_bytes(b"damaged")
     shown = call("distill", "--resume", "--out", tmp_path / "run", "--log-file", log, code=1)

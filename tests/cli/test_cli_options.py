@@ -4,14 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from cli_calls import call, fails, faults
+from cli_calls import FLOW, call, fails, faults
 
 from freia_kd.errors import UsageError
 
 
 def test_all_faults_are_reported_together(distill, tmp_path):
     lines = faults(
-        *distill, "--device", "gpu", "--gamma", 0.1, "--set", "bdnf.steps=-1",
+        *distill, *FLOW, "--device", "gpu", "--gamma", 0.1, "--set", "bdnf.steps=-1",
         "--loss", "revers-kl",
         "--set", "student.stepz=1", "--keep-ratio", 0.3, "--student", 1, "--ranks", 8,
         "--mean", "0.5",
@@ -38,7 +38,7 @@ def test_all_faults_are_reported_together(distill, tmp_path):
         (["--loss", "js", "--set", "student.divergence=l1"], "both choose the loss"),
         (["--on-the-fly", "--set-size", 8], "pass one of them"),
         (["--data-root", "."], "--data-root is of --eval-data"),
-        (["--synthesizer", "uniform", "--flow", "glow"], "--flow is of bdnf"),
+        (["--flow", "glow"], "--flow is of bdnf"),
         (["--set", "prune.keep_ratio=0.3"], "is of --method prune, which is not given"),
         (["--set", "steps"], "expected NAME.OPTION=VALUE"),
         (["--set", "boat=1"], "Unknown option 'boat'"),
@@ -55,7 +55,7 @@ def test_options_without_effect_or_sense_are_refused(distill, tmp_path, options,
 
 
 def test_what_differs_from_a_run_is_named_with_both_values(distill, tmp_path):
-    call(*distill, "--synthesizer", "uniform", "--set", "student.mixup=0.5")
+    call(*distill, "--set", "student.mixup=0.5")
     again = ["distill", "--resume", "--out", tmp_path / "run"]
     line = fails(*again, "--set", "student.steps=9", "--set", "uniform.tries=3", "--set-size", 32)
     for said in ("training.steps was 6, is 9", "tries was 10, is 3", "set_size was 64, is 32"):
@@ -68,7 +68,7 @@ def test_what_differs_from_a_run_is_named_with_both_values(distill, tmp_path):
 def test_a_loss_of_ones_own_is_trusted_only_if_it_is_typed(distill, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "my_losses.py").write_text("from freia_kd.objectives.divergences import l1\n")
-    call(*distill, "--synthesizer", "uniform", "--loss", "my_losses:l1")
+    call(*distill, "--loss", "my_losses:l1")
     again = ["distill", "--resume", "--out", tmp_path / "run", "--student", 3]
     assert "--loss my_losses:l1; if you trust that code" in fails(*again)
     call(*again, "--loss", "my_losses:l1")

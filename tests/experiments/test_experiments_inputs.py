@@ -18,6 +18,7 @@ from freia_kd.experiments.recipes import CODE, Recipe
 from freia_kd.synthesizers.kegnet import KegNetOptions
 from freia_kd.teachers import Teacher
 from freia_kd.training import Checkpoints
+from stopping import Stopping
 
 DOMAIN = Domain((1, 8, 8), 3, mean=(0.2,), std=(0.4,))
 TINY = {"width": 8, "steps": 2, "batch_size": 4, "set_size": 70}
@@ -161,24 +162,15 @@ def test_one_factor_a_batch_of_inputs(teacher, tmp_path):
     assert x.max() <= 1 + 1e-6
 
 
-def test_a_stopped_flow_goes_on(teacher, tmp_path, monkeypatch):
+def test_a_stopped_flow_goes_on(teacher, tmp_path):
     recipe = Recipe(**{**CODE, **TINY}).changed(steps=4)
     whole, _ = flow_inputs(teacher, recipe, None, generator(), Checkpoints(tmp_path / "a", "bdnf"))
-    monkeypatch.setattr("freia_kd.training.loop.SAVE_EVERY", -1.0)
-    ask, calls = teacher.net.forward, []
-
-    def failing(u):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return ask(u)
-
-    monkeypatch.setattr(teacher.net, "forward", failing)
+    cut, rest = Stopping(tmp_path / "b", "bdnf", at=2), Stopping(tmp_path / "b", "bdnf")
     with pytest.raises(KeyboardInterrupt):
-        flow_inputs(teacher, recipe, None, generator(), Checkpoints(tmp_path / "b", "bdnf"))
-    again, _ = flow_inputs(teacher, recipe, None, generator(), Checkpoints(tmp_path / "b", "bdnf"))
+        flow_inputs(teacher, recipe, None, generator(), cut)
+    again, _ = flow_inputs(teacher, recipe, None, generator(), rest)
     assert torch.equal(again, whole)
-    assert len(calls) == 3 + 2 + 1  # the last asks for the labels
+    assert (cut.seen, rest.seen) == ([0, 1], [2, 3])
 
 
 def test_kegnets_inputs_are_not_clamped(teacher, tmp_path):

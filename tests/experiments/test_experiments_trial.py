@@ -102,7 +102,7 @@ def test_samples_are_all_in_every_step(teacher, tmp_path, monkeypatch):
 def test_a_stopped_trial_goes_on(teacher, tmp_path, monkeypatch):
     whole = make(teacher, tmp_path / "whole", "bdnf", students=("bdnf-1", "bdnf-3"))
     whole.run()
-    monkeypatch.setattr("freia_kd.training.loop.SAVE_EVERY", -1.0)
+    monkeypatch.setattr("freia_kd.training.checkpoints.SAVE_EVERY", -1.0)
     calls, kept = [], module.divergence
 
     def failing(net, x, target):

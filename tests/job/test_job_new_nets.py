@@ -102,7 +102,7 @@ def test_stopped_and_resumed_it_is_the_same(made, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return accept(self, *arguments)
 
-    monkeypatch.setattr("freia_kd.training.loop.SAVE_EVERY", -1.0)
+    monkeypatch.setattr("freia_kd.training.checkpoints.SAVE_EVERY", -1.0)
     monkeypatch.setattr(TrainingLoop, "accept", stop)
     teacher, run = make_teacher(), tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):

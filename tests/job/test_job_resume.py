@@ -130,7 +130,7 @@ def run_in_small_steps(teacher, out, preset, data, kill=None):
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("freia_kd.job.synthesis.SHARD", 16)
-        patch.setattr("freia_kd.training.loop.SAVE_EVERY", 0.0)
+        patch.setattr("freia_kd.training.checkpoints.SAVE_EVERY", 0.0)
         if kill is not None:
             patch.setattr(*KILLS[kill]())
         if (out / "run.json").exists():
@@ -162,7 +162,7 @@ def test_killed_at_any_moment_and_resumed_is_the_same(teacher_file, evaluation, 
 
 
 def test_inputs_on_the_fly_resume_exactly(tmp_path, monkeypatch):
-    monkeypatch.setattr("freia_kd.training.loop.SAVE_EVERY", -1.0)
+    monkeypatch.setattr("freia_kd.training.checkpoints.SAVE_EVERY", -1.0)
     noise(tmp_path / "whole", on_the_fly=True)
     accept = TrainingLoop.accept
 

@@ -88,7 +88,7 @@ def test_stopped_in_a_later_method_and_resumed_is_the_same(
             raise KeyboardInterrupt
         return accept(self, *arguments)
 
-    monkeypatch.setattr("freia_kd.training.loop.SAVE_EVERY", -1.0)
+    monkeypatch.setattr("freia_kd.training.checkpoints.SAVE_EVERY", -1.0)
     monkeypatch.setattr(TrainingLoop, "accept", stop)
     with pytest.raises(KeyboardInterrupt):
         distill(teacher, students=[CHAIN], out=tmp_path / "run", **NOISE)

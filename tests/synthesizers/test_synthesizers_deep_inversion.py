@@ -192,13 +192,12 @@ class Interrupted(DeepInversion):
 
 
 @pytest.mark.parametrize("stop_at", [1, 3, 5, 7])  # coarse or not, in the first or second batch
-def test_a_killed_run_is_resumed_bit_for_bit(stop_at, tmp_path, monkeypatch):
-    monkeypatch.setattr("freia_kd.training.loop.SAVE_EVERY", 0.0)
+def test_a_killed_run_is_resumed_bit_for_bit(stop_at, tmp_path):
     whole = fit()
     killed = Interrupted(OPTIONS)
     killed.stop_at = stop_at
     with pytest.raises(KeyboardInterrupt):
-        killed.fit(make_teacher(), None, Checkpoints(tmp_path, "stage"), generator())
+        killed.fit(make_teacher(), None, Checkpoints(tmp_path, "stage", every=0), generator())
     resumed = Interrupted(OPTIONS)
     resumed.fit(make_teacher(), None, Checkpoints(tmp_path, "stage"), generator(99))
     assert resumed.calls == 8 - stop_at

@@ -14,7 +14,8 @@ from freia_kd.errors import CheckpointError, UsageError
 from freia_kd.synthesizers import SYNTHESIZERS, expect_supported, get_synthesizer, supported
 from freia_kd.teachers import Classifier, Teacher
 from freia_kd.teachers.mlp import MLP
-from freia_kd.training import Checkpoints, TrainingLoop
+from freia_kd.training import Checkpoints
+from stopping import Stopping
 
 DOMAIN = Domain((3, 8, 8), 3, (0.4, 0.5, 0.6), (0.2, 0.3, 0.2), "tiny")
 VECTORS = Domain((4,), 3, (1.0, 0.0, -2.0, 5.0), (1.0, 2.0, 0.5, 3.0), "vectors")
@@ -219,29 +220,18 @@ def test_soft_labels_are_taken_too(row):
 
 @of_trained
 @pytest.mark.parametrize("share", [0.4, 0.9])
-def test_stopped_and_resumed_is_the_same(row, share, tmp_path, monkeypatch):
-    monkeypatch.setattr("freia_kd.training.loop.SAVE_EVERY", -1.0)  # after every step
-    steps, stop_at, accept = [], None, TrainingLoop.accept
-
-    def counting(self, *arguments):
-        if len(steps) == stop_at:
-            raise KeyboardInterrupt
-        steps.append(self.step)
-        return accept(self, *arguments)
-
-    monkeypatch.setattr(TrainingLoop, "accept", counting)
-    whole, in_all = fitted(row, checkpoints=Checkpoints(tmp_path / "whole", "stage")), len(steps)
-    steps.clear()
-    stop_at = max(1, int(share * in_all))
+def test_stopped_and_resumed_is_the_same(row, share, tmp_path):
+    uncut = Stopping(tmp_path / "whole", "stage")
+    whole, steps = fitted(row, checkpoints=uncut), len(uncut.seen)
+    stop_at = max(1, int(share * steps))
     with pytest.raises(KeyboardInterrupt):
-        fitted(row, checkpoints=Checkpoints(tmp_path / "cut", "stage"))
-    assert len(steps) == stop_at < in_all
-    stop_at = None
-    resumed = fitted(row, checkpoints=Checkpoints(tmp_path / "cut", "stage"))
-    assert len(steps) == in_all, "what was done was done again"
+        fitted(row, checkpoints=Stopping(tmp_path / "cut", "stage", at=stop_at))
+    rest = Stopping(tmp_path / "cut", "stage")
+    resumed = fitted(row, checkpoints=rest)
+    assert 0 < len(rest.seen) == steps - stop_at, "what was done was done again"
     assert equal(drawn(whole, 12), drawn(resumed, 12))
-    again = fitted(row, checkpoints=Checkpoints(tmp_path / "cut", "stage"))
-    assert len(steps) == in_all, "a finished one goes on"
+    again = fitted(row, checkpoints=rest)
+    assert len(rest.seen) == steps - stop_at, "a finished one goes on"
     assert equal(drawn(whole, 12), drawn(again, 12))
 
 

@@ -33,11 +33,10 @@ def train(net, optimizer, loop, stop_at=None, bad=()):
     return net.weight.detach().clone()
 
 
-def test_stopped_and_resumed_is_the_same_bit_for_bit(tmp_path, monkeypatch):
-    monkeypatch.setattr("freia_kd.training.loop.SAVE_EVERY", 0.0)
+def test_stopped_and_resumed_is_the_same_bit_for_bit(tmp_path):
     whole = train(*make(Checkpoints(tmp_path / "a", "fit")))
     with pytest.raises(KeyboardInterrupt):
-        train(*make(Checkpoints(tmp_path / "b", "fit")), stop_at=17)
+        train(*make(Checkpoints(tmp_path / "b", "fit", every=0)), stop_at=17)
     resumed_run = Checkpoints(tmp_path / "b", "fit")
     net, optimizer, loop = make(resumed_run)
     assert loop.step == 17
@@ -56,22 +55,19 @@ def test_a_finished_loop_runs_no_more(tmp_path):
 
 def test_metrics_have_no_row_twice_after_a_kill(tmp_path, monkeypatch):
     monkeypatch.setattr("freia_kd.training.loop.LOG_EVERY", 1)
-    run, other = (Checkpoints(tmp_path, stage) for stage in ("fit", "fit-2"))
-    train(*make(other, steps=3))
-    for step, every in ((3, 0.0), (8, 1e9), (12, 1e9)):  # killed long after the last state
-        monkeypatch.setattr("freia_kd.training.loop.SAVE_EVERY", every)
+    train(*make(Checkpoints(tmp_path, "fit-2"), steps=3))
+    for step, every in ((3, 0), (8, 1e9), (12, 1e9)):  # killed long after the last state
         with pytest.raises(KeyboardInterrupt):
-            train(*make(run), stop_at=step)
+            train(*make(Checkpoints(tmp_path, "fit", every=every)), stop_at=step)
         with (tmp_path / "metrics.jsonl").open("a") as file:
             file.write('{"stage": "fit", "st')  # and in the middle of a line
-    train(*make(run))
+    train(*make(Checkpoints(tmp_path, "fit")))
     rows = [(m["stage"], m["step"]) for m in read_metrics(tmp_path)]
     assert sorted(rows) == [("fit", k) for k in range(1, 31)] + [("fit-2", k) for k in (1, 2, 3)]
 
 
-def test_only_the_result_is_kept_after_the_last_step(tmp_path, monkeypatch):
-    monkeypatch.setattr("freia_kd.training.loop.SAVE_EVERY", 0.0)
-    run, whole = Checkpoints(tmp_path, "fit"), train(*make())
+def test_only_the_result_is_kept_after_the_last_step(tmp_path):
+    run, whole = Checkpoints(tmp_path, "fit", every=0), train(*make())
     with pytest.raises(KeyboardInterrupt):
         train(*make(run, result=["net"]), stop_at=17)
     assert set(load_state(run.path)["parts"]) == {"net", "optimizer", "schedule"}
@@ -91,9 +87,8 @@ def test_a_nan_is_rolled_back_with_half_the_learning_rate():
     assert not torch.equal(train(plain, optimizer, loop), weight)
 
 
-def test_weights_that_became_nan_are_never_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("freia_kd.training.loop.SAVE_EVERY", 0.0)
-    run = Checkpoints(tmp_path, "fit")
+def test_weights_that_became_nan_are_never_kept(tmp_path):
+    run = Checkpoints(tmp_path, "fit", every=0)
     net, _, loop = make(run)
     for step in loop:
         if step == 5:
@@ -165,7 +160,7 @@ def test_states_that_are_slow_to_keep_are_kept_less_often(tmp_path, monkeypatch)
             clock[0] += 1
         return kept[:3]
 
-    assert saves(0.1) == [16, 32.1, pytest.approx(48.2)]
+    assert saves(0.25) == [15, 30.25, 45.5]
     first, second, _ = saves(5.0)  # ten times what is meant, so ten times as seldom
     assert second - first == pytest.approx(5 + 10 * 15, abs=1)
     first, second, _ = saves(50.0)
