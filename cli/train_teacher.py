@@ -61,8 +61,8 @@ def command(
     """Train a classifier on DATA and say how accurate it is.
 
     DATA is digits, mnist, fashion-mnist, svhn, cifar10, one of the tables iris, wine,
-    breast-cancer and digits-table, a folder of images with one subfolder for each class, or a file
-    .npz. The weights after the epoch that is best on a tenth of the training data, which is held
+    breast-cancer and digits-table, a folder of images with one subfolder for each class, or an .npz
+    file. The weights after the epoch that is best on a tenth of the training data, which is held
     out, are kept; test data choose nothing. A training that was stopped goes on with --resume.
 
     Example: freiakd train-teacher digits --out lenet5.pt

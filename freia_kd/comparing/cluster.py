@@ -58,9 +58,9 @@ def _check(client: Any, address: str, folder: Path) -> None:
     wide = [worker for worker, count in threads.items() if count > 1]
     if wide:
         raise UsageError(
-            "Expected Dask workers that run one trial at a time; more than one thread have "
-            f"{', '.join(sorted(wide))}: start them with --nthreads 1, several on a machine by "
-            "--nworkers."
+            "Expected Dask workers that run one trial at a time; these have several threads: "
+            f"{', '.join(sorted(wide))}. Start them with --nthreads 1, and several on one machine "
+            "with --nworkers N."
         )
     folder = folder.absolute()
     there = next(parent for parent in (folder, *folder.parents) if parent.is_dir())

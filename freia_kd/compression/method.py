@@ -193,11 +193,13 @@ def original_state(
 def _methods(steps: object, trusted: Trusted) -> list[tuple[type[Compression], Mapping[str, Any]]]:
     if not isinstance(steps, (list, tuple)):
         raise ValueError(f"Expected a list of steps; got {_short(steps)}.")
-    trusted = list(trusted)
-    methods = [method_of(step, trusted) for step in steps]
-    if len(set(methods)) < len(methods):  # low ranks may double the weights, each time
-        raise ValueError(f"Expected each method once; got {_short([m.name for m in methods])}.")
-    return list(zip(methods, steps, strict=True))
+    trusted, methods = list(trusted), dict[type[Compression], Mapping[str, Any]]()
+    for step in steps:
+        method = method_of(step, trusted)
+        if method in methods:  # low ranks may double the weights, each time
+            raise ValueError(f"Expected each method once; got {method.name} twice.")
+        methods[method] = step
+    return list(methods.items())
 
 
 def _short(value: object) -> str:

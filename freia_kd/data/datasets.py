@@ -209,7 +209,7 @@ def load_dataset(
     else:
         raise UsageError(
             f"{text!r} is neither a data set ({', '.join(DATASETS)}), nor a folder of images, nor "
-            "a file .npz."
+            "an .npz file."
         )
     return data if domain is None else fit_domain(data, domain, resize)
 
@@ -465,7 +465,7 @@ def _check_image(image: Image.Image, domain: Domain | None, resize: bool) -> int
 
 
 def read_npz(path: Path, domain: Domain | None = None, split: Split = "train") -> LabelledData:
-    """Reads `x` or `images` and `y` or `labels` from a file .npz; nothing in it is run.
+    """Reads `x` or `images` and `y` or `labels` from an .npz file; nothing in it is run.
 
     Images are uint8, or floats in [0, 1], with shape `(N, H, W)`, `(N, C, H, W)` or
     `(N, H, W, C)`; vectors are floats with shape `(N, D)`.
@@ -503,7 +503,7 @@ def _read_arrays(path: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
 
 
 def array_names(path: Path, names: list[str], split: Split) -> tuple[str, str]:
-    """The names of inputs and labels among those in a file .npz.
+    """The names of inputs and labels among those in an .npz file.
 
     Raises:
         UsageError: If one is missing.

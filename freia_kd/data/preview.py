@@ -29,11 +29,11 @@ def check_data(source: PathLike, domain: Domain, split: Split, resize: bool = Fa
     """Raises unless labelled data fit a domain, as far as that can be seen without their inputs.
 
     Of a named set that is what it is known to hold, of a folder the names of its files and their
-    headers, of a file .npz the shapes, the types and the labels. What code of the user's own makes
+    headers, of an .npz file the shapes, the types and the labels. What code of the user's own makes
     is not looked at.
 
     Arguments:
-        source: A name of `DATASETS`, a folder or a file .npz.
+        source: A name of `DATASETS`, a folder or an .npz file.
         domain: The domain.
         split: The part that is meant.
         resize: Whether images of another size will be resized.
@@ -111,7 +111,7 @@ def _check_npz(path: Path, domain: Domain, split: Split, resize: bool) -> None:
 
 
 def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """The shape and type of each array in a file .npz."""
+    """The shape and type of each array in an .npz file."""
     headers = {}
     with zipfile.ZipFile(path) as archive:
         for member in archive.namelist():

@@ -34,7 +34,7 @@ class RealData:
     """Labelled real data that may be read later.
 
     Arguments:
-        source: A name of `DATASETS`, a folder of images, a file .npz, or a map-style data set of
+        source: A name of `DATASETS`, a folder of images, an .npz file, or a map-style data set of
             (image, label) pairs in memory.
         root: Where torchvision keeps its data sets.
         download: Whether torchvision may download them.

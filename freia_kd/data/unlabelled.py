@@ -20,7 +20,7 @@ def read_unlabelled(source: PathLike, domain: Domain, most: int | None = None) -
     """Reads inputs without labels; images are resized, and become grey or colour as needed.
 
     Arguments:
-        source: A folder of images, read with its subfolders, or a file .npz with an array `x` or
+        source: A folder of images, read with its subfolders, or an .npz file with an array `x` or
             `images` (or a single array of another name): uint8, or floats in [0, 1], with shape
             `(N, H, W)`, `(N, C, H, W)` or `(N, H, W, C)`; vectors are floats `(N, D)`.
         domain: The domain that they are made to fit.
@@ -37,7 +37,7 @@ def read_unlabelled(source: PathLike, domain: Domain, most: int | None = None) -
     if path.is_dir():
         return _read_folder(path, domain, most)
     if not path.is_file():
-        raise UsageError(f"There is no folder or file {path}; give images or a file .npz.")
+        raise UsageError(f"There is no folder or file {path}; give images or an .npz file.")
     inputs = torch.from_numpy(np.ascontiguousarray(_read_array(path)[:most]))
     if len(inputs) == 0:
         raise UsageError(f"{path} holds no inputs.")

@@ -62,7 +62,7 @@ def check_answers(teacher: Teacher, progress: Progress | None = None) -> None:
     if progress is not None and not _is_moved(teacher, x):
         progress.note(
             f"Warning: the teacher gives class {label} to {100 * share:.1f} % of {seen}, and a "
-            "search by its gradient finds hardly an input that it answers otherwise: check its "
+            "search by its gradient finds hardly any input that it answers otherwise: check its "
             "weights, --mean and --std."
         )
 

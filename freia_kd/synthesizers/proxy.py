@@ -23,7 +23,7 @@ class ProxyOptions(SamplesOptions):
     """Where the images are, and what becomes of them.
 
     Arguments:
-        source: A folder of images, read with its subfolders, or a file .npz, see
+        source: A folder of images, read with its subfolders, or an .npz file, see
             :func:`~freia_kd.data.unlabelled.read_unlabelled`. Labels are not read.
         most: The most images that are read, in the order of their names.
 
@@ -79,7 +79,7 @@ class Proxy(AugmentedBank):
         if not self.options.source:
             raise UsageError(
                 "The synthesizer 'proxy' shows images of yours, and its option source names none; "
-                "give a folder of images or a file .npz."
+                "give a folder of images or an .npz file."
             )
         device, self.domain = next(teacher.parameters()).device, teacher.domain
         inputs = read_unlabelled(self.options.source, teacher.domain, self.options.most)

@@ -177,7 +177,7 @@ def _choose_domain(
     if recorded is not None and replace(domain, name=recorded.name) != recorded:
         raise UsageError(
             f"{path} was made for the domain {recorded.to_dict()}; got {domain.to_dict()}. "
-            "Leave the domain away to use the recorded one."
+            "Leave the domain out to use the recorded one."
         )
     if recorded is None:
         _check_sizes(path, checkpoint.state, domain, arch)
@@ -190,7 +190,7 @@ def _recorded_domain(path: PathLike, checkpoint: Checkpoint) -> Domain | None:
     try:
         return Domain.from_dict(checkpoint.own["domain"])
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} records a domain that is none: {error}") from error
+        raise CheckpointError(f"{path} records no valid domain: {error}") from error
 
 
 def _check_sizes(path: PathLike, state: dict[str, Tensor], domain: Domain, arch: str) -> None:

@@ -68,7 +68,7 @@ def train_classifier(
     """
     if epochs < 1 or batch_size < 1:
         raise ValueError(
-            f"Expected 1 epoch and 1 input a batch or more; got {epochs}, {batch_size}."
+            f"Expected at least 1 epoch and 1 input per batch; got {epochs} and {batch_size}."
         )
     train.check(domain)
     classifier = Classifier(net, domain, type(net).__name__).to(device)

@@ -51,6 +51,7 @@ def test_a_figure_is_not_replaced_without_force(monkeypatch, tmp_path):
     call(*options, "--force")
 
 
+@pytest.mark.slow
 def test_figure_2_is_the_toys(tmp_path):
     options = ["--data", "moons", "--steps", 2, "--as-published", "--out", tmp_path]
     printed = call("reproduce", "figure2", *options)

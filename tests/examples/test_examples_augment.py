@@ -11,6 +11,7 @@ import torch
 EXAMPLE = str(Path(__file__).parents[2] / "examples" / "augment.py")
 
 
+@pytest.mark.slow
 def test_augment_reports_every_set_over_the_seeds(monkeypatch, capsys):
     options = ["--steps", "2", "--synthetic", "8", "--epochs", "2", "--seeds", "2"]
     monkeypatch.setattr(sys, "argv", [EXAMPLE, *options])

@@ -27,6 +27,7 @@ def rows():
         return runpy.run_path(EXAMPLE)["run"](0, options)
 
 
+@pytest.mark.slow
 def test_replay_keeps_the_old_classes_and_learns_the_new_ones(rows):
     assert list(rows) == NAMES
     old, new = ({name: row[i] for name, row in rows.items()} for i in (0, 1))
@@ -38,6 +39,7 @@ def test_replay_keeps_the_old_classes_and_learns_the_new_ones(rows):
     assert all(new[name] > 90 for name in NAMES[1:])
 
 
+@pytest.mark.slow
 def test_all_digits_are_both_parts(rows):
     for old, new, both in rows.values():
         assert both == pytest.approx((180 * old + 180 * new) / 360, abs=0.1)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from freia_kd.domain import Domain
@@ -15,6 +16,7 @@ from freia_kd.flows import build_flow
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
+@pytest.mark.slow
 def test_compose_flow_learns(capsys):
     with torch.random.fork_rng():
         runpy.run_path(str(EXAMPLES / "compose_flow.py"), run_name="__main__")
@@ -35,6 +37,7 @@ def test_custom_flow_is_found_by_its_path(monkeypatch, capsys):
     torch.testing.assert_close(flow.decode(flow.encode(x, c)[0], c)[0], x)
 
 
+@pytest.mark.slow
 def test_an_entry_point_names_a_flow(tmp_path):
     """As another package would register it, in a fresh process."""
     folder = tmp_path / "custom_flow-1.0.dist-info"

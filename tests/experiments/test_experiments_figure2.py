@@ -33,6 +33,7 @@ def test_samples_are_ten_true_points_of_each_class(result):
         assert result.data.labels[index] == label
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_picture(tmp_path):
     state, files, numbers = torch.get_rng_state(), [], []
     for folder in ("one", "two"):

@@ -49,6 +49,7 @@ def test_figure_4_is_painted_and_measured_and_not_trained_again(tmp_path, monkey
     assert len(steps) == 1  # without samples the flow is the same
 
 
+@pytest.mark.slow
 def test_as_published_is_the_papers_flow_and_the_default_ours(tmp_path, monkeypatch):
     seen = []
     fit = BDNF.fit

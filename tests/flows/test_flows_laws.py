@@ -60,6 +60,7 @@ for case in ARCHITECTURES:
 """
 
 
+@pytest.mark.slow
 def test_states_load_in_another_process(tmp_path):
     """Module order must not depend on the process (FrEIA#168)."""
     saved = {"labels": LABELS}

@@ -35,6 +35,11 @@ TRACED = {
 }
 
 
+def slow_but(first, names):
+    """Names of which all but the first are for the slow suite, since each is traced anew."""
+    return [n if n == first else pytest.param(n, marks=pytest.mark.slow) for n in names]
+
+
 def shaken(flow, spread=0.05):
     torch.manual_seed(0)
     with torch.no_grad():
@@ -145,7 +150,7 @@ def values(flow):
     return z, torch.rand(4, *flow.shape, generator=generator), C
 
 
-@pytest.mark.parametrize("name", TRACED)
+@pytest.mark.parametrize("name", slow_but("glow", TRACED))
 def test_flows_compile_without_graph_breaks(name):
     flow = shaken(TRACED[name]())
     compiled = torch.compile(Both(flow), backend="aot_eager", fullgraph=True)
@@ -181,7 +186,7 @@ def batch(flow, n):
 
 
 @pytest.mark.skipif(not flow_laws.CAN_EXPORT, reason="torch.export refuses autocast before 2.5")
-@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("strict", slow_but(False, [True, False]))
 @pytest.mark.parametrize("name", TINY)
 def test_flows_export_with_a_dynamic_batch(name, strict):
     both = Both(shaken(TINY[name]())).eval()
@@ -210,7 +215,7 @@ def test_functions_of_torch_map_over_hard_labels(name):
     torch.testing.assert_close(torch.linalg.slogdet(jacobians)[1], expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", slow_but("nice", TINY))
 def test_samplers_run_in_onnxruntime(name, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

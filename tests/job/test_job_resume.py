@@ -141,6 +141,7 @@ def run_in_small_steps(teacher, out, preset, data, kill=None):
         return distill(teacher, students=students, out=out, eval_data=data, **options).report
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_and_resumed_is_the_same(teacher_file, evaluation, tmp_path, tiny):
     data = tmp_path / "evaluation.npz"
     np.savez(data, x=evaluation.inputs.numpy(), y=evaluation.labels.numpy())

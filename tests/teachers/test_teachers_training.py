@@ -122,7 +122,7 @@ def equal(ours, theirs):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"epochs": 0}, "Expected 1 epoch"), ({"batch_size": 0}, "Expected 1 epoch")],
+    [({"epochs": 0}, "at least 1 epoch"), ({"batch_size": 0}, "at least 1 epoch")],
 )
 def test_nothing_to_do_is_refused(data, options, message):
     with pytest.raises(ValueError, match=message):

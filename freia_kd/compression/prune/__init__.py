@@ -114,7 +114,7 @@ class Prune(Compression):
         after = sum(value.numel() for value in state.values())
         if sum(math.prod(old) for old, _ in shapes.values()) > MAX_PRUNED * after:
             raise ValueError(
-                f"Expected a net that lost less than {MAX_PRUNED - 1} of {MAX_PRUNED}."
+                f"Expected a net that keeps at least 1/{MAX_PRUNED} of its weights; got less."
             )
         before = {name: torch.empty(old, device="meta") for name, (old, _) in shapes.items()}
         return {**state, **before}
