@@ -23,4 +23,6 @@ tests=("$@")
 if [ $# = 0 ]; then
 	tests=(tests/flows tests/teachers tests/training tests/exporting tests/job tests/synthesizers)
 fi
-OMP_NUM_THREADS=1 "$bin/python" -m pytest -q -m "not slow and not faults" "${tests[@]}"
+# What old libraries warn of in one another is theirs.
+OMP_NUM_THREADS=1 "$bin/python" -m pytest -q -W default \
+	-m "not slow and not faults" "${tests[@]}"

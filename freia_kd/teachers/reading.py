@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import io
 import json
 import os
@@ -11,7 +12,7 @@ import pickle
 import pickletools
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,14 +146,26 @@ def _data_allowed() -> Iterator[None]:
         with torch.serialization.safe_globals(DATA):
             yield
         return
-    # Before torch 2.5 there is no such context, and no class goes by another name.
-    known = torch.serialization.get_safe_globals()
-    torch.serialization.add_safe_globals([d for d in DATA if not isinstance(d, tuple)])
+    # torch 2.4 has no such context, knows a class or function by its own names alone, and does not
+    # allow by itself what numpy writes bytes with.
+    known = list(torch.serialization.get_safe_globals())
+    own = [_renamed(*data) if isinstance(data, tuple) else data for data in DATA]
+    torch.serialization.add_safe_globals([*own, codecs.encode])
     try:
         yield
     finally:
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(known)
+
+
+def _renamed(make: Callable[..., Any], path: str) -> Callable[..., Any]:
+    """A function that makes the same, and goes by the name in a path."""
+
+    def made(*arguments: Any) -> Any:
+        return make(*arguments)
+
+    made.__module__, _, made.__name__ = path.rpartition(".")
+    return made
 
 
 def _check_archive(path: Path) -> None:

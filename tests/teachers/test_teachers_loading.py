@@ -244,7 +244,7 @@ def test_a_malformed_compression_is_refused(tmp_path, net, steps):
 @pytest.mark.parametrize("domain", [3, {"shape": [1, 32, 32]}, {"shape": [0], "classes": 10}, {}])
 def test_a_malformed_domain_is_refused(tmp_path, net, domain):
     path = own_file(tmp_path / "a.pt", net, domain=domain)
-    with pytest.raises(CheckpointError, match=r"a\.pt no valid domain"):
+    with pytest.raises(CheckpointError, match=r"a\.pt records no valid domain"):
         load_classifier(path)
 
 
