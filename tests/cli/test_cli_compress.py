@@ -162,6 +162,7 @@ def test_usage_errors_come_before_any_work(command, case, request, tmp_path):
     assert not (tmp_path / "small.pt").exists()
 
 
+@pytest.mark.slow
 def test_distill_by_layers_by_target_and_again(distill, tmp_path):
     call(*distill, "--layers", "conv3", "--ranks", "5,8", "--bn", "freeze")
     run = tmp_path / "run"

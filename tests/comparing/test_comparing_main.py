@@ -252,6 +252,7 @@ def test_real_data_are_read_for_what_they_are_meant(run, evaluation, tmp_path, m
         run(resume=True, **options)
 
 
+@pytest.mark.slow
 def test_the_winner_does_not_depend_on_real_data(run, compared):
     blind = run().comparison
     assert blind.ranking == compared.comparison.ranking
