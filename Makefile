@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-slow test-faults lint docs wheel-test clean
+.PHONY: demo test test-slow test-faults test-oldest lint docs wheel-test clean
 .DELETE_ON_ERROR:
 
 $(VENV)/installed: pyproject.toml
@@ -34,6 +34,10 @@ test-slow: $(VENV)/installed-dev
 # FREIAKD_FAULTS=10 takes ten times as many.
 test-faults: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m faults tests/faults
+
+# With the oldest versions that pyproject.toml admits: make test-oldest PYTHON=python3.10
+test-oldest:
+	PYTHON=$(PYTHON) tools/test_oldest.sh
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

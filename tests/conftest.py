@@ -66,7 +66,7 @@ def short_measurements():
 
 @pytest.fixture(scope="session", autouse=True)
 def undrawn_figures():
-    """Reports' figures are made but not drawn, save by `tests/report/test_report_plots.py`."""
+    """Reports' figures are made but not drawn, save in `tests/report`, where they are looked at."""
 
     def write(path, figure):
         write_png(path, Image.new("L", (1, 1)))

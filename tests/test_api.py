@@ -89,7 +89,7 @@ def test_a_student_without_training(teacher, teacher_file, tmp_path):
 
 
 def test_the_sensitivity_is_shown_where_it_was_measured(teacher, tmp_path):
-    with pytest.raises(UsageError, match="Only the search for a target measures sensitivity"):
+    with pytest.raises(UsageError, match="sensitivity"):
         compress(teacher, tmp_path / "x.pt", plot=tmp_path / "x.png")
     spec = StudentSpec((Tucker(target="macs", goal=0.7),))
     made = compress(teacher, tmp_path / "x.pt", student=spec, plot=tmp_path / "x.png")

@@ -371,7 +371,7 @@ def test_options_that_need_the_teacher_say_so(teacher, data, changes):
 def test_activation_boundaries_need_layers_in_common(teacher, data):
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 10))
     student = Classifier(net, teacher.domain, "other")
-    with pytest.raises(UsageError, match="has conv1, conv2, conv3, fc1, the student none"):
+    with pytest.raises(UsageError, match="conv1, conv2, conv3, fc1"):
         train_student(student, data, DistillationOptions(boundaries=0.5), teacher=teacher)
 
 

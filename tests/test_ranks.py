@@ -51,7 +51,7 @@ def test_one_that_has_ended_is_named(two, monkeypatch):
         raise RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer")
 
     monkeypatch.setattr(torch.distributed, "all_reduce", fail)
-    with pytest.raises(LostError, match="Another process that shares this job has ended"):
+    with pytest.raises(LostError, match="has ended"):
         ranks.wait()
     with pytest.raises(RuntimeError, match="shapes"), ranks.connected():
         raise RuntimeError("shapes differ")

@@ -152,7 +152,7 @@ def test_code_that_only_a_flows_file_names_is_not_imported(tmp_path, monkeypatch
     monkeypatch.syspath_prepend(tmp_path)
     path = tmp_path / "flow.yaml"
     path.write_text("layers: [{module: {path: 'named_by_a_file:Block'}}]")
-    with pytest.raises(UsageError, match="code that only the file names, which is not imported"):
+    with pytest.raises(UsageError, match="not imported"):
         read_flow(path, Domain((2,), 3))
 
 

@@ -233,7 +233,7 @@ def test_cifar10_files_load(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", TORCHVISION)
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_missing_data_say_how_to_get_them(tmp_path, name, split):
-    with pytest.raises(UsageError, match=f"no sound {name} data in .*--data-root.*--download"):
+    with pytest.raises(UsageError, match=f"{name} .*--data-root.*--download"):
         load_dataset(name, split=split, root=tmp_path)
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
@@ -256,7 +256,7 @@ def test_a_failed_download_is_reported(tmp_path, monkeypatch):
         raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
 
     monkeypatch.setattr(MNIST, "download", fail)
-    with pytest.raises(OSError, match=r"Cannot download mnist to .*Error downloading"):
+    with pytest.raises(OSError, match=r"mnist .*Error downloading"):
         load_dataset("mnist", root=tmp_path, download=True)
 
 

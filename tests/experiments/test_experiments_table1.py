@@ -353,7 +353,7 @@ def test_mistakes(tmp_path):
             out=tmp_path / "o",
         )  # fmt: skip
     assert len(e.value.faults) == 5
-    with pytest.raises(ConfigError, match=r"teacher: expected one part.*got none. Pass --data"):
+    with pytest.raises(ConfigError, match=r"teacher: .*none.*--data"):
         table1(teacher=tmp_path / "t.pt", out=tmp_path / "o")
     with pytest.raises(UsageError, match="pass --data-root"):
         table1(["mnist"], data_root=tmp_path, out=tmp_path / "o")

@@ -193,7 +193,7 @@ def test_one_changed_weight_is_caught_and_the_old_file_stays(format, tmp_path, m
     faulty(monkeypatch, format, write=damaged)
     path = tmp_path / f"student{FORMATS[format].suffixes[0]}"
     path.write_text("old")
-    with pytest.raises(ExportError, match=r"logits differ from the student's by up to 0\.001"):
+    with pytest.raises(ExportError, match=r"by up to 0\.001"):
         export_classifier(classifier, path, format, pixels(TABLE), meta, 0.0)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
     assert path.read_text() == "old"
@@ -273,7 +273,7 @@ class Moody(nn.Module):
 def test_nets_that_cannot_be_exported(format, tmp_path):
     classifier = Classifier(Moody(), TABLE, "moody")
     path = tmp_path / f"a{FORMATS[format].suffixes[0]}"
-    with pytest.raises(ExportError, match="torch cannot export moody for a batch of any size"):
+    with pytest.raises(ExportError, match=r"export moody .*any size"):
         export_classifier(classifier, path, format, pixels(TABLE))
     assert not list(tmp_path.iterdir())
 
@@ -290,7 +290,7 @@ def test_bad_arguments(tmp_path):
     classifier, meta = make("mlp")
     with pytest.raises(ValueError, match="one of the formats torch, safetensors, onnx"):
         export_classifier(classifier, tmp_path / "a.tflite", "tflite", pixels(TABLE))
-    with pytest.raises(ValueError, match="Expected 2 inputs or more to compare on; got 1"):
+    with pytest.raises(ValueError, match=r"2 inputs or more .*got 1"):
         export_classifier(classifier, tmp_path / "a.pt", "torch", pixels(TABLE, 1), meta)
 
 

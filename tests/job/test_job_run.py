@@ -220,7 +220,7 @@ def test_a_method_that_learns_from_a_student_has_inputs_for_each(tmp_path):
     )
     assert set(report.synthesizers[0].diagnostics) == {"dfad-1", "dfad-mine"}
     assert freia_kd.api.sample(out, tmp_path / "s.npz", count=2) == 8
-    with pytest.raises(UsageError, match="dfad learns from a student, and there is none"):
+    with pytest.raises(UsageError, match=r"dfad .*student"):
         freia_kd.api.extract(make_teacher(), out=tmp_path / "x", synthesizer=game, preset=TINY)
     assert not (tmp_path / "x").exists()
 

@@ -43,8 +43,10 @@ def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     grid = plots.plot_grid(torch.rand(100, 1, 28, 28), range(10))
     plots.write_png(folder / "synthetic-bdnf.png", grid)
-    write_report(folder, report(student(), student("a-rather-long-name-of-a-student")))
-    write_comparison(folder, comparison())
+    with pytest.MonkeyPatch.context() as patch:  # with pictures of their real sizes
+        patch.setattr("freia_kd.report.storage.write_png", plots.write_png)
+        write_report(folder, report(student(), student("a-rather-long-name-of-a-student")))
+        write_comparison(folder, comparison())
     write_table1(folder, table1())
     frames = [
         f'<iframe id="{path.stem} {width}" style="width:{width}px;border:0" srcdoc="'

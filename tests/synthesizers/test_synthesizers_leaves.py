@@ -126,7 +126,7 @@ def test_blur_and_texture_do_what_they_say():
 
 def test_vectors_are_refused_before_any_work():
     teacher = Teacher(MLP(3, 2), Domain((3,), 2), "mlp")
-    with pytest.raises(ValueError, match=r"a domain of images; got one of vectors \(3,\)"):
+    with pytest.raises(ValueError, match=r"images; got .*\(3,\)"):
         Leaves().fit(teacher)
 
 
