@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-slow test-faults test-oldest lint docs wheel-test clean
+.PHONY: demo test test-slow test-faults test-versions lint docs wheel-test clean
 .DELETE_ON_ERROR:
 
 $(VENV)/installed: pyproject.toml
@@ -35,9 +35,10 @@ test-slow: $(VENV)/installed-dev
 test-faults: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m faults tests/faults
 
-# With the oldest versions that pyproject.toml admits: make test-oldest PYTHON=python3.10
-test-oldest:
-	PYTHON=$(PYTHON) tools/test_oldest.sh
+# Another Python, and the oldest or newest libraries: make test-versions PYTHON=python3.10 VERSIONS=oldest
+VERSIONS ?= newest
+test-versions:
+	PYTHON=$(PYTHON) VERSIONS=$(VERSIONS) tools/test_versions.sh
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

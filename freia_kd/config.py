@@ -386,6 +386,22 @@ class Preset(Config):
         return self.set_size or (131_072 if macs <= SMALL else 65_536)
 
 
+def _paper() -> Preset:
+    training = DistillationOptions(
+        "forward-kl", 1.0, balanced=False, steps=5_000, learning_rate=1e-5
+    )
+    return Preset("paper", 6_400, training=training, bn="freeze")
+
+
+# Made when asked for, since to check options takes a library that loads slowly.
+PRESETS: dict[str, Callable[[], Preset]] = {
+    "quick": lambda: Preset("quick", 16_384, 2_048, DistillationOptions(steps=600)),
+    "standard": Preset,
+    "best": lambda: Preset("best", 262_144, training=DistillationOptions(steps=8_000, patience=10)),
+    "paper": _paper,
+}
+
+
 def get_preset(name: str | Preset) -> Preset:
     """A preset by name, or as it is.
 
@@ -398,18 +414,6 @@ def get_preset(name: str | Preset) -> Preset:
     """
     if isinstance(name, Preset):
         return name
-    if name not in get_args(PresetName):
-        raise ConfigError([unknown(name, get_args(PresetName), "preset")])
-    training = DistillationOptions
-    makers: dict[str, Callable[[], Preset]] = {
-        "quick": lambda: Preset("quick", 16_384, 2_048, training(steps=600)),
-        "standard": Preset,
-        "best": lambda: Preset("best", 262_144, training=training(steps=8_000, patience=10)),
-        "paper": lambda: Preset(
-            "paper",
-            6_400,
-            training=training("forward-kl", 1.0, balanced=False, steps=5_000, learning_rate=1e-5),
-            bn="freeze",
-        ),
-    }
-    return makers[name]()
+    if name not in PRESETS:
+        raise ConfigError([unknown(name, PRESETS, "preset")])
+    return PRESETS[name]()

@@ -9,6 +9,7 @@ import pytest
 
 from freia_kd.compression import Prune, Quantize, Tucker
 from freia_kd.config import (
+    PRESETS,
     Config,
     Count,
     Decay,
@@ -211,7 +212,8 @@ def test_an_unknown_preset_lists_the_known_ones(name):
 
 
 def test_presets():
-    for name in get_args(PresetName):
+    assert list(PRESETS) == list(get_args(PresetName))
+    for name in PRESETS:
         assert get_preset(name).name == name
     assert get_preset(Preset("quick", 5)).set_size == 5
     with pytest.raises(ConfigError, match="Unknown preset 'qiuck'; did you mean 'quick'"):

@@ -2,18 +2,14 @@
 
 import pytest
 
-from freia_kd.config import get_preset
+from freia_kd.config import PRESETS
 from freia_kd.synthesizers.bdnf import BDNF
 
 
 @pytest.fixture
 def quick(tiny, monkeypatch):
-    def get(name):
-        return tiny if name == "quick" else get_preset(name)
-
-    for place in ("freia_kd.job.opening", "freia_kd.cli.job", "freia_kd.cli.compare"):
-        monkeypatch.setattr(f"{place}.get_preset", get)
-    monkeypatch.setattr(BDNF, "presets", {**BDNF.presets, "quick": {"steps": 4, "batch_size": 8}})
+    monkeypatch.setitem(PRESETS, "quick", lambda: tiny)
+    monkeypatch.setitem(BDNF.presets, "quick", {"steps": 4, "batch_size": 8})
     return tiny
 
 

@@ -20,6 +20,7 @@ import pytest
 from click.testing import CliRunner
 
 from freia_kd.cli.main import COMMANDS, main
+from freia_kd.config import PRESETS
 from freia_kd.synthesizers.bdnf import BDNF
 from freia_kd.teachers import Classifier, save_classifier
 
@@ -63,8 +64,8 @@ def folder(teacher, teacher_file, tiny, tmp_path, monkeypatch):
     """A folder with the files that pages speak of, and presets of a moment."""
     for name in ("student.safetensors", "net.pt"):
         save_classifier(tmp_path / name, Classifier(teacher.net, teacher.domain, teacher.arch))
-    for place in ("freia_kd.job.opening", "freia_kd.comparing.opening", "freia_kd.cli.job"):
-        monkeypatch.setattr(f"{place}.get_preset", lambda name: tiny)
+    for name in PRESETS:
+        monkeypatch.setitem(PRESETS, name, lambda: tiny)
     monkeypatch.setitem(BDNF.presets, "quick", {"steps": 4, "batch_size": 8})
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -3,6 +3,7 @@
 import runpy
 from pathlib import Path
 
+from freia_kd.config import PRESETS
 from freia_kd.synthesizers.bdnf import BDNFOptions
 
 EXAMPLE = str(Path(__file__).parents[2] / "examples" / "library.py")
@@ -15,7 +16,7 @@ def test_it_runs_as_it_stands_but_for_its_numbers_of_steps(
     flow = BDNFOptions(steps=4, batch_size=8)
     monkeypatch.setattr("freia_kd.synthesizers.bdnf.BDNFOptions", lambda **options: flow)
     monkeypatch.setattr("freia_kd.config.DistillationOptions", lambda **options: tiny.training)
-    monkeypatch.setattr("freia_kd.job.opening.get_preset", lambda name: tiny)
+    monkeypatch.setitem(PRESETS, "quick", lambda: tiny)
     monkeypatch.chdir(tmp_path)
     runpy.run_path(EXAMPLE)
     assert "count=16" in capsys.readouterr().out  # of 32 held-out inputs

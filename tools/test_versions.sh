@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Runs the tests that touch torch most with another Python and other versions of the libraries, in an
+# environment that is deleted at the end (about 6 GB, nearly all of it torch).
+#
+# PYTHON names the interpreter. VERSIONS=oldest takes the oldest versions that pyproject.toml admits,
+# each at its last patch release, VERSIONS=newest the newest. Words are given to pytest instead of
+# the folders below.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+"${PYTHON:-python3}" -m venv "$folder/venv"
+bin=$folder/venv/bin
+
+versions=() options=()
+if [ "${VERSIONS:-newest}" = oldest ]; then
+	# "name>=1.2" becomes name==1.2.*, of the dependencies and of the extras that tests use; of the
+	# tools that run them any version will do.
+	tools='pytest|hypothesis|jsonschema|jaxtyping|beartype|ipykernel|nbclient|import-linter|distributed'
+	sed -nE 's/^ *"([A-Za-z0-9_-]+)>=([0-9.]+)",?$/\1==\2.*/p' pyproject.toml |
+		grep -vE "^($tools)" | sort -u >"$folder/oldest.txt"
+	versions=(-c "$folder/oldest.txt")
+	options=(-W default) # what old libraries warn of in one another is theirs
+fi
+"$bin/python" -m pip --quiet install "${versions[@]}" -e '.[zuko,nflows,onnx,prune]' \
+	pytest hypothesis jaxtyping beartype jsonschema
+"$bin/python" --version
+"$bin/python" -m pip freeze | grep -iE '^(torch|torchvision|FrEIA|normflows|numpy|scipy)=='
+
+tests=("$@")
+if [ $# = 0 ]; then
+	tests=(tests/training tests/teachers tests/exporting tests/flows tests/job)
+fi
+OMP_NUM_THREADS=1 "$bin/python" -m pytest -q "${options[@]}" -m "not slow and not faults" "${tests[@]}"
