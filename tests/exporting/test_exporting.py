@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import inspect
 import json
 import sys
 from dataclasses import replace
@@ -84,6 +85,12 @@ def by_hand(classifier, x):
         return classifier.net.eval()(torch.from_numpy((x.numpy() - mean) / std)).numpy()
 
 
+IS_OLD = "custom_translation_table" not in inspect.signature(torch.onnx.export).parameters
+by_program = pytest.mark.skipif(
+    IS_OLD, reason="before torch 2.6 ONNX goes by tracing, which sees no steps and no integers"
+)
+
+
 def run_alone(path, x):
     """Logits of a file in its own runtime, by none of the package's code but load_classifier."""
     if path.suffix == ".onnx":
@@ -154,6 +161,8 @@ def test_files_say_what_they_are(format, tmp_path):
 
 @pytest.mark.parametrize("format", ["onnx", "torch-export"])
 def test_files_are_the_same_each_time_and_name_no_file_of_this_machine(format, tmp_path):
+    if format == "torch-export" and IS_OLD:
+        pytest.skip("torch 2.4 writes the time into these files")
     classifier, meta = make("mlp")
     paths = [tmp_path / f"{i}{FORMATS[format].suffixes[0]}" for i in "ab"]
     for path in paths:
@@ -269,7 +278,7 @@ class Moody(nn.Module):
         return self.linear(x) if x.sum() > 0 else -self.linear(x)
 
 
-@pytest.mark.parametrize("format", ["onnx", "torch-export"])
+@pytest.mark.parametrize("format", [pytest.param("onnx", marks=by_program), "torch-export"])
 def test_nets_that_cannot_be_exported(format, tmp_path):
     classifier = Classifier(Moody(), TABLE, "moody")
     path = tmp_path / f"a{FORMATS[format].suffixes[0]}"
@@ -326,6 +335,7 @@ def quantised():
     return Classifier(net.eval(), DOMAINS["mnist"], "lenet5"), x
 
 
+@by_program
 def test_quantised_layers_are_integers_in_onnx(quantised, tmp_path):
     classifier, x = quantised
     path = tmp_path / "int8.onnx"
@@ -353,6 +363,7 @@ def test_quantised_layers_are_exact_in_torch_export(quantised, tmp_path):
     assert all(torch.equal(v, before[k]) for k, v in classifier.state_dict().items())
 
 
+@by_program
 @pytest.mark.parametrize("wrong", ["weight scale", "zero point"])
 def test_a_wrong_scale_of_a_quantised_layer_is_caught(wrong, quantised, tmp_path, monkeypatch):
     classifier, x = quantised
