@@ -11,16 +11,16 @@ def compare(teacher_file, tmp_path, quick):
     return ["compare", "--teacher", teacher_file, "--workers", 1, "--out", tmp_path / "out"]
 
 
-def test_compare_prints_a_table_and_names_a_winner(compare, tmp_path):
-    arguments = [*compare, "--synthesizers", "spectral,uniform", "--seeds", 1, "--student", 3]
-    arguments += ["--set", "spectral.tries=3", "--set", "student.steps=2"]
+def test_compare_prints_a_table(compare, tmp_path):
+    arguments = [*compare, "--synthesizers", "uniform", "--seeds", 1, "--student", 3]
+    arguments += ["--set", "uniform.tries=3", "--set", "student.steps=2"]
     output = call(*arguments).stdout
     for text in ("independent", "compression only", "uniform"):
         assert text in output
     assert (tmp_path / "out/compare.html").exists()
     data = json.loads(call(*arguments, "--resume", "--json").stdout)
     config = data["provenance"]["config"]
-    assert config["methods"]["spectral"]["spectral"]["tries"] == 3
+    assert config["methods"]["uniform"]["uniform"]["tries"] == 3
     assert config["training"]["steps"] == 2
     assert list(config["students"]) == ["3"]
 

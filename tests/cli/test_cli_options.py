@@ -104,6 +104,7 @@ def test_what_is_read_is_never_written(teacher_file, tmp_path):
     assert "expected a file" in fails("train-teacher", data, "--out", data, "--force")
 
 
+@pytest.mark.slow
 def test_proxy_images_are_shown_beside_the_rest(teacher_file, tmp_path):
     np.savez(tmp_path / "any.npz", images=np.zeros((12, 20, 28, 3), dtype=np.uint8))
     words = ["distill", "--teacher", teacher_file, "--preset", "quick", "--set-size", 48]

@@ -11,7 +11,10 @@ import torch
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-@pytest.mark.parametrize("host", ["freia", "normflows", "zuko", "nflows"])
+@pytest.mark.parametrize(
+    "host",
+    ["freia", *(pytest.param(x, marks=pytest.mark.slow) for x in ("normflows", "zuko", "nflows"))],
+)
 def test_a_flow_of_another_library_learns_from_a_teacher(host, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     monkeypatch.setattr(sys, "argv", [f"{host}_flow.py", "--steps", "40"])

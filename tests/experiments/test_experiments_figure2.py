@@ -12,6 +12,7 @@ def result():
     return figure2("moons", torch.Generator().manual_seed(0), points=400, steps=120)
 
 
+@pytest.mark.slow
 def test_data_free_samples_follow_the_teacher_and_ten_samples_bring_them_close(result):
     numbers = result.numbers
     assert numbers["teacher_accuracy"] > 0.97
@@ -25,6 +26,7 @@ def test_data_free_samples_follow_the_teacher_and_ten_samples_bring_them_close(r
         assert numbers[panel]["right_side"] == right
 
 
+@pytest.mark.slow
 def test_samples_are_ten_true_points_of_each_class(result):
     x, y = result.samples
     assert y.bincount().tolist() == [10, 10]

@@ -31,6 +31,7 @@ def test_two_processes_do_not_paint_in_one_folder(tmp_path):
         figures.figure3("digits", out=tmp_path, epochs=1, steps=1)
 
 
+@pytest.mark.slow
 def test_figure_4_is_painted_and_measured_and_not_trained_again(tmp_path, monkeypatch):
     common = {"out": tmp_path, "epochs": 1, "steps": 1, "as_published": True}
     made = figures.figure4("digits", **common)

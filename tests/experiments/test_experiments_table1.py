@@ -99,6 +99,7 @@ def options_of(out, row, seed=0):
     return json.loads((out / f"svhn/{stem(row)}-{seed}/run.json").read_text())["config"]
 
 
+@pytest.mark.slow
 def test_every_row_beside_the_papers(made):
     result, out = made
     assert read_result(out, TableResult) == result
@@ -116,6 +117,7 @@ def test_every_row_beside_the_papers(made):
     assert "| T\\+BDNF | 72.1 | " in (out / "table1.md").read_text().replace("| T+", "| T\\+")
 
 
+@pytest.mark.slow
 def test_two_columns_and_only_the_papers_rows_have_the_leak(made):
     result, out = made
     part = result.parts["svhn"]
@@ -130,6 +132,7 @@ def test_two_columns_and_only_the_papers_rows_have_the_leak(made):
     assert "compare it with the paper's figure and with nothing else" in text
 
 
+@pytest.mark.slow
 def test_rows_are_the_papers_methods(made):
     few = {row: options_of(made[1], row)["samples"] for row in PAPER_ROWS}
     assert {row for row, samples in few.items() if samples} == {"T+Sample", "T+BDNF(Sample)"}
