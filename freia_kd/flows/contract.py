@@ -25,6 +25,7 @@ Entry = Literal[
     "sample_and_log_prob",
 ]
 """The methods that :meth:`ConditionalFlow.forward` dispatches to."""
+ENTRIES = get_args(Entry)  # here, since torch.export of 2.4 cannot look into it
 
 
 class ConditionalFlow(nn.Module, ABC):
@@ -349,10 +350,8 @@ class ConditionalFlow(nn.Module, ABC):
         Raises:
             ValueError: If there is no such method.
         """
-        if direction not in get_args(Entry):
-            raise ValueError(
-                f"Expected a direction among {', '.join(get_args(Entry))}; got {direction!r}."
-            )
+        if direction not in ENTRIES:
+            raise ValueError(f"Expected a direction among {', '.join(ENTRIES)}; got {direction!r}.")
         arguments = (value,) if c is None else (value, c)
         return getattr(self, direction)(*arguments, **options)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import ExportError
 from ..optional import require
 from .blocks import Conv1x1
 from .contract import ConditionalFlow
@@ -56,9 +58,12 @@ def export_decoder(flow: ConditionalFlow, path: str | Path) -> Path:
         The path.
 
     Raises:
+        ExportError: If this torch is too old.
         ImportError: If the extra `onnx` is missing.
     """
     require("onnxscript", "onnx")  # what PyTorch's exporter needs
+    if "dynamic_shapes" not in inspect.signature(torch.onnx.export).parameters:
+        raise ExportError(f"Flows go to ONNX with torch 2.6 or newer; this is {torch.__version__}.")
     decoder = Decoder(flow)
     z = torch.zeros(2, *flow.shape, dtype=flow.dtype, device=flow.device)
     batch = torch.export.Dim("batch", min=1)
