@@ -3,7 +3,7 @@
 # environment that is deleted at the end (about 6 GB, nearly all of it torch).
 #
 # PYTHON names the interpreter. VERSIONS=oldest takes the oldest versions that pyproject.toml admits,
-# each at its last patch release, VERSIONS=newest the newest. Words are given to pytest instead of
+# each at its last patch release, VERSIONS=newest the newest. Words are given to pytest in place of
 # the folders below.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -29,6 +29,6 @@ fi
 
 tests=("$@")
 if [ $# = 0 ]; then
-	tests=(tests/training tests/teachers tests/exporting tests/flows tests/job)
+	tests=(tests/training tests/teachers tests/exporting tests/flows tests/job/test_job_run.py)
 fi
 OMP_NUM_THREADS=1 "$bin/python" -m pytest -q "${options[@]}" -m "not slow and not faults" "${tests[@]}"

@@ -28,7 +28,8 @@ def specs_of(arch):
     ]
 
 
-@pytest.mark.parametrize("arch", ["lenet5", pytest.param("resnet14", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["lenet5", "resnet14"])
 def test_compressed_only_is_what_compress_writes(arch, teacher, tmp_path):
     pytest.importorskip("torch_pruning", reason="the extra freia_kd[prune] is not installed")
     taught = make_resnet(16) if arch == "resnet14" else teacher
