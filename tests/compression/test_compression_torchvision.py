@@ -17,7 +17,10 @@ from freia_kd.compression.tucker.search import search_plan
 
 
 def vgg11_bn():
-    """VGG11-BN without the two layers that hold nine tenths of its 129 million weights."""
+    """VGG11-BN without the two layers that hold nine tenths of its 129 million weights.
+
+    torchvision makes all of them first, which takes half a gigabyte.
+    """
     net = models.vgg11_bn(num_classes=10, dropout=0.0)
     net.classifier[0], net.classifier[3] = nn.Linear(25088, 32), nn.Linear(32, 4096)
     return net
@@ -34,7 +37,9 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "vgg11_bn"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet_v2", pytest.param("vgg11_bn", marks=pytest.mark.slow)]
+)
 def test_compressed_nets_run_train_save_and_load(name, tmp_path):
     torch.manual_seed(0)
     build, layers, shape = NETS[name]
