@@ -12,7 +12,7 @@ trap 'rm -rf "$folder"' EXIT
 "${PYTHON:-python3}" -m venv "$folder/venv"
 bin=$folder/venv/bin
 
-versions=() options=()
+versions=()
 if [ "${VERSIONS:-newest}" = oldest ]; then
 	# "name>=1.2" becomes name==1.2.*, of the dependencies and of the extras that tests use; of the
 	# tools that run them any version will do.
@@ -20,7 +20,6 @@ if [ "${VERSIONS:-newest}" = oldest ]; then
 	sed -nE 's/^ *"([A-Za-z0-9_-]+)>=([0-9.]+)",?$/\1==\2.*/p' pyproject.toml |
 		grep -vE "^($tools)" | sort -u >"$folder/oldest.txt"
 	versions=(-c "$folder/oldest.txt")
-	options=(-W default) # what old libraries warn of in one another is theirs
 fi
 "$bin/python" -m pip --quiet install "${versions[@]}" -e '.[zuko,nflows,onnx,prune]' \
 	pytest hypothesis jaxtyping beartype jsonschema
@@ -31,4 +30,5 @@ tests=("$@")
 if [ $# = 0 ]; then
 	tests=(tests/training tests/teachers tests/exporting tests/flows tests/job/test_job_run.py)
 fi
-OMP_NUM_THREADS=1 "$bin/python" -m pytest -q "${options[@]}" -m "not slow and not faults" "${tests[@]}"
+# Warnings are no errors here: what libraries say of one another, and of a Python, is theirs.
+OMP_NUM_THREADS=1 "$bin/python" -m pytest -q -W default -m "not slow and not faults" "${tests[@]}"
