@@ -116,7 +116,7 @@ def work(words, here, at, boundaries, saves):
         patch.setattr("freia_kd.job.teaching.Training.plan", lambda training: UNPLANNED)
         patch.setattr("freia_kd.comparing.main.plan_trials", lambda *arguments: UNPLANNED)
         if saves:
-            patch.setattr("freia_kd.training.loop.SAVE_EVERY", 0.0)
+            patch.setattr("freia_kd.training.checkpoints.SAVE_EVERY", 0.0)
         Killer(at, boundaries).watch(patch)
         if again and words[0] == "distill":
             words = ["distill", "--resume", "--out", "made"]

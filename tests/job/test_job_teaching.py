@@ -61,7 +61,7 @@ def test_a_training_begins_with_its_folder_and_its_plan(data, tmp_path, monkeypa
 
 
 def test_what_is_left_is_planned_and_other_options_are_refused(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("freia_kd.training.loop.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("freia_kd.training.checkpoints.SAVE_EVERY", 0.0)
     out, accept = tmp_path / "t.pt", TrainingLoop.accept
 
     def stop(self, *arguments):
