@@ -15,7 +15,7 @@ from ..data.datasets import LabelledData
 from ..data.sources import PathLike
 from ..domain import Domain
 from ..evaluation import accuracy, agreement
-from ..files import write_json
+from ..files import remove_parts, write_json
 from ..job import Job, compress_students, make_students, open_job, reopen_job
 from ..job.measure import synthesizer_results
 from ..job.opening import fingerprint_of
@@ -187,7 +187,7 @@ class Trial:
         for other in missing:
             shares = self._agreements(students, other)
             judged[other.method.name] = {name: share.value for name, share in shares.items()}
-            write_json(path, judged)
+            self._keep(path, judged)
         return {other.method.name: judged[other.method.name] for other in others}
 
     def measure(self, data: LabelledData) -> dict[str, Proportion]:
@@ -200,5 +200,10 @@ class Trial:
             students = self.load_students()
             shares = {n: Proportion.of(accuracy(s, data), len(data)) for n, s in students.items()}
             kept = {"sha256": sha256, "students": {n: asdict(s) for n, s in shares.items()}}
-            write_json(path, kept)
+            self._keep(path, kept)
         return TypeAdapter(dict[str, Proportion]).validate_python(kept["students"])
+
+    def _keep(self, path: Path, found: dict[str, Any]) -> None:
+        """Writes what was found of this trial after its end, when nobody else writes there."""
+        remove_parts(self.folder)
+        write_json(path, found)

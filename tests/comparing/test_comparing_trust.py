@@ -158,3 +158,14 @@ def test_a_student_that_is_missing_is_made_again(done, options):
         compare(**options, resume=True)
     compare(**options, resume=True, repair=True)
     assert students(out) == students(done)
+
+
+def test_what_a_kill_left_beside_a_finished_trial_goes_with_the_next_write(done, options):
+    out = options["out"]
+    shutil.copytree(done, out)
+    trial = out / "trials/spectral-0"
+    (trial / "judged.json").unlink()
+    (trial / ".part-judged-1.json").write_text("{")
+    compare(**options, resume=True)
+    assert (trial / "judged.json").exists()
+    assert not (trial / ".part-judged-1.json").exists()
