@@ -190,4 +190,4 @@ def test_killed_and_called_again(name, how, places, processes, tmp_path):
             tally.short.append(f"{what}: it left {left}")
     if not is_random:
         assert len(boundaries.read_text().splitlines()) == tally.sound
-    tally.check(2)
+    tally.check(1)  # a short command may be killed once and then come to its end
