@@ -137,6 +137,7 @@ def run(arguments: argparse.Namespace, name: str, recipe: dict, seed: int) -> di
     teacher = make_teacher(arguments, name, recipe, seed, train)
     samples = some(train, arguments.samples, seed, per_class=True) if arguments.samples else None
     made = distil(arguments, teacher, judge, seed, samples, arguments.synthesizer)
+    print(name, seed, {k: v["accuracy"] for k, v in made["students"].items()}, flush=True)
     real = reference(arguments, name, seed, teacher, train, judge)
     row = {"teacher": name, "seed": seed, **made, "real": real}
     for student, found in row["students"].items():
