@@ -202,17 +202,8 @@ def _learn_boundaries(
         "schedule": schedule,
     }
     title, result = _title(checkpoints), ["student"]
-    loop = TrainingLoop(
-        title,
-        steps,
-        parts,
-        generator,
-        optimizer,
-        checkpoints,
-        result,
-        f"--set {options.title}.learning_rate=",
-        remedies(student),
-    )
+    advice = remedies(f"{options.title}.learning_rate", student)
+    loop = TrainingLoop(title, steps, parts, generator, optimizer, checkpoints, result, advice)
     for step in loop:
         x, _ = batches(step)
         with loss.observe(student, teacher) as features:
@@ -269,17 +260,8 @@ def _learn_logits(
         "best": best,
     }
     title, result = _title(checkpoints), ["averaged" if heldout is None else "best"]
-    loop = TrainingLoop(
-        title,
-        steps,
-        parts,
-        generator,
-        optimizer,
-        checkpoints,
-        result,
-        f"--set {options.title}.learning_rate=",
-        remedies(student),
-    )
+    advice = remedies(f"{options.title}.learning_rate", student)
+    loop = TrainingLoop(title, steps, parts, generator, optimizer, checkpoints, result, advice)
     for step in loop:
         x, target = batches(step)
         loss = divergence(student(x), target, options.temperature)

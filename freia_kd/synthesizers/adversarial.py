@@ -161,17 +161,8 @@ def play(
     }  # fmt: skip
     # The student's steps are those that can diverge: a rollback halves its learning rate.
     title, steps = "play with the student", options.steps
-    loop = TrainingLoop(
-        title,
-        steps,
-        parts,
-        generator,
-        sgd,
-        checkpoints,
-        ["kept"],
-        f"--set {options.title}.student_learning_rate=",
-        remedies(teacher),
-    )
+    advice = remedies(f"{options.title}.student_learning_rate", teacher)
+    loop = TrainingLoop(title, steps, parts, generator, sgd, checkpoints, ["kept"], advice)
     for step in loop:
         learned = [
             imitate(student, teacher, _inputs(net, options, generator), sgd)

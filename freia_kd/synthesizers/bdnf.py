@@ -186,16 +186,9 @@ class BDNF(Synthesizer):
             "schedule": schedule,
         }
         title, steps = "train the flow", options.steps
+        advice = remedies(f"{self.name}.learning_rate", teacher)
         loop = TrainingLoop(
-            title,
-            steps,
-            parts,
-            generator,
-            optimizer,
-            checkpoints,
-            ["averaged"],
-            f"--set {self.name}.learning_rate=",
-            remedies(teacher),
+            title, steps, parts, generator, optimizer, checkpoints, ["averaged"], advice
         )
         for _ in loop:
             batch = self._batch(flow, samples, teacher.domain, generator)

@@ -110,16 +110,9 @@ class Inversion(Bank):
         optimizer = torch.optim.Adam([canvas.half, canvas.full], options.learning_rate)
         parts: dict[str, Stateful] = {"canvas": canvas, "optimizer": optimizer}
         steps = batches * options.steps
+        advice = remedies(f"{self.name}.learning_rate", teacher)
         loop = TrainingLoop(
-            "invert",
-            steps,
-            parts,
-            generator,
-            optimizer,
-            checkpoints,
-            ["canvas"],
-            f"--set {self.name}.learning_rate=",
-            remedies(teacher),
+            "invert", steps, parts, generator, optimizer, checkpoints, ["canvas"], advice
         )
         for step in loop:
             batch, t = divmod(step, options.steps)

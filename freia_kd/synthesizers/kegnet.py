@@ -148,17 +148,8 @@ class KegNet(Synthesizer):
         title = f"train generator {number} of {options.generators}"
         own = checkpoints and checkpoints.part(number)
         steps, result = options.steps, ["generator"]
-        loop = TrainingLoop(
-            title,
-            steps,
-            parts,
-            generator,
-            optimizer,
-            own,
-            result,
-            f"--set {self.name}.learning_rate=",
-            remedies(teacher),
-        )
+        advice = remedies(f"{self.name}.learning_rate", teacher)
+        loop = TrainingLoop(title, steps, parts, generator, optimizer, own, result, advice)
         for _ in loop:
             terms = self._losses(net, decoder, teacher, generator)
             if loop.accept(terms.total, terms.items()):

@@ -92,16 +92,9 @@ class RDSKD(Unconditional):
         penalty = IncrementPenalty()
         parts: dict[str, Stateful] = {"generator": net, "optimizer": optimizer, "penalty": penalty}
         title, steps = "train the generator", options.steps
+        advice = remedies(f"{self.name}.learning_rate", teacher)
         loop = TrainingLoop(
-            title,
-            steps,
-            parts,
-            generator,
-            optimizer,
-            checkpoints,
-            ["generator"],
-            f"--set {self.name}.learning_rate=",
-            remedies(teacher),
+            title, steps, parts, generator, optimizer, checkpoints, ["generator"], advice
         )
         for step in loop:
             z = torch.randn(options.batch_size, options.latents, generator=generator, device=device)

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from ..config import Precision
 from ..domain import Domain
+from ..training.loop import Remedies
 
 
 class Classifier(nn.Module):
@@ -79,9 +80,15 @@ def autocasting(classifier: Classifier, precision: Precision | None) -> Iterator
         classifier.precision = before
 
 
-def remedies(net: nn.Module) -> list[str]:
-    """What may help where a loss of a net's logits is not finite, besides smaller steps."""
-    return ["leave out --amp"] if getattr(net, "precision", None) else []
+def remedies(rate: str, net: nn.Module) -> Remedies:
+    """What may help where a loss of a net's logits is not finite.
+
+    Arguments:
+        rate: The option of the learning rate, such as `bdnf.learning_rate`.
+        net: The net.
+    """
+    others = ("leave out --amp",) if getattr(net, "precision", None) else ()
+    return Remedies(f"--set {rate}=", others)
 
 
 class Teacher(Classifier):

@@ -16,6 +16,7 @@ from ..training import (
     Best,
     Checkpoints,
     Progress,
+    Remedies,
     Stateful,
     TrainingLoop,
     channels_last,
@@ -99,7 +100,7 @@ def train_classifier(
             generator,
             optimizer,
             checkpoints,
-            rate_option="--learning-rate " if checkpoints else "",  # of train-teacher
+            remedies=Remedies("--learning-rate " if checkpoints else ""),  # of train-teacher
         )
         for step in loop:
             if step % per_epoch == 0:

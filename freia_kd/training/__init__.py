@@ -1,7 +1,7 @@
 """What every training of this package runs in: a resumable loop, its states, and what it shows."""
 
 from .checkpoints import Checkpoints
-from .loop import Stateful, TrainingLoop, own_generator
+from .loop import Remedies, Stateful, TrainingLoop, own_generator
 from .progress import LoggedProgress, PlainProgress, Progress, RichProgress
 from .rehearsal import Rehearsal
 from .weights import Best, channels_last, keep_layout
@@ -13,6 +13,7 @@ __all__ = [
     "PlainProgress",
     "Progress",
     "Rehearsal",
+    "Remedies",
     "RichProgress",
     "Stateful",
     "TrainingLoop",

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -48,6 +49,32 @@ class Stateful(Protocol):
     def load_state_dict(self, state_dict: Any) -> Any: ...
 
 
+@dataclass(frozen=True)
+class Remedies:
+    """What may help where the loss of a training stays non-finite.
+
+    Arguments:
+        rate_option: How the option of the learning rate is typed, up to its value.
+        others: What else may help.
+    """
+
+    rate_option: str = ""
+    others: tuple[str, ...] = ()
+
+    def words(self, rate: float) -> str:
+        """The advice, where the learning rate was `rate` at first.
+
+        Example:
+            >>> Remedies("--learning-rate ").words(0.1)
+            'lower the learning rate (--learning-rate 0.01; it was 0.1), or check the weights...
+        """
+        lower = f"lower the learning rate ({self.rate_option}{rate / 10:.1g}; it was {rate:g})"
+        return ", or ".join([lower, *self.others, "check the weights and inputs that were given"])
+
+
+NO_REMEDIES = Remedies()
+
+
 class TrainingLoop:
     """Counts steps, and keeps what training needs to be stopped and resumed exactly.
 
@@ -78,9 +105,7 @@ class TrainingLoop:
             there.
         result: The parts that are wanted after the last step, when moments of an optimizer and the
             like are not kept any more; all of them if empty.
-        rate_option: How the option of the optimizer's learning rate is typed, up to its value; it
-            is what the error of a loss that stays non-finite names.
-        remedies: What else that error advises.
+        remedies: What the error of a loss that stays non-finite advises.
 
     Raises:
         TrainingError: When the loss stays non-finite.
@@ -95,11 +120,10 @@ class TrainingLoop:
         optimizer: torch.optim.Optimizer,
         checkpoints: Checkpoints | None = None,
         result: Sequence[str] = (),
-        rate_option: str = "",
-        remedies: Sequence[str] = (),
+        remedies: Remedies = NO_REMEDIES,
     ) -> None:
         self.title, self.steps, self.result = title, steps, tuple(result)
-        self.rate_option, self.remedies = rate_option, tuple(remedies)
+        self.remedies = remedies
         self.parts, self.generator, self.optimizer = parts, generator, optimizer
         self.checkpoints = checkpoints
         self.step = self.rollbacks = 0
@@ -216,16 +240,10 @@ class TrainingLoop:
         names = [k for k, v in values.items() if not math.isfinite(v)]
         names = [k for k in names if k != "loss"] or ["loss"]
         if self.rollbacks > RETRIES:
-            remedies = [
-                f"lower the learning rate ({self.rate_option}{self.rate / 10:.1g}; it was "
-                f"{self.rate:g})",
-                *self.remedies,
-                "check the weights and inputs that were given",
-            ]
             raise TrainingError(
                 f"{self.title}: the loss is not finite at step {self.step} "
                 f"({', '.join(names)}), after {RETRIES} rollbacks with ever smaller steps: "
-                f"{', or '.join(remedies)}."
+                f"{self.remedies.words(self.rate)}."
             )
         self._restore(self.good)
         for group in self.optimizer.param_groups:
