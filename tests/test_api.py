@@ -142,6 +142,7 @@ def test_all_students_of_a_run_are_evaluated(finished, evaluation, teacher_file,
 # --- What a run has learned ---
 
 
+@pytest.mark.slow
 def test_synthetic_sets_alone(teacher, tmp_path, tiny, tiny_bdnf):
     options = {"preset": tiny, "synthesizer": [tiny_bdnf, "spectral"], "device": "cpu"}
     folder, sizes = extract(teacher, out=tmp_path / "run", **options)

@@ -44,6 +44,7 @@ def test_every_name_is_there_and_of_the_package(name):
     assert found.__module__.startswith("freia_kd")
 
 
+@pytest.mark.slow
 def test_verbs_stay_verbs_once_everything_is_imported():
     code = (
         "import freia_kd, pkgutil, importlib\n"

@@ -79,6 +79,7 @@ def test_statistics_of_bfloat16_features_are_taken_in_float32():
     torch.testing.assert_close(variance, x.double().var((0, 2, 3), correction=0).float())
 
 
+@pytest.mark.slow
 def test_the_job_takes_it_and_flows_and_the_report_do_not(teacher, tiny, tmp_path, monkeypatch):
     from freia_kd import distill
     from freia_kd.evaluation import agreement

@@ -136,6 +136,7 @@ YAML = [
 ]
 
 
+@pytest.mark.slow
 @FUZZ
 @given(st.one_of(st.sampled_from(YAML), st.text(max_size=60)))
 def test_yaml_is_data(tmp_path, text):

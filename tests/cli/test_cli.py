@@ -73,6 +73,7 @@ def test_json_is_all_there_is_on_both_streams(distill):
     assert result.stderr == ""
 
 
+@pytest.mark.slow
 def test_resume_needs_nothing_but_the_folder(distill, tmp_path):
     call(*distill)
     report = call("distill", "--out", tmp_path / "run", "--resume", "--student", 3)
@@ -80,6 +81,7 @@ def test_resume_needs_nothing_but_the_folder(distill, tmp_path):
     assert (tmp_path / "run/student-1.pt").exists()
 
 
+@pytest.mark.slow
 def test_stages_one_by_one_on_the_same_folder(distill, teacher_file, tmp_path, finished):
     run = tmp_path / "run"
     assert "64 synthetic inputs" in call("extract", *distill[1:], *FLOW).stdout
@@ -301,7 +303,7 @@ def test_a_folder_that_cannot_be_written(distill):
 @pytest.mark.parametrize(
     "name",
     [
-        "student-1.pt",
+        pytest.param("student-1.pt", marks=pytest.mark.slow),
         pytest.param("checkpoints/bdnf.safetensors", marks=pytest.mark.slow),
         pytest.param("report.json", marks=pytest.mark.slow),
     ],
@@ -386,6 +388,7 @@ def test_control_c_and_sigterm_keep_what_was_done(number, code, teacher_file, tm
     assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_samples_that_are_faulty_are_listed_together(distill, tmp_path):
     from PIL import Image
 
@@ -466,6 +469,7 @@ def test_saved_students_need_no_teacher(finished, tmp_path):
     save_classifier(tmp_path / "x.pt", student)  # another round trip, without a plan
 
 
+@pytest.mark.slow
 def test_a_flow_from_a_file_is_the_same_when_the_run_goes_on(distill, tmp_path):
     flow = shutil.copy(Path(__file__).parents[2] / "examples/my_flow.yaml", tmp_path / "f.yaml")
     call(*distill, "--synthesizer", "bdnf", "--flow", flow)

@@ -45,6 +45,7 @@ def test_a_plan_file(compress, tmp_path):
     assert "conv2: 'soup'" in fails(*compress, "--force", "--plan", file)
 
 
+@pytest.mark.slow
 def test_a_target_with_a_picture(compress, tmp_path):
     plot = tmp_path / "sensitivity.png"
     shown = call(*compress, "--target-params", 0.3, "--plot", plot).stdout
@@ -101,6 +102,7 @@ class Tall(nn.Sequential):
 """
 
 
+@pytest.mark.slow
 def test_a_new_net_of_ones_own_is_trusted_only_if_it_is_typed(distill, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "tall_nets.py").write_text(NET)

@@ -29,6 +29,7 @@ def run(finished, tmp_path):
     return Path(shutil.copytree(finished.folder, tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_all_formats_beside_the_student(run):
     before = {p.name for p in run.iterdir()}
     result = call(
@@ -62,6 +63,7 @@ def test_where_a_file_comes_from_is_in_it(run):
     assert own["domain"]["classes"] == 10
 
 
+@pytest.mark.slow
 def test_the_table_is_all_that_is_printed(run, tmp_path, capfd):
     result = call(run, "--to", "onnx", "--out", tmp_path)
     assert result.stderr == ""

@@ -72,6 +72,7 @@ def test_students_and_a_budget(name, distill, tmp_path):
     assert student(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 
 
+@pytest.mark.slow
 def test_a_net_of_torchvision_by_its_own_name(tmp_path):
     torch.manual_seed(0)
     torch.save(models.mobilenet_v3_small().state_dict(), tmp_path / "teacher.pt")

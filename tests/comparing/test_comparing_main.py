@@ -217,6 +217,7 @@ def test_each_is_judged_by_all_other_families_of_its_seed(tmp_path):
     assert len(said) == len(expected)
 
 
+@pytest.mark.slow
 def test_real_data_are_read_for_what_they_are_meant(run, evaluation, tmp_path, monkeypatch):
     training = LabelledData(evaluation.inputs[:40], evaluation.labels[:40], "training")
     few = LabelledData(evaluation.inputs[40:], evaluation.labels[40:], "few")
@@ -260,6 +261,7 @@ def test_the_winner_does_not_depend_on_real_data(run, compared):
     assert blind.rows[0].accuracy == {"1": None, "3": None}
 
 
+@pytest.mark.slow
 def test_resuming_runs_only_what_is_missing(run, teacher, evaluation, tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="Expected the folder of a run"):
         run(resume=True, **ONE)
@@ -297,6 +299,7 @@ def test_resuming_runs_only_what_is_missing(run, teacher, evaluation, tmp_path, 
     assert list(record(tmp_path / "out")["config"]["methods"]) == ["spectral", "uniform", FLAT]
 
 
+@pytest.mark.slow
 def test_a_trial_that_was_stopped_goes_on(run, tmp_path, monkeypatch):
     """Stopped before the last student was trained, it leaves the same students."""
     whole = run(tmp_path / "whole", **ONE).folder / "trials/spectral-0/student-1.safetensors"

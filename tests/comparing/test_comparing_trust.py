@@ -12,6 +12,7 @@ from freia_kd.report.schema import Comparison
 from freia_kd.report.storage import read_result
 from freia_kd.synthesizers.noise import NoiseOptions, Spectral, Uniform
 from freia_kd.training import Progress
+from pace import slow_but
 
 FAST = NoiseOptions(tries=1)
 
@@ -70,6 +71,7 @@ def test_a_plan_counts_the_trials_and_writes_nothing(options, tmp_path):
     assert one.disk < found.disk
 
 
+@pytest.mark.slow
 def test_a_comparison_begins_with_its_folder_and_its_plan_of_what_is_left(options):
     notes = Notes()
     compare(**options, progress=notes)
@@ -130,7 +132,7 @@ def students(folder):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("student-*")}
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", slow_but(("trial.json", "run.json"), PARTS))
 def test_what_is_damaged_is_named_and_made_again(part, done, options, monkeypatch):
     out = options["out"]
     shutil.copytree(done, out)

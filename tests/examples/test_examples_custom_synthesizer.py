@@ -42,6 +42,7 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+@pytest.mark.slow
 def test_images_keep_the_contract(strokes, teacher):
     synthesizer = fit(strokes, teacher)
     x, labels = synthesizer.sample(300, generator=seeded())

@@ -3,12 +3,15 @@
 import runpy
 from pathlib import Path
 
+import pytest
+
 from freia_kd.config import PRESETS
 from freia_kd.synthesizers.bdnf import BDNFOptions
 
 EXAMPLE = str(Path(__file__).parents[2] / "examples" / "library.py")
 
 
+@pytest.mark.slow
 def test_it_runs_as_it_stands_but_for_its_numbers_of_steps(
     teacher_file, tmp_path, tiny, monkeypatch, capsys
 ):

@@ -169,6 +169,7 @@ def test_the_presets_of_a_trial(preset, tmp_path):
     assert ours.options.preset == (module.QUICK["resnet14"] if preset == "quick" else standard)
 
 
+@pytest.mark.slow
 def test_it_is_resumed_and_rows_may_be_added(tiny_table, tmp_path, monkeypatch):
     folder = make_svhn(tmp_path)
     first = call(folder, rows=[TUCKER, "T+Normal"])

@@ -28,6 +28,7 @@ from freia_kd.domain import DOMAINS, Domain
 from freia_kd.errors import ExportError
 from freia_kd.exporting import FORMATS, export_classifier, formats, int8
 from freia_kd.teachers import Classifier, build_net, read_checkpoint
+from pace import slow_but
 
 SMALL = Domain((3, 16, 16), 5, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), "small")
 TABLE = Domain((6,), 4, (1.0, 2.0, 3.0, 4.0, 5.0, 6.0), (2.0,) * 6, "table")
@@ -159,6 +160,7 @@ def test_files_say_what_they_are(format, tmp_path):
     assert own == {**meta, "arch": "mlp", "domain": TABLE.to_dict()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "torch-export"])
 def test_files_are_the_same_each_time_and_name_no_file_of_this_machine(format, tmp_path):
     if format == "torch-export" and IS_OLD:
@@ -364,7 +366,7 @@ def test_quantised_layers_are_exact_in_torch_export(quantised, tmp_path):
 
 
 @by_program
-@pytest.mark.parametrize("wrong", ["weight scale", "zero point"])
+@pytest.mark.parametrize("wrong", slow_but("zero point", ["weight scale", "zero point"]))
 def test_a_wrong_scale_of_a_quantised_layer_is_caught(wrong, quantised, tmp_path, monkeypatch):
     classifier, x = quantised
     layer = int8._IntegerLayer

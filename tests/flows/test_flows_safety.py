@@ -20,6 +20,7 @@ from freia_kd.flows.nice import NICE
 from freia_kd.flows.realnvp import RealNVP
 from freia_kd.flows.spline import NSF
 from freia_kd.flows.subnets import ClassSubnet
+from pace import slow_but
 
 SMALL = {
     "nice": lambda **o: NICE((1, 8, 8), 3, transforms=2, hidden_features=16, **o),
@@ -34,11 +35,6 @@ TRACED = {
     "glow": lambda **o: Glow((1, 4, 4), 3, levels=2, steps=1, hidden_features=4, **o),
     "spline": lambda **o: NSF((1, 4, 4), 3, transforms=1, hidden_features=4, **o),
 }
-
-
-def slow_but(first, names):
-    """Names of which all but the first are for the slow suite, since each is traced anew."""
-    return [n if n == first else pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
 def shaken(flow, spread=0.05):
@@ -151,7 +147,7 @@ def values(flow):
     return z, torch.rand(4, *flow.shape, generator=generator), C
 
 
-@pytest.mark.parametrize("name", slow_but("glow", TRACED))
+@pytest.mark.parametrize("name", slow_but("nice", TRACED))
 def test_flows_compile_without_graph_breaks(name):
     flow = shaken(TRACED[name]())
     compiled = torch.compile(Both(flow), backend="aot_eager", fullgraph=True)

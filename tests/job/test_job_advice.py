@@ -11,6 +11,7 @@ from freia_kd.config import DistillationOptions
 from freia_kd.errors import TrainingError
 from freia_kd.synthesizers import build_synthesizers
 from freia_kd.training import TrainingLoop
+from pace import slow_but
 
 # What learns in loops, with its learning rate.
 LEARNING = {
@@ -49,7 +50,7 @@ def advice(**options):
     return found.group(1), float(found.group(2)), float(found.group(3)), text
 
 
-@pytest.mark.parametrize("name", LEARNING)
+@pytest.mark.parametrize("name", slow_but(("bdnf", "deepinversion"), LEARNING))
 def test_a_synthesizer_names_its_learning_rate(name, broken, tmp_path):
     broken(name)
     option, value, was, text = advice(synthesizer=name, out=tmp_path / "run")

@@ -67,6 +67,7 @@ def sure_of(name, certainty=0.95):
     return hold
 
 
+@pytest.mark.slow
 def test_the_choice_depends_on_the_seed_alone():
     first, again, other = choose(), choose(), choose(seed=1)
     assert replace(first, seconds=0) == replace(again, seconds=0)
@@ -77,6 +78,7 @@ def test_the_choice_depends_on_the_seed_alone():
     assert sum(c.certainty for c in first.candidates) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_an_auto_run_is_an_ordinary_one_with_what_was_chosen(tmp_path, monkeypatch):
     monkeypatch.setattr(choosing, "hold_contest", sure_of("figures"))
     found = distill(sure_teacher(), out=tmp_path / "auto", **AUTO)
@@ -160,6 +162,7 @@ def test_without_a_judge_nothing_is_tried(monkeypatch, teacher):
     assert "on which the teacher is confident" in choice.sentence
 
 
+@pytest.mark.slow
 def test_samples_and_proxies_join_every_mixture(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (30, 1, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "proxy.npz", x=images)

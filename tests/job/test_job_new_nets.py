@@ -118,6 +118,7 @@ def test_stopped_and_resumed_it_is_the_same(made, tmp_path, monkeypatch):
     }
 
 
+@pytest.mark.slow
 def test_a_run_of_a_known_architecture_needs_no_code(tmp_path):
     teacher = make_resnet()
     first = distill(teacher, students=[StudentSpec(arch="resnet14")], out=tmp_path / "run", **NOISE)

@@ -69,6 +69,7 @@ def test_a_method_of_ones_own_is_not_run_for_the_plan(others):
     assert "own (time not known)" in found.describe()
 
 
+@pytest.mark.slow
 def test_the_time_of_training_is_about_what_it_takes():
     teacher = make_teacher()
     sizes = Preset("quick", 64, 16, DistillationOptions(steps=400, batch_size=64, check_every=400))
@@ -165,6 +166,7 @@ def test_a_set_that_nothing_can_hold_is_refused_at_once(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_stage_that_memory_cannot_hold_is_refused_with_what_would_fit(tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "free_memory", lambda device: 300_000_000)
     huge = BDNF(BDNFOptions(steps=300, batch_size=20_000))

@@ -42,7 +42,8 @@ def test_alone_they_stop_the_run(tmp_path):
     assert found.synthesizers[0].reliable
 
 
-@pytest.mark.parametrize("on_the_fly", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("on_the_fly", [False, True])
 def test_beside_others_they_are_left_out(tmp_path, on_the_fly):
     taught = make_lenet()
     given = [KWInception(SHORT), "spectral"]

@@ -14,6 +14,7 @@ from freia_kd.evaluation import accuracy, agreement, predict, share_equal
 from freia_kd.job import reopen_job
 from freia_kd.job.student import read_student, write_student
 from freia_kd.training import TrainingLoop
+from pace import slow_but
 
 
 def specs_of(arch):
@@ -78,6 +79,7 @@ def test_methods_come_one_after_the_other(chain):
     assert chain.student()(torch.rand(2, 1, 32, 32)).shape == (2, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["prune", "quantize"])
 def test_stopped_in_a_later_method_and_resumed_is_the_same(
     chain, teacher, tmp_path, monkeypatch, method
@@ -98,6 +100,7 @@ def test_stopped_in_a_later_method_and_resumed_is_the_same(
     assert students_in(tmp_path / "run") == students_in(chain.folder)
 
 
+@pytest.mark.slow
 def test_a_search_is_not_done_again(tmp_path, monkeypatch):
     spec, teacher = StudentSpec((Tucker(target="macs", goal=0.5),)), make_teacher()
     first = distill(teacher, students=[spec], out=tmp_path / "run", **NOISE)
@@ -118,7 +121,7 @@ def test_a_search_is_not_done_again(tmp_path, monkeypatch):
         resume(tmp_path / "run", teacher=teacher, students=[third])
 
 
-@pytest.mark.parametrize("bn", ["match", "freeze"])
+@pytest.mark.parametrize("bn", slow_but("match", ["match", "freeze"]))
 def test_batch_normalisation_of_a_student(tmp_path, bn):
     teacher = make_resnet()
     spec = StudentSpec((Tucker(student="3"),), bn=bn)
@@ -132,6 +135,7 @@ def test_batch_normalisation_of_a_student(tmp_path, bn):
     assert all(torch.equal(before[k], taught[k]) for k in running) == (bn == "freeze")
 
 
+@pytest.mark.slow
 def test_batch_normalisation_is_that_of_the_preset_unless_a_spec_says(tmp_path):
     preset = Preset("quick", TINY.set_size, TINY.heldout_size, TINY.training, bn="freeze")
     specs = [StudentSpec((Tucker(student="3"),)), StudentSpec((Tucker(student="2"),), bn="match")]
@@ -140,6 +144,7 @@ def test_batch_normalisation_is_that_of_the_preset_unless_a_spec_says(tmp_path):
     assert [s.spec["bn"] for s in report.students] == ["freeze", "match"]
 
 
+@pytest.mark.slow
 def test_batch_statistics_are_matched_to_the_net_before_each_method(tmp_path, monkeypatch):
     pytest.importorskip("torch_pruning", reason="the extra freia_kd[prune] is not installed")
     teacher, seen = make_resnet(), []
@@ -185,6 +190,7 @@ def test_training_leaves_what_compression_made_alone(teacher, tmp_path):
     assert student.compressed.agreement != student.distilled.agreement
 
 
+@pytest.mark.slow
 def test_a_student_that_cannot_be_made_leaves_the_run_to_the_others(teacher, tmp_path):
     impossible = StudentSpec((Tucker(target="latency", goal=1e-6),))
     with pytest.raises(UsageError, match=r"(?i)cannot reach|latency"):

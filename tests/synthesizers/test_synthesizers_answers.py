@@ -13,6 +13,7 @@ from freia_kd.evaluation import accuracy
 from freia_kd.synthesizers.answers import check_answers
 from freia_kd.teachers import Teacher, build_net, train_new
 from freia_kd.training import Progress
+from pace import slow_but
 
 MNIST = DOMAINS["mnist"]
 SAME = "nearly the same logits to 256 inputs of 8 kinds"
@@ -52,12 +53,13 @@ def test_a_sound_teacher_is_not_named(digits):
     assert notes(digits) == []
 
 
-@pytest.mark.parametrize("table", ["iris", "wine"])
+@pytest.mark.parametrize("table", slow_but("iris", ["iris", "wine"]))
 def test_nor_are_tables(table, tmp_path):
     train_teacher(table, tmp_path / "mlp.pt")
     assert notes(load_teacher(tmp_path / "mlp.pt")) == []
 
 
+@pytest.mark.slow
 def test_nor_is_a_detector_that_hardly_ever_fires():
     """It says "none" to more than 99 % of all noise, and yet there are inputs that it detects."""
     data = load_dataset("digits", DOMAINS["digits"])
@@ -72,6 +74,7 @@ def test_nor_is_a_detector_that_hardly_ever_fires():
     assert len(notes(Teacher(lazy.net, domain, "lenet5"))) == 1
 
 
+@pytest.mark.slow
 def test_nor_are_mnist_teachers(data_root):
     data = load_dataset("mnist", MNIST, "train", data_root)
     few = LabelledData(data.inputs[:6_000], data.labels[:6_000], "mnist")
