@@ -1,11 +1,15 @@
 """What `import freia_kd` shows, and that it loads nothing slow."""
 
+import inspect
 import subprocess
 import sys
 
 import pytest
 
 import freia_kd
+from freia_kd.comparing.main import open_comparison
+from freia_kd.job.opening import open_job
+from freia_kd.job.teaching import open_training
 
 VERBS = [
     "train_teacher",
@@ -53,6 +57,21 @@ def test_verbs_stay_verbs_once_everything_is_imported():
         f"print(*(type(getattr(freia_kd, n)).__name__ for n in {VERBS}))"
     )
     assert set(python(code).split()) == {"function"}  # no module of the same name hides them
+
+
+@pytest.mark.parametrize(
+    "verb, opening",
+    [
+        (freia_kd.distill, open_job),
+        (freia_kd.compare, open_comparison),
+        (freia_kd.train_teacher, open_training),
+    ],
+)
+def test_a_verb_and_what_opens_its_work_have_the_same_defaults(verb, opening):
+    outside, inside = (inspect.signature(f).parameters for f in (verb, opening))
+    shared = outside.keys() & inside.keys()
+    assert len(shared) > 10
+    assert {n: outside[n].default for n in shared} == {n: inside[n].default for n in shared}
 
 
 def test_a_name_that_is_not_there():
