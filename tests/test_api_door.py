@@ -60,7 +60,7 @@ def test_verbs_stay_verbs_once_everything_is_imported():
 
 
 @pytest.mark.parametrize(
-    "verb, opening",
+    ("verb", "opening"),
     [
         (freia_kd.distill, open_job),
         (freia_kd.compare, open_comparison),
