@@ -81,6 +81,26 @@ def default_flow(domain: Domain) -> tuple[str, dict[str, Any]]:
     return "glow", {"halvings": halvings, "hidden_features": 64}
 
 
+def explain_default(domain: Domain) -> str:
+    """Which flow :func:`default_flow` chooses, and why, in words for a report.
+
+    Example:
+        >>> from freia_kd.domain import Domain
+        >>> explain_default(Domain((2,), 3))
+        'nice, as for all vectors'
+    """
+    name, options = default_flow(domain)
+    if not domain.is_image:
+        return f"{name}, as for all vectors"
+    height, width = domain.shape[1:]
+    if max(height, width) <= 32:
+        return f"{name}, as for all images of up to 32 x 32 pixels"
+    if not options:
+        return f"{name}, which grows with the image, as {height} x {width} pixels cannot be halved"
+    small = f"{height >> options['halvings']} x {width >> options['halvings']}"
+    return f"{name}, of images halved to {small}, as nice would grow with {height} x {width} pixels"
+
+
 def build_flow(
     flow: str, domain: Domain, base: Base | None = None, **options: Any
 ) -> ConditionalFlow:

@@ -216,6 +216,7 @@ def synthesizer_results(job: Job) -> list[SynthesizerResult]:
             if stage == name or stage.startswith(f"{name}-")
         }
         distinct = [e["distinct"] for e in entries.values() if e["distinct"] is not None]
+        chosen = [e["chosen"] for e in entries.values() if e.get("chosen")]
         picture = picture_name(name)
         results.append(
             SynthesizerResult(
@@ -225,6 +226,7 @@ def synthesizer_results(job: Job) -> list[SynthesizerResult]:
                 diagnostics={s: e["measured"] for s, e in entries.items() if e["measured"]},
                 warnings=[w for e in entries.values() for w in e["warnings"]],
                 reliable=all(e.get("reliable", True) for e in entries.values()),
+                chosen=chosen[0] if chosen else None,
                 real_images=getattr(synthesizer, "real_images", None),
                 picture=picture if (job.run / picture).exists() else None,
             )

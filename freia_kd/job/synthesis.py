@@ -128,6 +128,7 @@ def _diagnose(job: Job, synthesizer: Synthesizer, stage: str) -> None:
         "measured": {} if found is None else found.to_dict(),
         "warnings": warnings,
         "distinct": synthesizer.distinct,
+        "chosen": synthesizer.chosen,
         "reliable": reliable,
     }
     for warning in warnings:

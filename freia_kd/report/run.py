@@ -254,6 +254,7 @@ def _inputs(report: Report) -> Iterator[Block]:
         )
         keys = ("confidence", "hit_rate", "balance")
         yield Table(header, [[name, *(percent(d.get(k)) for k in keys)] for name, d in measured])
+    yield from (s.chosen for s in report.synthesizers if s.chosen)
 
 
 def _curves() -> Figure:

@@ -318,6 +318,7 @@ class SynthesizerResult:
         warnings: What looks wrong, and what to change.
         reliable: Whether students learned from its inputs; they do not where these do not show the
             classes that a method optimises them for (`False` if so for any student).
+        chosen: What it has chosen by itself for the teacher, such as the size of a flow, and why.
         real_images: If it uses real images that are not the teacher's, a sentence on which.
         picture: The PNG with some of its inputs.
     """
@@ -328,6 +329,7 @@ class SynthesizerResult:
     diagnostics: dict[str, dict[str, Any]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     reliable: bool = True
+    chosen: str | None = None
     real_images: str | None = None
     picture: str | None = None
 

@@ -16,7 +16,7 @@ from ..data.augment import Augmentation
 from ..data.datasets import LabelledData
 from ..domain import Domain
 from ..errors import CheckpointError, UsageError
-from ..flows import build_flow
+from ..flows import build_flow, explain_default
 from ..flows.bases import Base, GaussianBase, SpectralBase
 from ..flows.contract import ConditionalFlow
 from ..objectives.batchnorm import BatchStatistics, Form
@@ -258,6 +258,18 @@ class BDNF(Synthesizer):
         # Where they are too few to be shared evenly, every process learns from all.
         own = slice(None) if few % ranks.count() else ranks.share(few)
         return Batch(z, c, x[own], y[own].to(z.device), ranks.own_noise(generator))
+
+    @property
+    def chosen(self) -> str | None:
+        """Which flow `"auto"` is, why, and its size."""
+        if self.options.flow != "auto":
+            return None
+        why = explain_default(Domain(self.flow.shape, self.flow.classes))
+        size = sum(p.numel() for p in self.flow.parameters())
+        return (
+            f"Of the flows, {self.name} chose {why}; it has {size:,} parameters "
+            f"(--set {self.name}.flow=NAME takes another)."
+        )
 
     def diagnose(self, teacher: Teacher, generator: torch.Generator | None = None) -> Diagnostics:
         """How the flow's samples look to the teacher and to each other, from 512 of them."""

@@ -221,6 +221,11 @@ class Synthesizer(ABC):
         return 0.0
 
     @property
+    def chosen(self) -> str | None:
+        """A sentence for reports on what it has chosen by itself for the teacher, if anything."""
+        return None
+
+    @property
     def distinct(self) -> int | None:
         """How many different inputs there are, for methods that keep a bank; else `None`."""
         return None

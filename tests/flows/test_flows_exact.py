@@ -9,7 +9,7 @@ from flow_cases import CLASSES
 from scipy.integrate import quad
 
 from freia_kd.domain import DOMAINS, Domain
-from freia_kd.flows import NICE, NSF, Glow, RealNVP, build_flow, default_flow
+from freia_kd.flows import NICE, NSF, Glow, RealNVP, build_flow, default_flow, explain_default
 from freia_kd.flows.adapters import as_distribution
 from freia_kd.flows.bases import GaussianBase, SpectralBase
 from freia_kd.flows.squash import BoundedLogit
@@ -215,6 +215,19 @@ def test_parameters_do_not_grow_with_the_image(side):
         return sum(p.numel() for p in build_flow("auto", domain).parameters())
 
     assert count(domain) < 1e6 < count(small) < 1.1e7
+
+
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        ((7,), "nice, as for all vectors"),
+        ((3, 32, 32), "nice, as for all images of up to 32 x 32 pixels"),
+        ((1, 224, 112), "glow, of images halved to 28 x 14, as nice would grow with 224 x 112 pix"),
+        ((1, 97, 50), "nice, which grows with the image, as 97 x 50 pixels cannot be halved"),
+    ],
+)
+def test_the_choice_is_explained(shape, reason):
+    assert explain_default(Domain(shape, 2)).startswith(reason)
 
 
 def test_a_large_flow_is_exact_too():

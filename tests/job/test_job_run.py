@@ -50,6 +50,11 @@ def test_report_and_files(finished):
     assert report.provenance.seed == 0
     assert report.provenance.versions["torch"]
     assert report.provenance.config["synthesizers"]["bdnf"]["steps"] == 4
+    bdnf, leaves = report.synthesizers
+    assert bdnf.chosen.startswith("Of the flows, bdnf chose nice, as for all images of up to 32")
+    assert "; it has " in bdnf.chosen
+    assert bdnf.chosen in (finished.folder / "report.md").read_text()
+    assert leaves.chosen is None
     names = {p.name for p in finished.folder.iterdir()}
     assert {
         *("run.json", "metrics.jsonl", "report.md", "report.html", "curves.png"),

@@ -124,6 +124,7 @@ SYNTHESIZERS = [
         options={"steps": 4},
         diagnostics={"bdnf": {"confidence": 0.91, "hit_rate": 0.88, "balance": 0.4}},
         warnings=[f"Looks like {EVIL}."],
+        chosen=f"Of the flows, {EVIL}.",
         picture="synthetic-bdnf.png",
     ),
     SynthesizerResult(

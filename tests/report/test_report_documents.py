@@ -152,6 +152,11 @@ def test_costs_have_units():
     ]
 
 
+def test_what_a_synthesizer_chose_is_said_beside_its_inputs():
+    (section,) = [s for s in run_document(report()).sections if s.title == "Synthetic inputs"]
+    assert f"Of the flows, {EVIL}." in section.blocks
+
+
 def test_remarks_say_which_real_data_were_used():
     assert "none of the teacher's data" in said(report())
     assert "digits (1,000 inputs), read after the last weight" in said(report())
