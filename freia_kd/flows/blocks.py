@@ -24,6 +24,7 @@ from FrEIA.modules import InvertibleModule
 from torch import Tensor, nn
 
 from .bases import dct_matrix, full_precision
+from .contract import mapped
 
 Dims = Sequence[tuple[int, ...]]
 Output = tuple[tuple[Tensor, ...], Tensor]
@@ -62,6 +63,19 @@ def unpack_labels(packed: Tensor, classes: int) -> Tensor:
 def bounded(value: Tensor, clamp: float) -> Tensor:
     r""":math:`\kappa\tanh(v)` as :math:`\kappa(2\sigma(2v) - 1)`, a quarter of its time."""
     return clamp * (2 * torch.sigmoid(2 * value) - 1)
+
+
+def mix_channels(x: Tensor, weight: Tensor) -> Tensor:
+    """A linear map of the channels of vectors or images, `y[:, i] = weight[i, j] x[:, j]`.
+
+    Where channels come last in memory this is one matrix product, in two thirds of the time of a
+    1x1 convolution.
+    """
+    if x.ndim == 2:
+        return F.linear(x, weight)
+    if mapped(x) or not x.is_contiguous(memory_format=torch.channels_last):
+        return F.conv2d(x, weight[:, :, None, None])
+    return F.linear(x.movedim(1, -1), weight).movedim(-1, 1)
 
 
 CONSTANTS = frozenset(
@@ -178,11 +192,10 @@ class AffineCoupling(Block):
         x1, x2 = x.split(self.sizes, 1)
         parameters = self.subnet(x1, *((c or []) if self.dims_c else [])).to(x.dtype)
         s, t = parameters.split(self.sizes[1], 1)
-        s = bounded(s, self.clamp)
-        ladj = s.flatten(1).sum(1)
-        if rev:
-            return (torch.cat([x1, (x2 - t) * torch.exp(-s)], 1),), -ladj
-        return (torch.cat([x1, x2 * torch.exp(s) + t], 1),), ladj
+        s = bounded(s, -self.clamp if rev else self.clamp)  # of the direction evaluated
+        y2 = (x2 - t) * torch.exp(s) if rev else torch.addcmul(t, x2, torch.exp(s))
+        # Not of the flattened s, which would be a copy where channels come last.
+        return (torch.cat([x1, y2], 1),), s.sum(list(range(1, s.ndim)))
 
 
 class ClassAffine(Block):
@@ -301,20 +314,18 @@ class Conv1x1(Block):
         self.log_scale = nn.Parameter(diagonal.abs().log().to(dtype))
         self.register_buffer("fixed", None, persistent=False)
 
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """The unit lower and the upper triangular factor, both with shape `(C, C)`."""
-        eye = torch.eye(len(self.sign), device=self.sign.device, dtype=self.sign.dtype)
-        lower = self.lower.tril(-1) + eye
-        upper = self.upper.triu(1) + torch.diag(self.sign * self.log_scale.exp())
-        return lower, upper
-
     def matrix(self, inverse: bool = False) -> Tensor:
         """`W` or its inverse, with shape `(C, C)`."""
         if self.fixed is not None:
             return self.fixed[int(inverse)]
-        lower, upper = self.factors()
-        weight = self.permutation @ lower @ upper
-        return torch.linalg.inv(weight) if inverse else weight
+        upper = self.upper.triu(1) + torch.diag(self.sign * self.log_scale.exp())
+        if not inverse:
+            return self.permutation @ (upper + self.lower.tril(-1) @ upper)
+        # Solving reads only the triangle that it needs, and costs a third of inverting `W`.
+        half = torch.linalg.solve_triangular(
+            self.lower, self.permutation.T, upper=False, unitriangular=True
+        )
+        return torch.linalg.solve_triangular(upper, half, upper=True)
 
     @torch.no_grad()
     def scale_inputs(self, log_scale: Tensor) -> None:
@@ -342,7 +353,7 @@ class Conv1x1(Block):
         (x,) = x_or_z
         with full_precision(x):
             weight = self.matrix(inverse=rev)
-            y = F.linear(x, weight) if x.ndim == 2 else F.conv2d(x, weight[:, :, None, None])
+            y = mix_channels(x, weight)
         ladj = (self.log_scale.sum() * math.prod(x.shape[2:])).expand(x.shape[0])
         return (y,), -ladj if rev else ladj
 
