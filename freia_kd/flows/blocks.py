@@ -24,7 +24,7 @@ from FrEIA.modules import InvertibleModule
 from torch import Tensor, nn
 
 from .bases import dct_matrix, full_precision
-from .contract import mapped
+from .contract import Fixable, mapped
 
 Dims = Sequence[tuple[int, ...]]
 Output = tuple[tuple[Tensor, ...], Tensor]
@@ -269,7 +269,7 @@ class ClassAffine(Block):
         return (x * torch.exp(log_scale) + shift,), ladj
 
 
-class Conv1x1(Block):
+class Conv1x1(Block, Fixable):
     r"""A learned invertible 1x1 convolution, or linear map of vectors: :math:`y = W x`.
 
     :math:`W = P L (U + \mathrm{diag}(\pm e^{s}))` (Kingma and Dhariwal, 2018, equations 10 and 11)
@@ -337,11 +337,18 @@ class Conv1x1(Block):
         self.upper.mul_(log_scale.exp())
         self.log_scale.add_(log_scale)
 
+    @property
+    def is_fixed(self) -> bool:
+        return self.fixed is not None
+
     @torch.no_grad()
     def fix(self) -> None:
         """Keeps `W` and its inverse as they are now: what runtimes without an inverse need."""
         self.fixed = None
         self.fixed = torch.stack([self.matrix(), self.matrix(inverse=True)])
+
+    def unfix(self) -> None:
+        self.fixed = None
 
     def forward(
         self,

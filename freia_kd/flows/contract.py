@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -26,6 +27,23 @@ Entry = Literal[
 ]
 """The methods that :meth:`ConditionalFlow.forward` dispatches to."""
 ENTRIES = get_args(Entry)  # here, since torch.export of 2.4 cannot look into it
+
+
+class Fixable(ABC):
+    """A part of a flow whose weights give something that need not be made for every batch."""
+
+    @property
+    @abstractmethod
+    def is_fixed(self) -> bool:
+        """Whether it is kept."""
+
+    @abstractmethod
+    def fix(self) -> None:
+        """Keeps what the weights give now, whatever becomes of them."""
+
+    @abstractmethod
+    def unfix(self) -> None:
+        """Makes it anew from now on, for every batch."""
 
 
 class ConditionalFlow(nn.Module, ABC):
@@ -298,6 +316,29 @@ class ConditionalFlow(nn.Module, ABC):
         x, ladj = self.decode(z, condition)
         log_prob = self.base_log_prob(z, condition) - ladj if density else ladj
         return x.reshape(*batch, *self.shape), log_prob.reshape(batch)
+
+    @contextmanager
+    def fixed(self) -> Iterator[None]:
+        """A region without gradients in which weights stay: what follows from them is made once.
+
+        For many batches: flows of FrEIA modules then invert their 1x1 convolutions, and cast the
+        weights of subnets in bfloat16, when the region is entered.
+
+        Example:
+            >>> from freia_kd.flows import NICE
+            >>> flow = NICE((2,), classes=3, bf16=True)
+            >>> with flow.fixed():
+            ...     x = torch.cat([flow.sample(64) for _ in range(4)])
+        """
+        parts = [part for part in self.modules() if isinstance(part, Fixable) and not part.is_fixed]
+        with torch.no_grad():
+            try:
+                for part in parts:
+                    part.fix()
+                yield
+            finally:
+                for part in parts:
+                    part.unfix()
 
     def interpolate(
         self,

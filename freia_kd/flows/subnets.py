@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import unpack_labels
+from .contract import Fixable
 
 
-class ClassSubnet(nn.Module):
+class ClassSubnet(nn.Module, Fixable):
     """What both subnets share: labels to biases, and bf16 within the subnet only.
 
     Arguments:
@@ -52,6 +53,7 @@ class ClassSubnet(nn.Module):
             )
         self.features_in = c_in - self.planes
         self.bf16 = bf16
+        self.cast: list[list[Tensor]] = []  # the weights of layers in bfloat16, while they stay
         widths = [self.features_in] + [hidden_features] * layers
         self.layers = nn.ModuleList(
             self.make_layer(widths[i], widths[i + 1], i) for i in range(layers)
@@ -66,6 +68,18 @@ class ClassSubnet(nn.Module):
     def make_layer(self, c_in: int, c_out: int, index: int) -> nn.Linear | nn.Conv2d:
         """The hidden layer of that index, or the last one for -1."""
         raise NotImplementedError
+
+    @property
+    def is_fixed(self) -> bool:
+        return bool(self.cast)
+
+    @torch.no_grad()
+    def fix(self) -> None:
+        if self.bf16:
+            self.cast = [lowered(layer) for layer in (*self.layers, self.last)]
+
+    def unfix(self) -> None:
+        self.cast = []
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Maps `(B, c_in, ...)` to `(B, c_out, ...)`.
@@ -86,21 +100,26 @@ class ClassSubnet(nn.Module):
             bias = bias.reshape(*bias.shape, *(1,) * (x.ndim - 2))
             biases = bias.chunk(len(self.layers), 1)
         for index, layer in enumerate(self.layers):
-            h = self.apply_layer(layer, h)
+            h = self.apply_layer(layer, h, index)
             # In place, since fresh memory costs more than these operations do.
             if biases is not None:
                 h = h.add_(biases[index].to(h.dtype))
             h = F.relu_(h)
-        return self.apply_layer(self.last, h).to(x.dtype)
+        return self.apply_layer(self.last, h, -1).to(x.dtype)
 
-    def apply_layer(self, layer: nn.Module, h: Tensor) -> Tensor:
+    def apply_layer(self, layer: nn.Module, h: Tensor, index: int) -> Tensor:
         """A layer, in bfloat16 if asked for: cast here, since autocast costs more than the cast."""
         if not self.bf16:
             return layer(h)
-        weight, bias = (p.to(h.dtype) for p in layer.parameters())
+        weight, bias = self.cast[index] if self.cast else lowered(layer)
         if isinstance(layer, nn.Conv2d):
             return F.conv2d(h, weight, bias, padding=layer.padding)
         return F.linear(h, weight, bias)
+
+
+def lowered(layer: nn.Module) -> list[Tensor]:
+    """The weight and the bias of a layer in bfloat16."""
+    return [parameter.to(torch.bfloat16) for parameter in layer.parameters()]
 
 
 class DenseSubnet(ClassSubnet):

@@ -281,7 +281,8 @@ class BDNF(Synthesizer):
     ) -> tuple[Tensor, Tensor]:
         c = sample_labels(n, self.flow.classes, labels, generator)
         device = next(self.flow.parameters()).device
-        parts = [self.flow.sample(part.to(device), generator=generator) for part in c.split(256)]
+        with self.flow.fixed():
+            parts = [self.flow.sample(y.to(device), generator=generator) for y in c.split(256)]
         return torch.cat(parts), c
 
 

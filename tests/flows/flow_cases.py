@@ -38,6 +38,7 @@ class Case:
         identity: Whether the flow claims to be the identity from `z` to `u` at construction.
         spread: The standard deviation of the perturbation of its parameters.
         learns: Whether it has parameters.
+        jacobian: To what autograd's Jacobian is exact; it rounds on the way through bfloat16.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Case:
     identity: bool = True
     spread: float = 0.2
     learns: bool = True
+    jacobian: float = 1e-8
 
     def fresh(self, seed: int = 0) -> ConditionalFlow:
         """The untrained flow in float64, its constants included."""
@@ -114,8 +116,22 @@ ARCHITECTURES = [
         "nice-spectral",
         lambda: NICE((1, 4, 4), CLASSES, SpectralBase((1, 4, 4)), transforms=4, **small),
     ),
+    Case(
+        "nice-bf16", partial(NICE, (5,), CLASSES, transforms=4, bf16=True, **small), jacobian=1e-3
+    ),
     Case("glow-2d", partial(Glow, (2,), CLASSES, steps=3, **small)),
     Case("glow-image", partial(Glow, (1, 4, 4), CLASSES, levels=2, steps=2, **small), spread=0.15),
+    Case(
+        "glow-channels-first",
+        partial(Glow, (1, 4, 4), CLASSES, steps=2, channels_last=False, **small),
+        spread=0.15,
+    ),
+    Case(
+        "glow-bf16",
+        partial(Glow, (1, 4, 4), CLASSES, levels=2, steps=2, bf16=True, **small),
+        spread=0.15,
+        jacobian=1e-3,
+    ),
     Case(
         "glow-whitened",
         lambda: Glow(
