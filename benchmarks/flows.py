@@ -1,7 +1,9 @@
 """How fast our flows are beside FrEIA's, normflows', nflows' and zuko's, as paired ratios.
 
-OMP_NUM_THREADS=1 python benchmarks/flows.py --output benchmarks/results/flows.json
-OMP_NUM_THREADS=1 python benchmarks/flows.py --only glow --rounds 5 --compile
+OMP_NUM_THREADS=1 python benchmarks/flows.py --compile --output benchmarks/results/flows.json
+OMP_NUM_THREADS=1 python benchmarks/flows.py --only nice --rounds 5
+
+(`--output` writes the page beside the JSON file, too.)
 
 All contenders of a family do the same work: as many couplings, as wide, for the same batch. They
 run in turns within each round, in a new random order, and each time is divided by that of the
@@ -10,7 +12,13 @@ quartiles. A training step is latents to inputs, a loss of inputs and log-determ
 backward pass (without an optimizer, which is the same for all). Times are CPU times of one thread,
 since wall times on a shared machine measure the neighbours too.
 
-Memory is how far the peak of a forked process rises above its start, in a training step.
+Memory is how far the peak of a forked process rises above its start, in a training step. A compiled
+net compiles in its first step, into an empty cache: its time and the compiler's memory are stated.
+"Fixed" samples within `flow.fixed()`, entered once for a batch of each round.
+
+The floor of NICE: what a step of it cannot do without, each alone. That is reading the weights from
+memory for the forward pass and for the backward pass, writing their gradients, and the products
+of bfloat16 numbers that are in the processor's cache.
 
 `--also module:function` adds a contender, such as the paper's own code: `function(family)` is
 called with "nice" or "glow" and gives an object with `decode(z, c)` and `log_prob(x, c)`, or None.
@@ -19,13 +27,16 @@ called with "nice" or "glow" and gives an object with `decode(z, c)` and `log_pr
 import argparse
 import ctypes
 import gc
-import json
 import os
 import platform
 import random
+import resource
 import statistics
+import tempfile
 import time
+from contextlib import nullcontext
 from importlib.metadata import version
+from pathlib import Path
 from types import SimpleNamespace
 
 import FrEIA.framework as ff
@@ -43,6 +54,7 @@ CLASSES = 10
 FEATURES, COUPLINGS, WIDTH = 1024, 8, 1500  # NICE, as the paper has it
 IMAGE, LEVELS, STEPS, HIDDEN = (3, 32, 32), 3, 8, 32  # Glow
 SHAPES = {"nice": (FEATURES,), "glow": IMAGE}
+TASKS = ("train", "sample", "log_prob")
 
 
 def mlp(c_in, c_out):
@@ -270,6 +282,8 @@ def contenders(family, compiled):
             "FrEIA": freia_nice,
             "ours": our_nice,
             "ours, bf16": lambda: our_nice(bf16=True),
+            "ours, fixed": our_nice,
+            "ours, bf16, fixed": lambda: our_nice(bf16=True),
             "normflows (no condition)": normflows_nice,
             "nflows": nflows_nice,
             "zuko": zuko_nice,
@@ -279,6 +293,8 @@ def contenders(family, compiled):
         "FrEIA, BatchNorm": lambda: freia_glow(norm=True),
         "ours": our_glow,
         "ours, bf16": lambda: our_glow(bf16=True),
+        "ours, fixed": our_glow,
+        "ours, bf16, fixed": lambda: our_glow(bf16=True),
         "ours, not channels_last": lambda: our_glow(channels_last=False),
         "ours, bf16, not channels_last": lambda: our_glow(bf16=True, channels_last=False),
         "normflows (no condition)": normflows_glow,
@@ -323,15 +339,24 @@ def tasks(contender, shape, batch):
     return {"train": train, "sample": sample, "log_prob": log_prob}
 
 
-def seconds(function, at_least):
-    """CPU seconds of one call; fast ones are repeated."""
-    count, start = 0, time.process_time()
-    while True:
-        function()
-        count += 1
-        spent = time.process_time() - start
-        if spent >= at_least:
-            return spent / count
+def seconds(function, at_least, region=None):
+    """CPU seconds of one call, within a region if there is one; fast ones are repeated."""
+    with nullcontext() if region is None else region():
+        count, start = 0, time.process_time()
+        while True:
+            function()
+            count += 1
+            spent = time.process_time() - start
+            if spent >= at_least:
+                return spent / count
+
+
+def measured(name, task, batch):
+    """Whether a contender has such a task."""
+    if "fixed" in name:  # a region without gradients
+        return task != "train"
+    # Compiling takes minutes for each task and batch: only training repays it.
+    return "compile" not in name or (task == "train" and batch > 1)
 
 
 def measure(built, shape, batch, rounds):
@@ -339,18 +364,16 @@ def measure(built, shape, batch, rounds):
     functions = {name: tasks(contender, shape, batch) for name, contender in built.items()}
     reference = next(iter(built))
     found = {}
-    for task in ("train", "sample", "log_prob"):
-        # Compiling takes minutes for each task and batch: only training repays it.
-        compiled = task == "train" and batch > 1
-        names = [name for name in built if compiled or "compile" not in name]
+    for task in TASKS:
+        names = [name for name in built if measured(name, task, batch)]
         for name in names:
             functions[name][task]()  # warm up, or compile
         rows = []
         for _ in range(rounds):
             order = random.sample(names, len(names))
-            rows.append(
-                {n: seconds(functions[n][task], 0.02 if batch == 1 else 0.0) for n in order}
-            )
+            regions = {n: built[n].net.fixed for n in order if "fixed" in n}
+            least = 0.02 if batch == 1 else 0.0
+            rows.append({n: seconds(functions[n][task], least, regions.get(n)) for n in order})
         found[task] = {
             name: summary([row[name] for row in rows], [row[name] / row[reference] for row in rows])
             for name in names
@@ -384,6 +407,55 @@ def peak_megabytes(function):
         return round(int(pipe.read() or -1) / 1024, 1)
 
 
+def compiling(function):
+    """What the first call costs, which compiles: seconds, and the compilers' memory."""
+    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    function()
+    spent = time.monotonic() - start
+    risen = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return {
+        "seconds": round(spent, 1),
+        "megabytes": round(risen / 1024),
+        "megabytes of the largest child": round(children / 1024),
+    }
+
+
+def floor(batch):
+    """Milliseconds of what NICE cannot do without, see the head of this file."""
+    half = FEATURES // 2
+    shapes = [(WIDTH, half), (WIDTH, WIDTH), (FEATURES, WIDTH)]
+    weights = [torch.randn(shape) for _ in range(COUPLINGS) for shape in shapes]
+    gradients = [torch.empty_like(weight) for weight in weights]
+    ends = [[torch.randn(batch, n).bfloat16() for n in shape] for shape in shapes]
+    low = [torch.randn(shape).bfloat16() for shape in shapes]
+
+    def cast():
+        for weight in weights:
+            weight.to(torch.bfloat16)
+
+    def write():
+        for gradient in gradients:
+            gradient.fill_(1.0)
+
+    def multiply():
+        for (y, x), weight in zip(ends, low, strict=True):
+            for _ in range(COUPLINGS):
+                nn.functional.linear(x, weight), y @ weight, y.t() @ x
+
+    parts = {
+        "read the weights once": lambda: [weight.sum() for weight in weights],
+        "cast them to bfloat16": cast,
+        "write their gradients": write,
+        "bfloat16 products in the cache": multiply,
+    }
+    found = {}
+    for name, part in parts.items():
+        part()
+        found[name] = round(1e3 * statistics.median(seconds(part, 0.0) for _ in range(7)), 1)
+    return found
+
+
 def _status(field):
     with open("/proc/self/status") as lines:
         return next(int(line.split()[1]) for line in lines if line.startswith(field))
@@ -396,6 +468,7 @@ def conditions():
     return {
         "processor": platform.processor() or platform.machine(),
         "avx512_bf16": "avx512_bf16" in text,
+        "amx_bf16": "amx_bf16" in text,
         "threads": torch.get_num_threads(),
         "time": "CPU time of the process",
         "load": os.getloadavg()[0],
@@ -406,16 +479,63 @@ def conditions():
     }
 
 
-def show(family, batch, found, memory):
-    print(f"\n{family}, batch {batch}: ratio to FrEIA (quartiles), milliseconds")
-    for name in found["train"]:
-        cells = [
-            f"{task} {r['ratio']:.2f} ({r['quartiles'][0]:.2f}-{r['quartiles'][1]:.2f}) "
-            f"{r['milliseconds']:8.1f}"
-            for task, r in ((t, found[t][name]) for t in found if name in found[t])
-        ]
-        peak = f" | {memory[name]:.0f} MB" if name in memory else ""
-        print(f"  {name:36s} " + " | ".join(cells) + peak)
+def cells(name, found):
+    """The ratios of one contender, by task, as text."""
+    for task in TASKS:
+        row = found[task].get(name)
+        if row is None:
+            yield ""
+        else:
+            low, high = row["quartiles"]
+            yield f"{row['ratio']:.2f} ({low:.2f}-{high:.2f}), {row['milliseconds']:.1f} ms"
+
+
+def page(results):
+    """The results as Markdown."""
+    made = results["conditions"]
+    versions = ", ".join(f"{name} {number}" for name, number in made["versions"].items())
+    kinds = ", ".join(name for name in ("avx512_bf16", "amx_bf16") if made[name]) or "no bfloat16"
+    lines = [
+        "# Speed of the flows",
+        "",
+        "Ratios to plain FrEIA in the same round: the median, the quartiles and the median time. "
+        f"CPU time of {made['threads']} thread ({kinds}), load {made['load']:.1f}; {versions}. "
+        "[How](../flows.py). Memory: how far a training step raises the peak.",
+    ]
+    for family in ("nice", "glow"):
+        for batch, entry in results.get(family, {}).items():
+            found, memory = entry["ratios"], entry["peak_megabytes"]
+            lines += ["", f"## {family}, {batch}", ""]
+            lines += ["| | " + " | ".join((*TASKS, "MB")) + " |", "|---" * (len(TASKS) + 2) + "|"]
+            for name in dict.fromkeys(name for task in TASKS for name in found[task]):
+                row = (name, *cells(name, found), str(memory.get(name, "")))
+                lines.append("| " + " | ".join(row) + " |")
+            for name, cost in entry.get("compiling", {}).items():
+                said = ", ".join(f"{value} {what}" for what, value in cost.items())
+                lines += ["", f"Compiling `{name}`: {said}."]
+            if "floor" in entry:
+                said = ", ".join(f"{what} {value} ms" for what, value in entry["floor"].items())
+                lines += ["", f"The floor of a step: {said}."]
+    return "\n".join(lines) + "\n"
+
+
+def run(family, makers, arguments):
+    """All that is measured of a family."""
+    built = {name: build(make, SHAPES[family]) for name, make in makers.items()}
+    results = {}
+    for batch in arguments.batches:
+        entry = {"peak_megabytes": {}, "compiling": {}}
+        for name, contender in built.items():
+            if measured(name, "train", batch) and batch > 1:
+                train = tasks(contender, SHAPES[family], batch)["train"]
+                if "compile" in name:
+                    entry["compiling"][name] = compiling(train)
+                entry["peak_megabytes"][name] = peak_megabytes(train)
+        entry["ratios"] = measure(built, SHAPES[family], batch, arguments.rounds)
+        if family == "nice" and batch > 1:
+            entry["floor"] = floor(batch)
+        results[f"batch {batch}"] = entry
+    return results
 
 
 def main():
@@ -425,31 +545,22 @@ def main():
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 1])
     parser.add_argument("--compile", action="store_true", help="with torch.compile (minutes)")
     parser.add_argument("--also", metavar="MODULE:FUNCTION", help="one more contender")
-    parser.add_argument("--output", help="where to write the results as JSON")
+    parser.add_argument("--output", help="where to write the results as JSON, and the page")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     random.seed(0)
     results = {"conditions": conditions(), "rounds": arguments.rounds}
-    for family in [arguments.only] if arguments.only else ["nice", "glow"]:
-        makers = contenders(family, arguments.compile)
-        if arguments.also and (extra := import_object(arguments.also)(family)) is not None:
-            makers[arguments.also] = lambda extra=extra: extra
-        built = {name: build(make, SHAPES[family]) for name, make in makers.items()}
-        results[family] = {}
-        for batch in arguments.batches:
-            memory = {}
-            if batch > 1:
-                for name, contender in built.items():
-                    if "compile" not in name:
-                        train = tasks(contender, SHAPES[family], batch)["train"]
-                        memory[name] = peak_megabytes(train)
-            found = measure(built, SHAPES[family], batch, arguments.rounds)
-            show(family, batch, found, memory)
-            results[family][f"batch {batch}"] = {"ratios": found, "peak_megabytes": memory}
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+        for family in [arguments.only] if arguments.only else ["nice", "glow"]:
+            makers = contenders(family, arguments.compile)
+            if arguments.also and (extra := import_object(arguments.also)(family)) is not None:
+                makers[arguments.also] = lambda extra=extra: extra
+            results[family] = run(family, makers, arguments)
+    print(page(results))
     if arguments.output:
         write_json(arguments.output, results)
-    else:
-        print(json.dumps(results["conditions"], indent=2))
+        Path(arguments.output).with_suffix(".md").write_text(page(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 from functools import partial
 
 import flow_laws
@@ -165,6 +166,24 @@ def test_layout_and_compilation_change_no_value(option, monkeypatch):
     for flow in (other, copy.deepcopy(other), pickle.loads(pickle.dumps(other))):
         found, expected = Both(flow)(*values(flow)), Both(plain)(*values(flow))
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    torch.compiler.reset()
+
+
+@pytest.mark.slow
+def test_a_step_of_a_compiled_flow_is_that_of_the_flow():
+    """By the compiler itself, gradients included; what they are the table of laws says."""
+    plain, compiled = shaken(TRACED["glow"]()), TRACED["glow"](compile=True)
+    compiled.load_state_dict(plain.state_dict())
+    z, _, c = values(plain)
+    found = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's own, of its own deprecations
+        for flow in (plain, compiled):
+            u, ladj = flow.decode_unbounded(z, c)
+            (u.square().sum() + ladj.sum()).backward()
+            found.append([u.detach(), ladj.detach(), *(p.grad for p in flow.parameters())])
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
     torch.compiler.reset()
 
 
