@@ -68,8 +68,8 @@ def bounded(value: Tensor, clamp: float) -> Tensor:
 def mix_channels(x: Tensor, weight: Tensor) -> Tensor:
     """A linear map of the channels of vectors or images, `y[:, i] = weight[i, j] x[:, j]`.
 
-    Where channels come last in memory this is one matrix product, in two thirds of the time of a
-    1x1 convolution.
+    Where channels come last in memory this is one matrix product, in some two thirds of the time of
+    a 1x1 convolution.
     """
     if x.ndim == 2:
         return F.linear(x, weight)

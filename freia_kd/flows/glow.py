@@ -36,7 +36,8 @@ class Glow(INNFlow):
         hidden_features: The width of the subnets.
         layers: The number of hidden layers of the subnets.
         clamp: The bound of the log-scales.
-        bf16: Whether the subnets compute in bfloat16.
+        bf16: Whether the subnets compute in bfloat16, which makes training a quarter faster on CPUs
+            that have it.
         whiten: Whether to work in the whitened coordinates of the base; by default for vectors
             only, since convolutions expect neighbouring pixels.
         halvings: How often images are halved before the first scale (see
@@ -47,7 +48,7 @@ class Glow(INNFlow):
         channels_last: Whether images are laid out with the channels last in memory, which makes
             training faster, the more so with `bf16`.
         compile: Whether the net is compiled by `torch.compile` when it is first used: a training
-            step is then about a fifth faster, after minutes of compiling.
+            step is then about a quarter faster, after a minute or two of compiling.
 
     References:
         | Glow: Generative Flow with Invertible 1x1 Convolutions (Kingma and Dhariwal, 2018)

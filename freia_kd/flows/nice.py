@@ -32,8 +32,10 @@ class NICE(INNFlow):
         hidden_features: The width of the subnets.
         layers: The number of hidden layers of the subnets.
         clamp: The bound of the log-scales.
-        bf16: Whether the subnets compute in bfloat16: on CPUs that have it about twice as fast for
-            batches of 64, slower for single inputs. A round trip is then exact to some 5e-3 only.
+        bf16: Whether the subnets compute in bfloat16. On CPUs that have it up to twice as fast for
+            large batches, or within `fixed()`; but a training step of 64 inputs is bound by memory,
+            and casts add to that (`benchmarks/results/flows.md`). Slower for single inputs. A round
+            trip is then exact to some 5e-3 only.
         whiten: Whether to work in the whitened coordinates of the base: for a spectral base, the
             frequencies of the image, each in units of its standard deviation.
         squash: As for :class:`~freia_kd.flows.compose.INNFlow`, which maps images to [0, 1].

@@ -34,7 +34,8 @@ class RealNVP(INNFlow):
         hidden_features: The width of the subnets.
         layers: The number of hidden layers of the subnets.
         clamp: The bound of the log-scales.
-        bf16: Whether the subnets compute in bfloat16.
+        bf16: Whether the subnets compute in bfloat16, which makes training a quarter faster on CPUs
+            that have it.
         whiten: Whether to work in the whitened coordinates of the base; by default for vectors
             only.
         halvings: How often images are halved before the first scale (see
@@ -45,7 +46,7 @@ class RealNVP(INNFlow):
         channels_last: Whether images are laid out with the channels last in memory, which makes
             training faster, the more so with `bf16`.
         compile: Whether the net is compiled by `torch.compile` when it is first used: a training
-            step is then about a fifth faster, after minutes of compiling.
+            step is then about a quarter faster, after a minute or two of compiling.
 
     References:
         | Density estimation using Real NVP (Dinh et al., 2017), sections 3.4 to 3.6
