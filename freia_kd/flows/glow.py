@@ -48,7 +48,7 @@ class Glow(INNFlow):
         channels_last: Whether images are laid out with the channels last in memory, which makes
             training faster, the more so with `bf16`.
         compile: Whether the net is compiled by `torch.compile` when it is first used: a training
-            step is then about a quarter faster, after a minute or two of compiling.
+            step is then about a quarter faster, after minutes of compiling.
 
     References:
         | Glow: Generative Flow with Invertible 1x1 Convolutions (Kingma and Dhariwal, 2018)

@@ -46,7 +46,7 @@ class RealNVP(INNFlow):
         channels_last: Whether images are laid out with the channels last in memory, which makes
             training faster, the more so with `bf16`.
         compile: Whether the net is compiled by `torch.compile` when it is first used: a training
-            step is then about a quarter faster, after a minute or two of compiling.
+            step is then about a quarter faster, after minutes of compiling.
 
     References:
         | Density estimation using Real NVP (Dinh et al., 2017), sections 3.4 to 3.6
