@@ -525,7 +525,7 @@ def page(results):
                 lines.append("| " + " | ".join(row) + " |")
             for name, cost in entry.get("compiling", {}).items():
                 said = ", ".join(f"{value} {what}" for what, value in cost.items())
-                lines += ["", f"Importing, building, compiling and one step of `{name}`: {said}."]
+                lines += ["", f"Compiling `{name}`: {said}."]
             if "floor" in entry:
                 said = ", ".join(f"{what} {value} ms" for what, value in entry["floor"].items())
                 lines += ["", f"The floor of a step: {said}."]
