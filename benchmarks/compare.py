@@ -21,7 +21,7 @@ from scipy.stats import spearmanr
 from freia_kd.api import compare, train_teacher
 from freia_kd.data.datasets import load_dataset
 from freia_kd.domain import DOMAINS
-from freia_kd.experiments.table1 import QUICK, one_of_each
+from freia_kd.experiments.opening import QUICK, one_of_each
 from freia_kd.files import write_json, write_text
 from freia_kd.training.progress import PlainProgress
 

@@ -12,6 +12,7 @@ from freia_kd.experiments.recipes import Size
 
 from .command import (
     Command,
+    collecting,
     expect_writable,
     make_progress,
     option,
@@ -27,9 +28,11 @@ from .options import (
     device_option,
     force_option,
     json_option,
+    repair_option,
     trial_executor,
     workers_option,
 )
+from .plan import dry_run_option, print_plan
 from .toy import command as figure2
 
 
@@ -38,7 +41,7 @@ def command() -> None:
     """Reproduce the paper's Table 1, or its figure 2, 3 or 4."""
 
 
-@command.command("table1", cls=Command)
+@command.command("table1", cls=Command, collects=True)
 @options(
     option(
         "--data NAME",
@@ -78,10 +81,14 @@ def command() -> None:
     dask_option,
     option("--out FOLDER", "The folder of teachers, trials and table.", default="runs/table1"),
     option("--resume", "Go on with what --out holds. Data sets, rows and seeds may be added."),
+    repair_option,
+    dry_run_option,
     config_options,
     json_option,
 )
-def table1(data: tuple[str, ...], out: str, as_json: bool, **given: Any) -> None:
+def table1(
+    data: tuple[str, ...], out: str, dry_run: bool, repair: bool, as_json: bool, **given: Any
+) -> None:
     """Reproduce the paper's Table 1, ours beside it.
 
     Each of the paper's rows is as the paper has it. It shows the accuracy of the last weights, and
@@ -90,14 +97,31 @@ def table1(data: tuple[str, ...], out: str, as_json: bool, **given: Any) -> None
 
     Example: freiakd reproduce table1 --data mnist --data-root data --download
     """
+    with collecting() as faults:
+        faults.expect(
+            given["resume"] or not repair,
+            "--repair is of a table that goes on; pass --resume as well.",
+        )
+        faults.expect(
+            not (dry_run and given["dask"]),
+            "--dry-run measures this machine, and --dask has others; pass one of them.",
+        )
     remember_folder(out)
+    from freia_kd.experiments.table1 import plan_table1
     from freia_kd.experiments.table1 import table1 as make
     from freia_kd.report.render import terminal
     from freia_kd.report.table1 import table1_document
 
     given["out"] = out
+    if dry_run:
+        del given["dask"]
+        plan = plan_table1(data, progress=make_progress(as_json), **given)
+        print_plan(plan, as_json, "trials")
+        return
     with trial_executor(given) as executor:
-        result = make(data, progress=make_progress(as_json), executor=executor, **given)
+        result = make(
+            data, repair=repair, progress=make_progress(as_json), executor=executor, **given
+        )
     if as_json:
         print_json(result)
         return

@@ -26,7 +26,7 @@ from .methods import Methods
 from .opening import Opened, open_comparison
 from .planning import plan_trials
 from .ranking import judge_trials, rank_methods
-from .repair import find_damaged_trials, repair_trial
+from .repair import find_damaged, repair_all
 from .runner import run_all
 from .summary import collect_results, summarise
 from .trials import Trial
@@ -130,13 +130,11 @@ def compare(
         resume=resume,
         progress=progress,
     )
-    damaged = find_damaged_trials(opened.run, opened.trials, repair) if resume else []
+    damaged = find_damaged(opened.run, opened.trials, repair) if resume else []
     with opened.run.locked():
-        for each in damaged:
-            repair_trial(opened.run, each)
+        repair_all(opened.run, damaged)
         if executor is None and any(trial.result is None for trial in opened.trials):
-            plan = plan_trials(opened.run.folder, opened.trials, workers, opened.run.progress)
-            opened.run.progress.note(plan.describe())
+            opened.run.progress.note(_plan(opened, workers).describe())
         return ComparisonResult(opened.run.folder, _run(opened, workers, executor))
 
 
@@ -164,7 +162,18 @@ def plan_comparison(
     """
     options["evaluation"] = None if eval_data is None else RealData(eval_data, data_root, download)
     opened = open_comparison(teacher, workers=workers, progress=progress, **options)
-    return plan_trials(opened.run.folder, opened.trials, workers, opened.run.progress)
+    return _plan(opened, workers)
+
+
+def _plan(opened: Opened, workers: int | None) -> Plan:
+    return plan_trials(
+        opened.run.folder,
+        [trial for trial in opened.trials if not trial.is_brief],
+        workers,
+        opened.run.progress,
+        "fewer --synthesizers, a smaller --set-size",
+        besides="compression, judging and measuring",
+    )
 
 
 def _run(opened: Opened, workers: int | None, executor: Executor | None) -> Comparison:

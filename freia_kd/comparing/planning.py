@@ -1,4 +1,4 @@
-"""What a comparison will take, from a few real steps of one trial of each method."""
+"""What trials will take, from a few real steps of one of each method."""
 
 from __future__ import annotations
 
@@ -6,43 +6,61 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from ..device import choose_device, free_memory, peak_memory
 from ..errors import UsageError
-from ..job.planning import Plan, PlannedStage, existing, make_plan
+from ..job.planning import Plan, PlannedStage, existing
 from ..training import Progress
-from .runner import count_workers
-from .trials import Trial
+from .runner import Runnable, count_workers
+
+
+class Plannable(Runnable, Protocol):
+    """A trial that knows what it will take."""
+
+    @property
+    def group(self) -> str: ...
+
+    def plan(self) -> tuple[Plan, int]: ...
 
 
 def plan_trials(
-    folder: Path, trials: Sequence[Trial], workers: int | None, progress: Progress
+    folder: Path,
+    trials: Sequence[Plannable],
+    workers: int | None,
+    progress: Progress,
+    fewer: str,
+    before: Sequence[PlannedStage] = (),
+    besides: str = "compression and measuring",
 ) -> Plan:
     """Measures what trials will take that have not run; nothing is written.
 
     Arguments:
-        folder: The comparison's folder.
-        trials: All trials. Those of a method are taken to be alike.
+        folder: The folder of the run that they are of.
+        trials: The trials that take time. Those of a group are taken to be alike.
         workers: How many run at a time, in processes of this machine; by default one a core.
         progress: What to show meanwhile.
+        fewer: What to choose where the disk cannot hold them.
+        before: What is done before.
+        besides: What is not in the time.
 
     Raises:
         UsageError: If memory or disk cannot hold them; the message says what would fit.
     """
-    waiting: dict[str, list[Trial]] = {}
+    waiting: dict[str, list[Plannable]] = {}
     for trial in trials:
-        if trial.result is None and trial.method.kind != "baseline":
-            waiting.setdefault(trial.method.name, []).append(trial)
-    device = choose_device(trials[0].device)
+        if trial.result is None:
+            waiting.setdefault(trial.group, []).append(trial)
+    device = choose_device(next((trial.device for trial in trials), "auto"))
     count = sum(map(len, waiting.values()))
     at_once = max(1, min(workers or count_workers(device.type), count))
     free = free_memory(device)
-    stages, kept, passing, input_bytes = list[PlannedStage](), 0, 0, 0
+    stages, kept, passing, input_bytes = [*before], 0, 0, 0
     with _threads_of(at_once), progress.stage("plan", len(waiting)) as stage:
         for number, (name, same) in enumerate(waiting.items(), 1):
-            plan, spent = _plan(name, same[0])
+            plan, spent = _plan(same[0])
             known = plan is not None and None not in [s.seconds for s in plan.stages]
             seconds = len(same) * plan.seconds / at_once if plan is not None and known else None
             stages.append(PlannedStage(name, len(same), seconds))
@@ -56,7 +74,7 @@ def plan_trials(
             f"{at_once} trials at a time need about {memory:,} bytes of memory, and {free:,} are "
             f"free: --workers {max(1, free * at_once // memory)} would fit."
         )
-    said = f"compression, judging and measuring, {at_once} at a time"
+    said = f"{besides}, {at_once} at a time"
     disk_free = shutil.disk_usage(existing(folder)).free
     disk = kept + at_once * passing  # training sets go when their trial ends
     found = Plan(
@@ -64,23 +82,20 @@ def plan_trials(
     )
     if disk > disk_free:
         raise UsageError(
-            f"The comparison would write about {disk:,} bytes, and {disk_free:,} are free where "
-            f"{folder} is: choose fewer --synthesizers, a smaller --set-size, or an --out with "
-            "more room."
+            f"The trials would write about {disk:,} bytes, and {disk_free:,} are free where "
+            f"{folder} is: choose {fewer}, or an --out with more room."
         )
     return found
 
 
-def _plan(name: str, trial: Trial) -> tuple[Plan | None, int]:
-    """The plan of a trial, and the bytes of its training set; none if the method is broken."""
+def _plan(trial: Plannable) -> tuple[Plan | None, int]:
+    """The plan of a trial, and the bytes that go when it ends; none if its method is broken."""
     try:
-        job = trial.open()
-        plan = make_plan(job)
+        return trial.plan()
     except UsageError as error:
-        raise UsageError(f"{name}: {error}") from error
+        raise UsageError(f"{trial.group}: {error}") from error
     except Exception:  # a method may be anybody's; its trials will say what is wrong with it
         return None, 0
-    return plan, min(plan.disk, job.config.set_size * plan.input_bytes)
 
 
 @contextmanager

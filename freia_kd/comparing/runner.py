@@ -21,6 +21,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from ..config import Device
 from ..errors import TrainingError, UsageError
 from ..runs import Run
 from ..training import Progress
@@ -35,7 +36,7 @@ class Runnable(Protocol):
     def title(self) -> str: ...
 
     @property
-    def device(self) -> str: ...
+    def device(self) -> Device: ...
 
     @property
     def result(self) -> Any: ...

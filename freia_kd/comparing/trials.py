@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,21 @@ from ..config import Device, DistillationOptions, Preset
 from ..data.datasets import LabelledData
 from ..data.sources import PathLike
 from ..domain import Domain
+from ..errors import CheckpointError
 from ..evaluation import accuracy, agreement
 from ..files import remove_parts, write_json
-from ..job import Job, compress_students, make_students, open_job, reopen_job
+from ..job import (
+    Job,
+    Plan,
+    compress_students,
+    make_plan,
+    make_students,
+    open_job,
+    reopen_job,
+)
 from ..job.measure import synthesizer_results
 from ..job.opening import fingerprint_of
+from ..job.repair import Damage, find_damages, forget
 from ..job.student import read_student
 from ..job.synthesis import heldout_set
 from ..report.schema import Proportion, TrialResult
@@ -30,6 +40,9 @@ from ..training import Progress
 from .methods import Method
 
 RESULT, JUDGED, MEASURED = "trial.json", "judged.json", "accuracy.json"
+FOUND = (RESULT, JUDGED, MEASURED)  # what a trial leaves beside its run
+SPENT = ("train", "checkpoints")  # folders that may go when a trial ends
+ALL = "all"  # the stages, of a damaged record
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,16 @@ class Trial:
         return f"{self.method.name}, seed {self.seed}"
 
     @property
+    def group(self) -> str:
+        """What it is called with all its seeds."""
+        return self.method.name
+
+    @property
+    def is_brief(self) -> bool:
+        """Whether it trains nothing, so that it takes no time to speak of."""
+        return self.method.kind == "baseline"
+
+    @property
     def device(self) -> Device:
         """Where it computes."""
         return self.options.device
@@ -114,6 +137,64 @@ class Trial:
         if again:
             return reopen_job(self.folder, teacher=given.teacher, **common)
         return open_job(given.teacher, out=self.folder, preset=given.preset, **common)
+
+    def plan(self) -> tuple[Plan, int]:
+        """What the rest of it will take, and the bytes of its training set, which goes at its end.
+
+        Raises:
+            UsageError: If memory or disk cannot hold it; the message says what would fit.
+        """
+        job = self.open()
+        plan = make_plan(job)
+        return plan, min(plan.disk, job.config.set_size * plan.input_bytes)
+
+    def find_damages(self) -> list[Damage]:
+        """What of it is damaged, or missing though it should be there."""
+        if not (self.folder / RECORD).exists():
+            return []
+        try:
+            job = self.open()
+        except CheckpointError as error:
+            return [*self._texts(), Damage(self.folder / RECORD, ALL, str(error))]
+        has_ended = (self.folder / RESULT).exists()
+        parts = [
+            damage
+            for damage in find_damages(job, True)
+            if damage.stage != "report"
+            and not (has_ended and damage.is_missing and damage.path.parent.name in SPENT)
+        ]
+        return [*self._texts(), *parts]
+
+    def repair(self, damages: Sequence[Damage], progress: Progress) -> None:
+        """Deletes what is damaged, and lets the stages that make it run again.
+
+        Arguments:
+            damages: What :meth:`find_damages` found.
+            progress: Where it says so.
+        """
+        if any(damage.stage == ALL for damage in damages):
+            shutil.rmtree(self.folder)
+            return
+        job = self.open(progress)
+        with job.run.locked():
+            for name in FOUND:
+                (self.folder / name).unlink(missing_ok=True)
+            # Its training set went when it ended, and is needed again.
+            forget(job, [*{d.path: d for d in find_damages(job, True)}.values()])
+            job.run.write()
+
+    def _texts(self) -> Iterator[Damage]:
+        for name in FOUND:
+            path = self.folder / name
+            try:
+                _ = (
+                    self.result
+                    if name == RESULT
+                    else path.exists() and json.loads(path.read_bytes())
+                )
+            except ValueError as error:
+                reason = (str(error).splitlines() or [""])[0]
+                yield Damage(path, name.removesuffix(".json"), f"It cannot be read ({reason}).")
 
     def run(self, progress: Progress | None = None) -> None:
         """Makes the inputs and distils the students, as far as that has not been done.

@@ -24,7 +24,7 @@ from ..synthesizers.bdnf import BDNF, PUBLISHED, BDNFOptions
 from ..synthesizers.contract import Synthesizer
 from ..teachers import Teacher, save_classifier, train_new
 from ..training import Checkpoints, Progress
-from .table1 import one_of_each
+from .opening import one_of_each
 
 Row = tuple[str, Tensor]  # a label, and one image of each class with shape (classes, C, H, W)
 Panel = tuple[str, list[Row]]

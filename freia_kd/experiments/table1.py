@@ -4,96 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import ClassVar, get_args
+from dataclasses import replace
+from typing import Any
 
 import torch
 
-from ..comparing.methods import BASELINE, REFERENCE, build_methods
-from ..comparing.runner import run_all, worker_faults
-from ..comparing.trials import Trial, TrialOptions
-from ..compression import load_classifier, load_teacher
-from ..config import Config, Device, DistillationOptions, Preset, collect_faults, get_preset
-from ..data.datasets import LabelledData, load_dataset
+from ..comparing.planning import plan_trials
+from ..comparing.repair import find_damaged, repair_all
+from ..comparing.runner import count_workers, run_all
+from ..comparing.trials import Trial
+from ..compression import load_classifier
+from ..config import Device
+from ..data.datasets import LabelledData
 from ..data.sources import PathLike
-from ..device import choose_device
 from ..domain import DOMAINS
-from ..errors import CheckpointError, UsageError, unknown
+from ..errors import UsageError
 from ..evaluation import accuracy
-from ..job.opening import fingerprint
+from ..job import Plan
+from ..job.planning import PlannedStage
+from ..job.repair import Damage
 from ..report import provenance
 from ..report.comparison import recovered
 from ..report.schema import Proportion, Spread, TablePart, TableResult
 from ..report.storage import write_table1
-from ..runs import Run
-from ..students import as_specs
-from ..synthesizers import default_synthesizer
-from ..synthesizers.kegnet import KegNetOptions
-from ..teachers import read_checkpoint, save_classifier, train_new
-from ..training import Progress
-from .published import PAPER_ROWS, STUDENTS, TABLE1, TRAINED, TUCKER, Family
+from ..teachers import Teacher, build_net, save_classifier, train_new
+from ..training import Progress, Rehearsal
+from .opening import AnyTrial, Key, Opened, Table, open_table, teacher_stage
+from .published import STUDENTS, TABLE1, TRAINED, TUCKER, Family
 from .recipes import Size, get_recipe
 from .trial import PublishedTrial
-
-# Our rows: the inputs that `freiakd distill` takes if nothing is said, without samples and with.
-OUR_ROWS = {"our default": False, "our default, 10 images": True}
-ROWS = (TUCKER, *PAPER_ROWS, *OUR_ROWS, TRAINED)
-
-# What fits two cores, for our rows: less for ResNet14, of which a step costs twenty times as much.
-QUICK = {
-    "lenet5": Preset("quick", 8_192, 2_048, DistillationOptions(steps=300, check_every=100)),
-    "resnet14": Preset(
-        "quick", 4_096, 1_024, DistillationOptions(steps=100, batch_size=128, check_every=50)
-    ),
-}
-
-AnyTrial = Trial | PublishedTrial
-Key = tuple[str, str, int]  # a data set, a row and a seed
-
-
-@dataclass(frozen=True)
-class TableConfig(Config):
-    """The options of a table that may not change when it is resumed.
-
-    Arguments:
-        preset: How much work to do.
-        students: Whose students.
-        teacher_sha256: The hash of the teacher's weights, if one is given.
-    """
-
-    title: ClassVar[str] = "table1"
-    preset: Size
-    students: Family
-    teacher_sha256: str | None
-
-
-@dataclass(frozen=True)
-class Table:
-    """What the trials of a table have in common.
-
-    Arguments:
-        run: The folder.
-        preset: How much work to do.
-        students: Whose students.
-        teacher: A teacher's file, or `None` for one from scratch for every seed.
-        device: Where to compute.
-    """
-
-    run: Run
-    preset: Size
-    students: Family
-    teacher: Path | None
-    device: Device
-
-    def teacher_path(self, name: str, seed: int) -> Path:
-        """The file of the teacher of a data set and a seed."""
-        return self.teacher or self.run.folder.absolute() / "teachers" / f"{name}-{seed}.pt"
-
-    def folder(self, name: str, row: str, seed: int) -> Path:
-        """The folder of a trial."""
-        stem = "".join(c if c.isalnum() else "-" for c in row)
-        return self.run.folder.absolute() / name / f"{stem}-{seed}"
 
 
 def table1(
@@ -111,6 +50,7 @@ def table1(
     executor: Executor | None = None,
     out: PathLike = "runs/table1",
     resume: bool = False,
+    repair: bool = False,
     progress: Progress | None = None,
 ) -> TableResult:
     """Reproduces Table 1: every row of the paper as the paper has it, and ours beside it.
@@ -137,215 +77,185 @@ def table1(
         executor: What runs the trials instead, see :func:`~freia_kd.comparing.run_trials`.
         out: The folder of it all.
         resume: Whether to go on with what that folder holds; data sets, rows and seeds may be added
-            then, and a trial that was stopped goes on where it was.
+            then, and a teacher or a trial that was stopped goes on where it was.
+        repair: Whether teachers and parts of trials that are damaged may be deleted and made again.
         progress: What to show meanwhile.
 
     Raises:
         ConfigError: If there is no such part, row or preset; all faults are named.
-        UsageError: If there are no data, the teacher is of another kind, or what is resumed has
-            other options.
-        CheckpointError: If there is nothing to resume.
+        UsageError: If there are no data, the teacher is of another kind, what is resumed has other
+            options, or memory or disk cannot hold it.
+        CheckpointError: If there is nothing to resume, or parts are damaged and are not to be
+            repaired.
         TrainingError: If a teacher's loss is not finite.
 
     References:
         | Data-free Knowledge Distillation with Bi-directional Normalizing Flow (Kim), Table 1
         | https://github.com/5yearsKim/Knowlede-Extraction-Flow, teacher_student_experiment
     """
-    names = list(dict.fromkeys(data))
-    wanted = [row for row in ROWS if not rows or row in rows]
-    given = Path(teacher).absolute() if teacher is not None else None
-    faults = _faults(names, rows, students, preset, seeds, given, workers, executor)
-    with collect_faults(faults):
-        pass
-    sets = _load(names, data_root, download, progress or Progress())
-    digest = None if given is None else check_teacher(given, names[0])
-    config = TableConfig(preset, students, digest).to_dict()
-    if resume:
-        run = Run.open(out, "table1", progress)
-        run.expect_config(config)
-    else:
-        run = Run.create(out, "table1", config, progress)
-    table = Table(run, preset, students, given, device)
-    tests = {n: load_dataset(n, DOMAINS[n], "test", data_root, download) for n in sets}
-    chosen = str(choose_device(device))
-    trials: dict[Key, AnyTrial] = {}
+    opened = open_table(
+        data,
+        teacher=teacher,
+        students=students,
+        preset=preset,
+        rows=rows,
+        seeds=seeds,
+        data_root=data_root,
+        download=download,
+        device=device,
+        workers=workers,
+        executor=executor,
+        out=out,
+        resume=resume,
+        progress=progress,
+    )
+    table, run = opened.table, opened.table.run
+    broken = [*_broken_teachers(opened, seeds)]
+    damaged = find_damaged(run, [*opened.trials.values()], repair, broken)
     failed: dict[str, str] = {}
     with run.locked():
+        for damage in broken:
+            run.progress.note(f"{damage.path} is damaged; the stage {damage.stage} makes it again.")
+            damage.path.unlink()
+        repair_all(run, damaged)
+        if executor is None and any(trial.result is None for trial in opened.trials.values()):
+            run.progress.note(_plan(opened, workers).describe())
         for seed in range(seeds):
-            for name in sets:
-                _train_teacher(table, name, seed, sets[name], chosen)
-            new = {
-                (name, row, seed): make_trial(table, name, row, seed, sets[name], tests[name])
-                for name in sets
-                for row in wanted
-            }
-            trials |= new
-            ended = run_all(run, [*new.values()], f"trials {seed}", workers, executor)
+            for name, images in opened.sets.items():
+                _train_teacher(table, name, seed, images, opened.device)
+            ended = run_all(run, opened.of_seed(seed), f"trials {seed}", workers, executor)
             failed |= {trial.title: error for trial, error in ended}
-            recipes = {name: get_recipe(preset, name).to_dict() for name in sets}
-            options = {**config, "data": [*sets], "seeds": seed + 1, "recipes": recipes}
-            result = TableResult(
-                parts={n: _part(table, n, seed + 1, trials, tests[n]) for n in sets},
-                preset=preset,
-                students=students,
-                teacher=None if given is None else given.name,
-                seeds=seed + 1,
-                failed=failed,
-                seconds=run.record.seconds,
-                provenance=provenance.record(options, chosen),
-            )
+            result = _summarise(opened, seed + 1, failed)
             write_table1(run.folder, result)
     return result
 
 
-def _faults(
-    names: Sequence[str],
-    rows: Sequence[str],
-    students: str,
-    preset: str,
-    seeds: int,
-    teacher: Path | None,
-    workers: int | None,
-    executor: Executor | None,
-) -> Iterator[str]:
-    for name in names:
-        if name not in TABLE1:
-            yield unknown(name, TABLE1, "part of the table")
-    for row in rows:
-        if row not in ROWS:
-            yield unknown(row, ROWS, "row of the table")
-    if students not in STUDENTS:
-        yield unknown(students, STUDENTS, "family of students")
-    if preset not in get_args(Size):
-        yield unknown(preset, get_args(Size), "preset of the table")
-    if seeds < 1:
-        yield f"seeds: expected at least 1; got {seeds}."
-    if teacher is not None and len(names) != 1:
-        yield (
-            "teacher: expected one part of the table that it is a teacher of, "
-            f"{' or '.join(TABLE1)}; got {', '.join(names) or 'none'}. Pass --data."
-        )
-    yield from worker_faults(workers, executor)
+def plan_table1(data: Sequence[str] = (), *, workers: int | None = None, **options: Any) -> Plan:
+    """What :func:`table1` would take on this machine; nothing is written.
 
+    A few real steps of a teacher and of one trial of each row are taken.
 
-def _load(
-    names: Sequence[str], root: PathLike | None, download: bool, progress: Progress
-) -> dict[str, LabelledData]:
-    """The training images of the parts asked for; else of all that there are."""
-    if names:
-        return {n: load_dataset(n, DOMAINS[n], "train", root, download) for n in names}
-    found: dict[str, LabelledData] = {}
-    missing: dict[str, UsageError] = {}
-    for name in TABLE1:
-        try:
-            found[name] = load_dataset(name, DOMAINS[name], "train", root, download)
-        except UsageError as error:
-            missing[name] = error
-    if not found:
-        raise next(iter(missing.values()))
-    for name, why in missing.items():
-        progress.note(f"{name} is left out of the table: {why}")
-    return found
-
-
-def check_teacher(path: Path, name: str) -> str:
-    """The hash of a teacher's weights.
+    Arguments:
+        data: As there, and so are the others.
+        workers: As there.
+        options: What else it takes, but `executor` and `repair`.
 
     Raises:
-        CheckpointError: If the file is not sound.
-        UsageError: If it holds no net of the architecture that the part has, or says that it is
-            one of other data.
+        UsageError: If memory or disk cannot hold it, and as there.
     """
-    arch, domain = TABLE1[name].arch, DOMAINS[name]
-    expected = f"Expected a {arch} of {name} for this part of the table"
-    recorded = read_checkpoint(path).own.get("domain", domain.to_dict())
-    if recorded != domain.to_dict():
-        raise UsageError(
-            f"{expected}; {path} holds a net of {recorded.get('name', 'other data')}, inputs "
-            f"{recorded.get('shape')} of mean {recorded.get('mean')} and std {recorded.get('std')}."
+    return _plan(open_table(data, workers=workers, **options), workers)
+
+
+def _plan(opened: Opened, workers: int | None) -> Plan:
+    """What the teachers and the trials will take that are not there."""
+    table = opened.table
+    keys = [
+        key
+        for key, trial in opened.trials.items()
+        if trial.result is None and not (isinstance(trial, Trial) and trial.is_brief)
+    ]
+    missing = {(name, seed) for name, _, seed in keys if not table.has_teacher(name, seed)}
+    before, stand_ins = list[PlannedStage](), dict[str, Teacher]()
+    for name in opened.sets:
+        count = sum(own == name for own, _ in missing)
+        if count:
+            stand_ins[name] = _stand_in(name)
+            before.append(_plan_teachers(opened, name, count))
+    trials = [
+        _with_teacher(opened.trials[key], stand_ins[key[0]])
+        if (key[0], key[2]) in missing
+        else opened.trials[key]
+        for key in keys
+    ]
+    most = max((sum(key[2] == seed for key in keys) for _, _, seed in keys), default=1)
+    at_once = min(workers or count_workers(opened.device), most)
+    fewer = "fewer --data, --row or --seeds"
+    return plan_trials(table.run.folder, trials, at_once, table.run.progress, fewer, before)
+
+
+def _plan_teachers(opened: Opened, name: str, count: int) -> PlannedStage:
+    found = Rehearsal()
+    with torch.random.fork_rng():
+        train_new(
+            TABLE1[name].arch,
+            opened.sets[name],
+            DOMAINS[name],
+            opened.table.epochs(name),
+            device=opened.device,
+            checkpoints=found,
         )
-    try:
-        teacher = load_teacher(path, domain=domain)
-    except CheckpointError:
-        raise
-    except UsageError as error:
-        raise UsageError(f"{expected}; {path} does not hold one: {error}") from error
-    if teacher.arch != arch:
-        raise UsageError(f"{expected}; {path} holds a {teacher.arch}.")
-    return fingerprint(teacher.state_dict())
+    return PlannedStage(
+        f"teachers of {name}", count, count * found.seconds if found.steps else None
+    )
+
+
+def _stand_in(name: str) -> Teacher:
+    """An untrained net in place of a teacher, which takes as much time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Teacher(
+            build_net(TABLE1[name].arch, DOMAINS[name]), DOMAINS[name], TABLE1[name].arch
+        )
+
+
+def _with_teacher(trial: AnyTrial, teacher: Teacher) -> AnyTrial:
+    """A trial that has not begun, with another teacher."""
+    folder = trial.folder / "planned"  # where nothing is, and nothing will be
+    if isinstance(trial, PublishedTrial):
+        return replace(trial, teacher=teacher, folder=folder)
+    return replace(trial, options=replace(trial.options, teacher=teacher), folder=folder)
+
+
+def _broken_teachers(opened: Opened, seeds: int) -> Iterator[Damage]:
+    """The teachers of this table that cannot be read."""
+    table = opened.table
+    for name in opened.sets if table.teacher is None else ():
+        for seed in range(seeds):
+            path = table.teacher_path(name, seed)
+            try:
+                if path.exists():
+                    load_classifier(path, domain=DOMAINS[name])
+            except UsageError as error:
+                yield Damage(path, teacher_stage(name, seed), str(error))
+
+
+def _summarise(opened: Opened, seeds: int, failed: Mapping[str, str]) -> TableResult:
+    """The table as far as some seeds have led."""
+    config, given = opened.config, opened.table.teacher
+    recipes = {name: get_recipe(config.preset, name).to_dict() for name in opened.sets}
+    options = {**config.to_dict(), "data": [*opened.sets], "seeds": seeds, "recipes": recipes}
+    return TableResult(
+        parts={
+            n: _part(opened.table, n, seeds, opened.trials, opened.tests[n]) for n in opened.sets
+        },
+        preset=config.preset,
+        students=config.students,
+        teacher=None if given is None else given.name,
+        seeds=seeds,
+        failed=dict(failed),
+        seconds=opened.table.run.record.seconds,
+        provenance=provenance.record(options, opened.device),
+    )
 
 
 def _train_teacher(table: Table, name: str, seed: int, data: LabelledData, device: str) -> None:
-    """Trains the teacher of one seed, unless there is one."""
-    path, setting, run = table.teacher_path(name, seed), TABLE1[name], table.run
-    stage = f"teacher {name} {seed}"
-    if table.teacher is not None or (run.done(stage) and path.exists()):
+    """Trains the teacher of one seed, unless there is one; one that was stopped goes on."""
+    if table.has_teacher(name, seed):
         return
-    with run.stage(stage):
+    path, run = table.teacher_path(name, seed), table.run
+    checkpoints = run.checkpoints(f"teacher-{name}-{seed}")
+    with run.stage(teacher_stage(name, seed)):
         teacher = train_new(
-            setting.arch,
+            TABLE1[name].arch,
             data,
             DOMAINS[name],
-            setting.epochs["quick" if table.preset == "quick" else "paper"],
+            table.epochs(name),
             seed=seed,
             device=device,
-            progress=run.progress,
+            checkpoints=checkpoints,
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
         save_classifier(path, teacher)
-
-
-def make_trial(
-    table: Table, name: str, row: str, seed: int, data: LabelledData, test: LabelledData
-) -> AnyTrial:
-    """The trial of one row with one seed; its teacher need not be there yet."""
-    if row in PAPER_ROWS:
-        kind, sees_samples = PAPER_ROWS[row]
-        return PublishedTrial(
-            name=row,
-            row=kind,
-            data=name,
-            seed=seed,
-            students=STUDENTS[table.students],
-            recipe=get_recipe(table.preset, name),
-            kegnet=KegNetOptions().changed(**TABLE1[name].kegnet),
-            teacher=table.teacher_path(name, seed),
-            test=test,
-            folder=table.folder(name, row, seed),
-            samples=one_of_each(data, seed) if sees_samples else None,
-            device=table.device,
-        )
-    return _our_trial(table, name, row, seed, data)
-
-
-def _our_trial(table: Table, name: str, row: str, seed: int, data: LabelledData) -> Trial:
-    """A row of the product: its own inputs, and its own way to train students."""
-    sizes = QUICK[TABLE1[name].arch] if table.preset == "quick" else get_preset("standard")
-    samples: LabelledData | None = None
-    if row == TUCKER:
-        method = BASELINE
-    elif row == TRAINED:
-        method, samples = REFERENCE, data
-    else:
-        has_statistics = TABLE1[name].arch == "resnet14"
-        inputs = default_synthesizer(True, has_statistics, OUR_ROWS[row])
-        (method,) = build_methods(inputs, sizes.name)
-        samples = one_of_each(data, seed) if method.sees_samples else None
-    bn = "freeze" if row == TUCKER else sizes.bn  # which the paper leaves as it is
-    students = tuple(spec.changed(bn=bn) for spec in as_specs(STUDENTS[table.students]))
-    options = TrialOptions(
-        table.teacher_path(name, seed), samples, sizes, domain=DOMAINS[name], device=table.device
-    )
-    method = replace(method, name=f"{name}, {row}")
-    return Trial(method, seed, students, table.folder(name, row, seed), options)
-
-
-def one_of_each(data: LabelledData, seed: int) -> LabelledData:
-    """One random image of each class, as the paper's sample data set (section 5.2)."""
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
-    classes = range(int(data.labels.max()) + 1)
-    rows = torch.stack([order[data.labels[order] == k][0] for k in classes])
-    return LabelledData(data.inputs[rows], data.labels[rows], f"{data.name}, one of each class")
+    checkpoints.path.unlink(missing_ok=True)
 
 
 def _part(

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+import math
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +17,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..comparing.trials import ALL, RESULT
 from ..compression import load_teacher
 from ..compression.batchnorm import batchnorm_layers
 from ..config import Device
 from ..data.datasets import LabelledData
-from ..device import choose_device
+from ..device import choose_device, free_memory, peak_memory
 from ..domain import DOMAINS
-from ..errors import CheckpointError
+from ..errors import CheckpointError, TrainingError
 from ..evaluation import accuracy
 from ..files import write_json
+from ..job import Plan
+from ..job.planning import PlannedStage, existing, fits_memory, too_large
+from ..job.repair import Damage
 from ..runs import Run
+from ..runs.store import RECORD
 from ..students import as_specs, build, calibration_set, seeded_generator
 from ..synthesizers.kegnet import KegNetOptions
 from ..teachers import Classifier, Teacher
-from ..training import Checkpoints, Progress, Stateful, TrainingLoop
+from ..training import Checkpoints, Progress, Rehearsal, Stateful, TrainingLoop
 from ..training.state import load_state, save_state
 from .inputs import Made, flow_inputs, kegnet_inputs, noise_inputs, sample_inputs
 from .recipes import Recipe
 
-RESULT = "trial.json"
+INPUTS = "inputs"  # the stage that makes them, and its file
+LOOKED_AT = 200  # test images whose time tells that of all
 
 
 @dataclass(frozen=True)
@@ -62,7 +74,7 @@ class PublishedTrial:
         students: The papers' students, by name.
         recipe: The settings.
         kegnet: Those of KegNet.
-        teacher: The teacher's file.
+        teacher: The teacher's file, or a teacher in memory.
         test: The test images, which choose nothing but the result's `best`.
         folder: The run's folder.
         samples: The few real samples, if the row has them.
@@ -76,7 +88,7 @@ class PublishedTrial:
     students: tuple[str, ...]
     recipe: Recipe
     kegnet: KegNetOptions
-    teacher: Path
+    teacher: Path | Teacher
     test: LabelledData = field(repr=False)
     folder: Path
     samples: LabelledData | None = field(default=None, repr=False)
@@ -85,7 +97,12 @@ class PublishedTrial:
     @property
     def title(self) -> str:
         """What it is called in reports."""
-        return f"{self.data}, {self.name}, seed {self.seed}"
+        return f"{self.group}, seed {self.seed}"
+
+    @property
+    def group(self) -> str:
+        """What it is called with all its seeds."""
+        return f"{self.data}, {self.name}"
 
     @property
     def result(self) -> PublishedResult | None:
@@ -95,8 +112,8 @@ class PublishedTrial:
             return PublishedResult(**json.loads(path.read_text())) if path.exists() else None
         except (ValueError, TypeError) as error:
             raise CheckpointError(
-                f"{path} is damaged ({error}); delete the folder {self.folder}, and the trial is "
-                "run again."
+                f"{path} is damaged ({error}); pass --repair (repair=True), and the trial is run "
+                "again."
             ) from error
 
     def run(self, progress: Progress | None = None) -> None:
@@ -107,24 +124,119 @@ class PublishedTrial:
         """
         if self.result is not None:
             return
-        run = self._open(progress)
-        domain, device = DOMAINS[self.data], choose_device(self.device)
-        teacher = load_teacher(self.teacher, domain=domain).to(device)
-        made = self._inputs(run, teacher)
-        curves: dict[str, list[float]] = {}
-        for name in self.students:
-            with run.stage(f"student {name}"):
-                student = fresh_student(teacher, name, self.seed)
-                curves[name] = train_on(student, made, self, run.checkpoints(f"student-{name}"))
-        result = PublishedResult(
-            last={name: curve[-1] for name, curve in curves.items()},
-            best={name: max(curve) for name, curve in curves.items()},
-            curve=curves,
-            stages=run.record.seconds,
+        run, teacher = self._open(progress), self._load_teacher()
+        with run.locked():
+            made = self._inputs(run, teacher)
+            curves: dict[str, list[float]] = {}
+            for name in self.students:
+                with run.stage(_stage(name)):
+                    student = fresh_student(teacher, name, self.seed)
+                    curves[name] = train_on(student, made, self, run.checkpoints(f"student-{name}"))
+            result = PublishedResult(
+                last={name: curve[-1] for name, curve in curves.items()},
+                best={name: max(curve) for name, curve in curves.items()},
+                curve=curves,
+                stages=run.record.seconds,
+            )
+            write_json(self.folder / RESULT, asdict(result))
+            for path in (run / "checkpoints").glob("*"):  # the flow's state is half a gigabyte
+                path.unlink()
+
+    def plan(self) -> tuple[Plan, int]:
+        """What the rest of it will take, of which nothing stays; what makes the inputs takes a few
+        real steps, and so does one student, to which the others are taken to be alike.
+
+        Raises:
+            UsageError: If memory cannot hold it.
+        """
+        run, teacher = self._open(None), self._load_teacher()
+        device, stages = next(teacher.parameters()).device, list[PlannedStage]()
+        free, kept = free_memory(device), 0
+        left = [name for name in self.students if not run.done(_stage(name))]
+        loops = [(INPUTS, 1, self._rehearse_inputs)] if not _inputs_path(run).exists() else []
+        loops += [("students", len(left), self._rehearse_student)] if left else []
+        for name, count, rehearse in loops:
+            found = Rehearsal()
+            with torch.random.fork_rng(), suppress(TrainingError):  # which the stage itself raises
+                if not fits_memory(device, free, partial(rehearse, teacher, found)):
+                    raise too_large(name, free, ["choose another --preset"])
+            if found.steps:  # else it is over in a moment
+                stages.append(PlannedStage(name, count * found.steps, count * found.seconds))
+            kept += 2 * count * found.bytes  # the last state, and the next while it is written
+        per_input = 4 * (math.prod(teacher.domain.shape) + teacher.domain.classes)
+        disk = kept + self.recipe.set_size * per_input
+        room = shutil.disk_usage(existing(self.folder)).free
+        plan = Plan(
+            str(self.folder), tuple(stages), peak_memory(device), free, disk, room, per_input
         )
-        write_json(self.folder / RESULT, asdict(result))
-        for path in (run / "checkpoints").glob("*"):  # the flow's state is half a gigabyte
-            path.unlink()
+        return plan, disk
+
+    def _rehearse_inputs(self, teacher: Teacher, found: Rehearsal) -> None:
+        few = self.recipe.changed(set_size=min(self.recipe.set_size, self.recipe.batch_size))
+        replace(self, recipe=few)._make(teacher, found)
+
+    def _rehearse_student(self, teacher: Teacher, found: Rehearsal) -> None:
+        student = fresh_student(teacher, self.students[0], self.seed)
+        test = self.test
+        few = LabelledData(test.inputs[:LOOKED_AT], test.labels[:LOOKED_AT], test.name)
+        start = time.perf_counter()
+        accuracy(student, few)
+        look = (time.perf_counter() - start) / len(few) * len(test)
+        # As many inputs as there will be, all of them one.
+        count = 10 * len(self.samples) if self.samples else self.recipe.set_size
+        classes = teacher.domain.classes
+        u = torch.zeros(1, *teacher.domain.shape).expand(count, -1, -1, -1)
+        labels = torch.full((1, classes), 1 / classes).expand(count, -1)
+        train_on(student, (u, labels), replace(self, test=few), found)
+        found.seconds += look * (1 + -(-self.recipe.epochs // self.recipe.check_every))
+
+    def find_damages(self) -> list[Damage]:
+        """What of it is damaged."""
+        return [*self._damages()]
+
+    def repair(self, damages: Sequence[Damage], progress: Progress) -> None:
+        """Deletes what is damaged, and lets the stages that make it run again.
+
+        Arguments:
+            damages: What :meth:`find_damages` found.
+            progress: Where it says so.
+        """
+        del progress
+        if any(damage.stage == ALL for damage in damages):
+            shutil.rmtree(self.folder)
+            return
+        run = self._open(None)
+        with run.locked():
+            for damage in damages:
+                damage.path.unlink()
+            again = {damage.stage for damage in damages}
+            run.record.done = [stage for stage in run.record.done if stage not in again]
+            run.write()
+
+    def _damages(self) -> Iterator[Damage]:
+        if not (self.folder / RECORD).exists():
+            return
+        try:
+            self._open(None)
+        except CheckpointError as error:
+            yield Damage(self.folder / RECORD, ALL, str(error))
+        try:
+            _ = self.result
+        except CheckpointError as error:
+            yield Damage(self.folder / RESULT, "trial", str(error))
+        for path in sorted((self.folder / "checkpoints").glob("*.safetensors")):
+            try:
+                load_state(path)
+            except CheckpointError as error:
+                name = path.stem.removeprefix("student-")
+                stage = _stage(name) if name in self.students else INPUTS
+                yield Damage(path, stage, str(error))
+
+    def _load_teacher(self) -> Teacher:
+        given = self.teacher
+        if not isinstance(given, Teacher):
+            given = load_teacher(given, domain=DOMAINS[self.data])
+        return given.to(choose_device(self.device))
 
     def _open(self, progress: Progress | None) -> Run:
         config: dict[str, Any] = {
@@ -143,17 +255,16 @@ class PublishedTrial:
 
     def _inputs(self, run: Run, teacher: Teacher) -> Made:
         """The inputs, from the folder if they have been made."""
-        path = run / "checkpoints" / "inputs.safetensors"
+        path = _inputs_path(run)
         if not path.exists():
-            with run.stage("inputs"):
-                u, labels = self._make(run, teacher)
+            with run.stage(INPUTS):
+                u, labels = self._make(teacher, run.checkpoints(self.row))
                 save_state(path, {"inputs": u, "labels": labels})
         kept = load_state(path)
         return kept["inputs"], kept["labels"]
 
-    def _make(self, run: Run, teacher: Teacher) -> Made:
+    def _make(self, teacher: Teacher, checkpoints: Checkpoints) -> Made:
         recipe, generator = self.recipe, seeded_generator(self.seed, self.row)
-        checkpoints = run.checkpoints(self.row)
         if self.row == "samples":
             assert self.samples is not None
             return sample_inputs(teacher, recipe, self.samples)
@@ -162,6 +273,14 @@ class PublishedTrial:
         if self.row == "kegnet":
             return kegnet_inputs(teacher, recipe, self.kegnet, generator, checkpoints)
         return noise_inputs(self.row, teacher, recipe, generator)
+
+
+def _stage(student: str) -> str:
+    return f"student {student}"
+
+
+def _inputs_path(run: Run) -> Path:
+    return run / "checkpoints" / f"{INPUTS}.safetensors"
 
 
 def fresh_student(teacher: Teacher, name: str, seed: int) -> Classifier:

@@ -165,7 +165,7 @@ def plan_training(
     """
     free, found = free_memory(device), Rehearsal()
     with torch.random.fork_rng(), suppress(TrainingError):  # which the training itself will raise
-        if not _fits(device, free, lambda: train(batch_size, found)):
+        if not fits_memory(device, free, lambda: train(batch_size, found)):
 
             def train_fewer(size: int) -> None:
                 train(size, Rehearsal())
@@ -275,7 +275,7 @@ def _fit(job: Job, source: Synthesizer, free: int | None) -> _Rehearsed:
         fit(type(source)(source.options.changed(batch_size=size)), Rehearsal())
 
     trial, found, start = copy.deepcopy(source), Rehearsal(), time.perf_counter()
-    if not _fits(job.device, free, lambda: fit(trial, found)):
+    if not fits_memory(job.device, free, lambda: fit(trial, found)):
         size = getattr(source.options, "batch_size", 0)
         remedy = _fewer(job.device, free, f"--set {source.name}.batch_size=", size, fit_fewer)
         raise too_large(source.name, free, [*remedy, "choose another --synthesizer"])
@@ -283,7 +283,7 @@ def _fit(job: Job, source: Synthesizer, free: int | None) -> _Rehearsed:
     return _Rehearsed(found.steps, seconds, found.bytes, trial)
 
 
-def _fits(device: torch.device, free: int | None, work: Callable[[], object]) -> bool:
+def fits_memory(device: torch.device, free: int | None, work: Callable[[], object]) -> bool:
     """Whether memory holds some work; what it held is free again when this returns."""
     limit = None if free is None or device.type != "cpu" else int((1 - SPARED) * free)
     try:
@@ -302,7 +302,9 @@ def _fewer(
     It is looked for from below, so that hardly more memory is taken than what fits, nor much time.
     """
     fits, tried, end = 0, SMALLEST_BATCH, time.monotonic() + LONGEST_SEARCH
-    while tried < size and time.monotonic() < end and _fits(device, free, partial(work, tried)):
+    while (
+        tried < size and time.monotonic() < end and fits_memory(device, free, partial(work, tried))
+    ):
         fits, tried = tried, 4 * tried
     return [f"{option}{fits} would fit"] if fits else []
 
@@ -382,7 +384,7 @@ def _train(
     def train_fewer(size: int) -> None:
         train(options.changed(batch_size=size), Rehearsal())
 
-    if not _fits(job.device, free, lambda: train(options, rehearsal)):
+    if not fits_memory(job.device, free, lambda: train(options, rehearsal)):
         option, size = "--set student.batch_size=", options.batch_size
         remedy = _fewer(job.device, free, option, size, train_fewer)
         raise too_large(name, free, remedy or [f"choose a smaller {option}..."])

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from freia_kd.comparing import compare, plan_comparison, planning
+from freia_kd.comparing import compare, plan_comparison, planning, trials
 from freia_kd.errors import CheckpointError, UsageError
 from freia_kd.job import planning as job_planning
 from freia_kd.report.schema import Comparison
@@ -94,7 +94,7 @@ def test_what_the_machine_cannot_hold_is_refused_before_there_is_a_folder(
         with pytest.raises(UsageError, match=r"spectral: The run would write .*100,000 are free"):
             compare(**options)
         patch.setattr(job_planning.Plan, "check", lambda plan, size: None)
-        with pytest.raises(UsageError, match=r"comparison would write .*smaller --set-size"):
+        with pytest.raises(UsageError, match=r"trials would write .*smaller --set-size"):
             compare(**options)
     with monkeypatch.context() as patch:
         patch.setattr(planning, "peak_memory", lambda device: 10_000_000_000)
@@ -110,7 +110,7 @@ def test_threads_are_as_before_and_a_broken_method_is_left_to_its_trials(options
     def broken(job):
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(planning, "make_plan", broken)
+    monkeypatch.setattr(trials, "make_plan", broken)
     found = plan_comparison(**{**options, "workers": 2})
     assert [s.seconds for s in found.stages] == [None, None]
     assert torch.get_num_threads() == before

@@ -10,23 +10,17 @@ from scipy.io import savemat
 
 from freia_kd.compression import load_classifier, load_teacher
 from freia_kd.config import DistillationOptions, Preset, get_preset
-from freia_kd.data.datasets import LabelledData
+from freia_kd.data.datasets import LabelledData, load_dataset
 from freia_kd.domain import DOMAINS
 from freia_kd.errors import CheckpointError, ConfigError, UsageError
 from freia_kd.evaluation import accuracy
-from freia_kd.experiments import recipes
+from freia_kd.experiments import opening, recipes
 from freia_kd.experiments import table1 as module
-from freia_kd.experiments.published import PAPER_ROWS, TABLE1, TRAINED, TUCKER
-from freia_kd.experiments.table1 import (
-    OUR_ROWS,
-    STUDENTS,
-    Table,
-    check_teacher,
-    make_trial,
-    one_of_each,
-    recoveries,
-    table1,
-)
+from freia_kd.experiments.opening import OUR_ROWS, Table, check_teacher, make_trial, one_of_each
+from freia_kd.experiments.published import PAPER_ROWS, STUDENTS, TABLE1, TRAINED, TUCKER
+from freia_kd.experiments.table1 import recoveries, table1
+from freia_kd.experiments.trial import PublishedTrial
+from freia_kd.files import write_text
 from freia_kd.job.opening import fingerprint
 from freia_kd.report.schema import Proportion, Spread, TableResult
 from freia_kd.report.storage import read_result
@@ -35,6 +29,7 @@ from freia_kd.synthesizers import IMAGE_DEFAULT
 from freia_kd.synthesizers.bdnf import BDNF
 from freia_kd.synthesizers.noise import Noise
 from freia_kd.teachers import Classifier, build_net, save_classifier
+from freia_kd.training import Progress
 
 TINY = Preset("quick", 8, 4, DistillationOptions(steps=1, batch_size=4))
 TINY_RECIPE = {
@@ -54,7 +49,7 @@ def make_svhn(folder):
     return folder
 
 
-def train(arch, data, domain, epochs, *, seed, **options):
+def train(arch, data, domain, epochs, *, seed=0, **options):
     """A teacher of a moment, which does not always say the same."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -70,7 +65,7 @@ def tiny_table():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torchvision.datasets.svhn, "check_integrity", lambda *a, **k: True)
-        patch.setitem(module.QUICK, "lenet5", TINY)
+        patch.setitem(opening.QUICK, "lenet5", TINY)
         patch.setattr(recipes, "QUICK", TINY_RECIPE)
         patch.setattr(BDNF, "presets", {"quick": {"steps": 1, "batch_size": 4}})
         patch.setattr(Noise, "presets", {"quick": {"tries": 1}})
@@ -109,7 +104,7 @@ def test_every_row_beside_the_papers(made):
     # Table 1 of the paper, section 5.2
     assert part.published["T+BDNF"] == [72.1, 78.0, 66.5]
     assert part.published["T+Normal"] == [70.57, 63.8, 22.9]
-    test = module.load_dataset("svhn", DOMAINS["svhn"], "test", out.parent)
+    test = load_dataset("svhn", DOMAINS["svhn"], "test", out.parent)
     for name, row in ((NAMES[1], "our default"), (NAMES[2], TUCKER), (NAMES[0], TRAINED)):
         kind = "compressed" if row == TUCKER else "student"
         student = load_classifier(out / f"svhn/{stem(row)}-0/{kind}-{name}.safetensors")
@@ -166,7 +161,7 @@ def test_the_presets_of_a_trial(preset, tmp_path):
     assert (trial.seed, trial.students) == (3, STUDENTS["kegnet"])
     ours = make_trial(table, "fashion-mnist", "our default", 3, data, data)
     standard = get_preset("standard")
-    assert ours.options.preset == (module.QUICK["resnet14"] if preset == "quick" else standard)
+    assert ours.options.preset == (opening.QUICK["resnet14"] if preset == "quick" else standard)
 
 
 @pytest.mark.slow
@@ -175,7 +170,7 @@ def test_it_is_resumed_and_rows_may_be_added(tiny_table, tmp_path, monkeypatch):
     first = call(folder, rows=[TUCKER, "T+Normal"])
     assert list(first.parts["svhn"].rows) == ["original", TUCKER, "T+Normal"]
     monkeypatch.setattr(module, "train_new", None)  # must not be called again
-    monkeypatch.setattr(module.PublishedTrial, "_make", None)
+    monkeypatch.setattr(PublishedTrial, "_make", None)
     again = call(folder, resume=True, rows=["T+Normal", TUCKER])
     assert again.parts == first.parts
     monkeypatch.undo()
@@ -197,7 +192,7 @@ SOME = (TUCKER, "T+Uniform", "T+Sample", TRAINED)
 def two_seeds(tiny_table, tmp_path_factory):
     """Some rows with two seeds, in the first of which noise fails."""
     folder = make_svhn(tmp_path_factory.mktemp("seeds"))
-    make = module.PublishedTrial._make
+    make = PublishedTrial._make
 
     def failing(self, run, teacher):
         if self.folder.name == "T-Uniform-0":
@@ -205,7 +200,7 @@ def two_seeds(tiny_table, tmp_path_factory):
         return make(self, run, teacher)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module.PublishedTrial, "_make", failing)
+        patch.setattr(PublishedTrial, "_make", failing)
         return call(folder, seeds=2, rows=SOME), folder
 
 
@@ -225,7 +220,7 @@ def test_means_are_over_the_seeds_that_did_not_fail(two_seeds):
     result, folder = two_seeds
     part, name = result.parts["svhn"], NAMES[1]
     assert result.failed == {"svhn, T+Uniform, seed 0": "ValueError: no noise today"}
-    test = module.load_dataset("svhn", DOMAINS["svhn"], "test", folder)
+    test = load_dataset("svhn", DOMAINS["svhn"], "test", folder)
     paths = [folder / f"out/teachers/svhn-{seed}.pt" for seed in (0, 1)]
     teachers = [accuracy(load_classifier(path), test) for path in paths]
     assert part.rows["original"][name].mean == pytest.approx(sum(teachers) / 2)
@@ -291,7 +286,7 @@ def test_a_released_teacher_says_neither_architecture_nor_domain(tmp_path):
 def test_teachers_learn_as_long_as_the_preset_says(tmp_path, monkeypatch):
     trained = []
     monkeypatch.setattr(module, "train_new", lambda *a, **options: trained.append((a, options)))
-    monkeypatch.setattr(module, "save_classifier", lambda path, net: path.touch())
+    monkeypatch.setattr(module, "save_classifier", lambda path, net: write_text(path, "net"))
     table = Table(Run.create(tmp_path / "out", "table1", {}), "code", "paper", None, "cpu")
     for _ in range(2):
         module._train_teacher(table, "fashion-mnist", 1, "data", "cpu")
@@ -300,7 +295,7 @@ def test_teachers_learn_as_long_as_the_preset_says(tmp_path, monkeypatch):
     assert options["seed"] == 1
 
 
-class Notes(module.Progress):
+class Notes(Progress):
     def __init__(self):
         self.notes = []
 
@@ -310,14 +305,14 @@ class Notes(module.Progress):
 
 def test_by_default_all_parts_whose_data_are_there(tiny_table, tmp_path):
     folder, notes = make_svhn(tmp_path), Notes()
-    found = module._load([], folder, False, notes)
+    found = opening._load([], folder, False, notes)
     assert list(found) == ["svhn"]
     assert [note.split(":")[0] for note in notes.notes] == [
         "mnist is left out of the table", "fashion-mnist is left out of the table",
     ]  # fmt: skip
     assert all("--download" in note and "\n" not in note for note in notes.notes)
     with pytest.raises(UsageError, match=r"--data-root.*--download"):
-        module._load([], tmp_path / "nothing", False, notes)
+        opening._load([], tmp_path / "nothing", False, notes)
 
 
 def test_samples_are_one_of_each_class():

@@ -150,5 +150,5 @@ def test_a_result_that_is_damaged_is_named_with_what_to_do(teacher, tmp_path):
     trial.folder.mkdir()
     for text in ("{", "[1]", '{"other": 1}'):
         (trial.folder / "trial.json").write_text(text)
-        with pytest.raises(CheckpointError, match=r"trial\.json is damaged .*delete the folder"):
+        with pytest.raises(CheckpointError, match=r"trial\.json is damaged .*--repair"):
             _ = trial.result

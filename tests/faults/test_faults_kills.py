@@ -114,7 +114,9 @@ def work(words, here, at, boundaries, saves):
         # Plans write nothing, and take most of the time of runs as small as these.
         patch.setattr("freia_kd.job.run.announce", lambda job: None)
         patch.setattr("freia_kd.job.teaching.Training.plan", lambda training: UNPLANNED)
-        patch.setattr("freia_kd.comparing.main.plan_trials", lambda *arguments: UNPLANNED)
+        patch.setattr(
+            "freia_kd.comparing.main.plan_trials", lambda *arguments, **options: UNPLANNED
+        )
         if saves:
             patch.setattr("freia_kd.training.checkpoints.SAVE_EVERY", 0.0)
         Killer(at, boundaries).watch(patch)
