@@ -32,7 +32,7 @@ from ..job.repair import Damage, find_damages, forget
 from ..job.student import read_student
 from ..job.synthesis import heldout_set
 from ..report.schema import Proportion, TrialResult
-from ..runs.store import RECORD
+from ..runs.store import RECORD, read_record
 from ..students import StudentSpec
 from ..synthesizers.noise import Normal
 from ..teachers import Classifier, Teacher
@@ -153,9 +153,10 @@ class Trial:
         if not (self.folder / RECORD).exists():
             return []
         try:
-            job = self.open()
+            read_record(self.folder)
         except CheckpointError as error:
             return [*self._texts(), Damage(self.folder / RECORD, ALL, str(error))]
+        job = self.open()
         has_ended = (self.folder / RESULT).exists()
         parts = [
             damage

@@ -122,6 +122,11 @@ class Opened:
     trials: dict[Key, AnyTrial]
     device: str
 
+    @property
+    def teachers(self) -> list[tuple[str, int]]:
+        """The data set and the seed of each teacher."""
+        return list(dict.fromkeys((name, seed) for name, _, seed in self.trials))
+
     def of_seed(self, seed: int) -> list[AnyTrial]:
         """The trials of one seed, which run side by side."""
         return [trial for (_, _, own), trial in self.trials.items() if own == seed]

@@ -18,7 +18,7 @@ from ..config import Device
 from ..data.datasets import LabelledData
 from ..data.sources import PathLike
 from ..domain import DOMAINS
-from ..errors import UsageError
+from ..errors import CheckpointError, UsageError
 from ..evaluation import accuracy
 from ..job import Plan
 from ..job.planning import PlannedStage
@@ -110,11 +110,12 @@ def table1(
         progress=progress,
     )
     table, run = opened.table, opened.table.run
-    broken = [*_broken_teachers(opened, seeds)]
-    damaged = find_damaged(run, [*opened.trials.values()], repair, broken)
+    broken = {key: damage for key in opened.teachers for damage in _look_at(table, *key)}
+    sound = [t for (name, _, seed), t in opened.trials.items() if (name, seed) not in broken]
+    damaged = find_damaged(run, sound, repair, [*broken.values()])
     failed: dict[str, str] = {}
     with run.locked():
-        for damage in broken:
+        for damage in broken.values():
             run.progress.note(f"{damage.path} is damaged; the stage {damage.stage} makes it again.")
             damage.path.unlink()
         repair_all(run, damaged)
@@ -206,17 +207,15 @@ def _with_teacher(trial: AnyTrial, teacher: Teacher) -> AnyTrial:
     return replace(trial, options=replace(trial.options, teacher=teacher), folder=folder)
 
 
-def _broken_teachers(opened: Opened, seeds: int) -> Iterator[Damage]:
-    """The teachers of this table that cannot be read."""
-    table = opened.table
-    for name in opened.sets if table.teacher is None else ():
-        for seed in range(seeds):
-            path = table.teacher_path(name, seed)
-            try:
-                if path.exists():
-                    load_classifier(path, domain=DOMAINS[name])
-            except UsageError as error:
-                yield Damage(path, teacher_stage(name, seed), str(error))
+def _look_at(table: Table, name: str, seed: int) -> Iterator[Damage]:
+    """Says so if a teacher of this table cannot be read."""
+    path = table.teacher_path(name, seed)
+    if table.teacher is not None or not path.exists():
+        return
+    try:
+        load_classifier(path, domain=DOMAINS[name])
+    except (CheckpointError, UsageError) as error:
+        yield Damage(path, teacher_stage(name, seed), str(error))
 
 
 def _summarise(opened: Opened, seeds: int, failed: Mapping[str, str]) -> TableResult:

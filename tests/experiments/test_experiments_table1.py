@@ -1,13 +1,16 @@
 """Table 1: every row, on made-up data in SVHN's format."""
 
 import json
+import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from scipy.io import savemat
 
+from freia_kd.comparing import planning
 from freia_kd.compression import load_classifier, load_teacher
 from freia_kd.config import DistillationOptions, Preset, get_preset
 from freia_kd.data.datasets import LabelledData, load_dataset
@@ -18,17 +21,19 @@ from freia_kd.experiments import opening, recipes
 from freia_kd.experiments import table1 as module
 from freia_kd.experiments.opening import OUR_ROWS, Table, check_teacher, make_trial, one_of_each
 from freia_kd.experiments.published import PAPER_ROWS, STUDENTS, TABLE1, TRAINED, TUCKER
-from freia_kd.experiments.table1 import recoveries, table1
+from freia_kd.experiments.table1 import plan_table1, recoveries, table1
 from freia_kd.experiments.trial import PublishedTrial
 from freia_kd.files import write_text
+from freia_kd.job import Plan
 from freia_kd.job.opening import fingerprint
 from freia_kd.report.schema import Proportion, Spread, TableResult
 from freia_kd.report.storage import read_result
 from freia_kd.runs import Run
+from freia_kd.runs.lock import locked
 from freia_kd.synthesizers import IMAGE_DEFAULT
 from freia_kd.synthesizers.bdnf import BDNF
 from freia_kd.synthesizers.noise import Noise
-from freia_kd.teachers import Classifier, build_net, save_classifier
+from freia_kd.teachers import Classifier, build_net, save_classifier, train_new
 from freia_kd.training import Progress
 
 TINY = Preset("quick", 8, 4, DistillationOptions(steps=1, batch_size=4))
@@ -37,6 +42,9 @@ TINY_RECIPE = {
     "student_rate": 1e-2, "epochs": 2, "check_every": 1,
 }  # fmt: skip
 NAMES = STUDENTS["paper"]
+
+
+UNPLANNED = Plan("", (), 0, None, 0, 0, 0)
 
 
 def make_svhn(folder):
@@ -71,6 +79,8 @@ def tiny_table():
         patch.setattr(Noise, "presets", {"quick": {"tries": 1}})
         patch.setitem(TABLE1, "svhn", replace(TABLE1["svhn"], arch="lenet5"))
         patch.setattr(module, "train_new", train)
+        # What a plan says has tests of its own, and takes most of the time of tables as small.
+        patch.setattr(module, "plan_trials", lambda folder, *a: replace(UNPLANNED, folder=folder))
         yield
 
 
@@ -301,6 +311,160 @@ class Notes(Progress):
 
     def note(self, text):
         self.notes.append(text)
+
+
+# --- The plan ---
+
+
+@pytest.fixture
+def planned(tiny_table, monkeypatch):
+    """Plans as they are, of noise with two seeds."""
+    monkeypatch.setattr(module, "plan_trials", planning.plan_trials)
+    return {"rows": [TUCKER, "T+Normal"], "seeds": 2, "device": "cpu", "workers": 1}
+
+
+def test_a_plan_counts_teachers_and_trials_and_writes_nothing(planned, tmp_path):
+    folder = make_svhn(tmp_path)
+    common = {**planned, "data_root": folder, "out": folder / "out"}
+    found = plan_table1(["svhn"], **{**common, "rows": [TUCKER, "T+Normal", TRAINED]})
+    assert {s.name: s.steps for s in found.stages} == {
+        "teachers of svhn": 2, "svhn, T+Normal": 2, f"svhn, {TRAINED}": 2,
+    }  # fmt: skip
+    assert all(s.seconds for s in found.stages[1:])
+    assert found.disk > 8 * (3 * 32 * 32 + 10) * 4  # of the inputs that are made once
+    assert not (folder / "out").exists()
+    one = plan_table1(["svhn"], **{**common, "seeds": 1})
+    assert one.stages[1].steps == 1
+    assert one.stages[0].name == "teachers of svhn"
+
+
+def test_the_time_of_a_teacher_and_of_a_flow_is_measured(planned, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "train_new", train_new)
+    folder, done = make_svhn(tmp_path), []
+    recipe = {**TINY_RECIPE, "steps": 40_000, "kegnet_steps": 40_000}
+    monkeypatch.setattr(recipes, "QUICK", recipe)
+    monkeypatch.setattr(module, "save_classifier", lambda *a: done.append(a))
+    found = plan_table1(
+        ["svhn"], **{**planned, "rows": ["T+KegNet", "T+BDNF"]}, data_root=folder, out=folder / "o"
+    )
+    seconds = {s.name: s.seconds for s in found.stages}
+    assert seconds["teachers of svhn"] > 0
+    assert seconds["svhn, T+KegNet"] > 2 * 40_000 * 1e-4  # no step is faster than 0.1 ms
+    assert seconds["svhn, T+BDNF"] > 2 * 40_000 * 1e-4
+    assert done == []
+
+
+def test_it_begins_with_its_folder_and_its_plan_of_what_is_left(planned, tmp_path):
+    folder, notes = make_svhn(tmp_path), Notes()
+    call(folder, **{**planned, "seeds": 1}, progress=notes)
+    assert notes.notes[0] == f"Run: {folder / 'out'}"
+    assert notes.notes[1].startswith("Plan: about ")
+    assert "teachers of svhn (time not known) (1), svhn, T+Normal" in notes.notes[1]
+    again = Notes()
+    call(folder, **{**planned, "seeds": 1}, resume=True, progress=again)
+    assert not any(note.startswith("Plan") for note in again.notes)
+    more = {**planned, "resume": True, "data_root": folder, "out": folder / "out"}
+    left = plan_table1(["svhn"], **more)
+    assert {s.name: s.steps for s in left.stages} == {"teachers of svhn": 1, "svhn, T+Normal": 1}
+
+
+def test_what_the_disk_cannot_hold_is_refused_before_there_is_a_folder(
+    planned, tmp_path, monkeypatch
+):
+    folder, usage = make_svhn(tmp_path), shutil.disk_usage
+    monkeypatch.setattr(planning.shutil, "disk_usage", lambda p: usage(p)._replace(free=1_000))
+    with pytest.raises(UsageError, match=r"would write .* 1,000 are free.*fewer --data, --row"):
+        call(folder, **planned)
+    assert not (folder / "out").exists()
+
+
+# --- Damages ---
+
+
+@pytest.fixture(scope="module")
+def little(tiny_table, tmp_path_factory):
+    """A finished table of two rows, which tests only copy."""
+    folder = make_svhn(tmp_path_factory.mktemp("little"))
+    call(folder, rows=[TUCKER, "T+Normal"])
+    return folder
+
+
+PARTS = {
+    "svhn/T-Normal-0/trial.json": "svhn, T+Normal, seed 0, stage trial",
+    "svhn/T-Normal-0/run.json": "svhn, T+Normal, seed 0, stage all",
+    "svhn/Tucker--T--0/trial.json": f"svhn, {TUCKER}, seed 0, stage trial",
+    "teachers/svhn-0.pt": "stage teacher svhn 0",
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_is_damaged_is_named_and_made_again(part, little, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(little, folder)
+    path = folder / "out" / part
+    path.write_bytes(path.read_bytes()[:30])
+    again = {"rows": [TUCKER, "T+Normal"], "resume": True}
+    with pytest.raises(CheckpointError) as caught:
+        call(folder, **again)
+    assert f"{path} ({PARTS[part]}): " in str(caught.value)
+    assert "add --repair" in str(caught.value)
+    assert len(path.read_bytes()) == 30
+    mended, notes = call(folder, **again, repair=True), Notes()
+    assert mended.parts == read_result(little / "out", TableResult).parts
+    assert call(folder, **again, progress=notes).parts == mended.parts
+    assert not any("made again" in note for note in notes.notes)
+
+
+def test_a_trial_that_was_stopped_says_what_of_it_is_damaged(little, tmp_path, monkeypatch):
+    folder = tmp_path / "copy"
+    shutil.copytree(little, folder)
+    again = {"rows": ["T+Uniform"], "resume": True}
+
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("freia_kd.experiments.trial.train_on", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            call(folder, **again)
+    inputs = folder / "out/svhn/T-Uniform-0/checkpoints/inputs.safetensors"
+    inputs.write_bytes(inputs.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=r"inputs\.safetensors \(.*Uniform.*stage inputs"):
+        call(folder, **again)
+    mended = call(folder, **again, repair=True)
+    straight = tmp_path / "straight"
+    shutil.copytree(little, straight)
+    assert mended.parts == call(straight, **again).parts
+
+
+def test_a_teacher_that_was_stopped_goes_on(tiny_table, tmp_path, monkeypatch):
+    folder, steps = make_svhn(tmp_path), []
+    monkeypatch.setattr(module, "train_new", partial(train_new, batch_size=20))
+    monkeypatch.setattr("freia_kd.training.checkpoints.SAVE_EVERY", 0.0)
+    step = torch.optim.Adam.step
+
+    def counted(optimizer, *arguments):
+        steps.append(1)
+        if len(steps) == 5:
+            raise KeyboardInterrupt
+        return step(optimizer, *arguments)
+
+    total = 3 * TABLE1["svhn"].epochs["quick"]
+    monkeypatch.setattr(torch.optim.Adam, "step", counted)
+    with pytest.raises(KeyboardInterrupt):
+        call(folder, rows=[TUCKER])
+    call(folder, rows=[TUCKER], resume=True)
+    assert len(steps) == total + 1  # the fifth was begun twice
+    assert not list((folder / "out/checkpoints").glob("teacher-*"))
+
+
+def test_one_process_at_a_time_works_on_a_trial(tiny_table, little, tmp_path):
+    data = LabelledData(torch.rand(20, 3, 32, 32), torch.arange(20) % 10, "data")
+    table = Table(Run.create(tmp_path / "out", "table1", {}), "quick", "paper", None, "cpu")
+    table = replace(table, teacher=little / "out/teachers/svhn-0.pt")
+    trial = make_trial(table, "svhn", "T+Normal", 0, data, data)
+    with locked(trial.folder), pytest.raises(UsageError, match="Another process works on"):
+        trial.run()
 
 
 def test_by_default_all_parts_whose_data_are_there(tiny_table, tmp_path):
