@@ -66,9 +66,18 @@ def command(
             expect_writable(Path(out, stem + suffix), force)
     import torch
 
-    from freia_kd.experiments.figure2 import figure2
+    from freia_kd.experiments.figure2 import figure2, time_flow
+    from freia_kd.report import words
 
     remember_folder(out, "choose by --data what is left")
+    if not as_json:
+        steps = given["steps"]
+        seconds = 2 * len(names) * time_flow(steps, as_published)
+        click.echo(
+            f"Plan: {', '.join(names)}, each a teacher and two flows of {steps:,} steps; about "
+            f"{words.duration(seconds)} besides teachers and pictures. Folder: {out}",
+            err=True,
+        )
     results = []
     for name in names:
         generator = torch.Generator().manual_seed(seed)

@@ -31,7 +31,7 @@ from ..objectives import (
 from ..teachers.classifier import Teacher
 from ..teachers.mlp import MLP
 from ..teachers.training import train_classifier
-from ..training import Stateful, TrainingLoop
+from ..training import Checkpoints, Rehearsal, Stateful, TrainingLoop
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -154,6 +154,25 @@ def figure2(
     return Figure2(data, teacher, samples, flows, sampled, report)
 
 
+def time_flow(steps: int, as_published: bool = False) -> float:
+    """About the seconds that a flow of :func:`figure2` takes to learn, after a few real steps.
+
+    Arguments:
+        steps: As there.
+        as_published: As there.
+    """
+    generator, domain = torch.Generator().manual_seed(0), Domain((2,), 2)
+    x, y = torch.randn(20, 2, generator=generator), torch.arange(20) % 2
+    found = Rehearsal()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        flow, net = NICE((2,), 2, hidden_features=64), MLP(2, 2, hidden_features=(64, 64))
+        teacher = Teacher(net, domain, "mlp")
+        make = _published(1.0) if as_published else _in_nats(1.0, 0.07, steps)
+        _train_flow(flow, teacher, (x, y), steps, generator, make, found)
+    return found.seconds
+
+
 def energy_distance(a: Tensor, b: Tensor) -> float:
     r"""How far two sets of points are apart as distributions; 0 on average if they are the same.
 
@@ -223,12 +242,13 @@ def _train_flow(
     steps: int,
     generator: torch.Generator,
     objective_at: Callable[[int], Objective],
+    checkpoints: Checkpoints | None = None,
 ) -> None:
     optimizer = torch.optim.Adam(flow.parameters(), 3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     parts: dict[str, Stateful] = {"flow": flow, "optimizer": optimizer, "schedule": schedule}
     x, y = (value.repeat(-(-128 // len(value)), *(1,) * (value.ndim - 1)) for value in samples)
-    loop = TrainingLoop("toy", steps, parts, generator, optimizer)
+    loop = TrainingLoop("toy", steps, parts, generator, optimizer, checkpoints)
     for step in loop:
         objective = objective_at(step)
         c = torch.randint(flow.classes, (256,), generator=generator)

@@ -7,7 +7,9 @@ import io
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,18 @@ from torch import Tensor
 from ..compression import load_teacher
 from ..data.datasets import LabelledData, load_dataset, measure_domain
 from ..data.sources import PathLike
+from ..device import free_memory
 from ..domain import DOMAINS, Domain
+from ..errors import TrainingError
 from ..files import atomic
+from ..job.planning import PlannedStage, fits_memory, told, too_large
 from ..runs.lock import locked
 from ..synthesizers.bdnf import BDNF, PUBLISHED, BDNFOptions
 from ..synthesizers.contract import Synthesizer
 from ..teachers import Teacher, save_classifier, train_new
-from ..training import Checkpoints, Progress
+from ..training import Checkpoints, Progress, Rehearsal
 from .opening import one_of_each
+from .planning import plan_teachers, stand_in
 
 Row = tuple[str, Tensor]  # a label, and one image of each class with shape (classes, C, H, W)
 Panel = tuple[str, list[Row]]
@@ -55,6 +61,21 @@ class Painted:
 
 
 @dataclass(frozen=True)
+class Kind:
+    """One of the flows of a figure.
+
+    Arguments:
+        number: Which one of those that differ in their random numbers alone.
+        samples: The real images that it sees, if any.
+        gamma: Their weight.
+    """
+
+    number: int = 0
+    samples: LabelledData | None = None
+    gamma: float = 0.0
+
+
+@dataclass(frozen=True)
 class Studio:
     """What the flows of a figure have in common.
 
@@ -74,19 +95,43 @@ class Studio:
     seed: int
     progress: Progress
 
-    def train(
-        self, number: int = 0, samples: LabelledData | None = None, gamma: float = 0.0
-    ) -> BDNF:
-        """One of several flows, from the folder if it has been trained; with samples or without."""
-        options = self.options.changed(gamma=gamma)
-        record = {"seed": self.seed, "number": number, "samples": samples is not None}
+    def train(self, kind: Kind) -> BDNF:
+        """A flow, from the folder if it has been trained."""
+        return self._fit(kind, self._checkpoints(kind))
+
+    def plan(self, kinds: Sequence[Kind]) -> list[PlannedStage]:
+        """What is left of some flows, of which one takes a few real steps.
+
+        Raises:
+            UsageError: If memory cannot hold it.
+        """
+        device, found = torch.device("cpu"), Rehearsal()
+        left = sum(1 - self._share_done(kind) for kind in kinds)
+        if not left:
+            return []
+        free = free_memory(device)
+        with torch.random.fork_rng(devices=[]), suppress(TrainingError):  # which it will raise
+            if not fits_memory(device, free, partial(self._fit, kinds[0], found)):
+                raise too_large("flows", free, ["train them elsewhere"])
+        steps, seconds = round(left * found.steps), left * found.seconds
+        return [PlannedStage("flows", steps, seconds if found.steps else None)]
+
+    def _fit(self, kind: Kind, checkpoints: Checkpoints) -> BDNF:
+        flow = BDNF(self.options.changed(gamma=kind.gamma))
+        generator = torch.Generator().manual_seed(self.seed + kind.number)
+        flow.fit(self.teacher, kind.samples, checkpoints, generator)
+        return flow
+
+    def _checkpoints(self, kind: Kind) -> Checkpoints:
+        options = self.options.changed(gamma=kind.gamma)
+        record = {"seed": self.seed, "number": kind.number, "samples": kind.samples is not None}
         text = json.dumps({**record, **options.to_dict()})
         digest = hashlib.sha256(text.encode()).hexdigest()[:10]
-        flow = BDNF(options)
-        checkpoints = Checkpoints(self.folder / f"{self.name}-{digest}", "bdnf", self.progress)
-        generator = torch.Generator().manual_seed(self.seed + number)
-        flow.fit(self.teacher, samples, checkpoints, generator)
-        return flow
+        return Checkpoints(self.folder / f"{self.name}-{digest}", "bdnf", self.progress)
+
+    def _share_done(self, kind: Kind) -> float:
+        saved = self._checkpoints(kind).load()
+        return 0.0 if saved is None else saved["step"] / max(saved["steps"], 1)
 
 
 def figure3(data: PathLike, **options: Any) -> Painted:
@@ -100,7 +145,11 @@ def figure3(data: PathLike, **options: Any) -> Painted:
     References:
         | Data-free Knowledge Distillation with Bi-directional Normalizing Flow (Kim), figure 3
     """
-    return _figure("figure3", data, _paint_flows, **options)
+
+    def choose(train: LabelledData) -> list[Kind]:
+        return [Kind(number) for number in range(3)]
+
+    return _figure("figure3", data, choose, _paint_flows, **options)
 
 
 def figure4(data: PathLike, *, gammas: Sequence[float] = (), **options: Any) -> Painted:
@@ -125,14 +174,16 @@ def figure4(data: PathLike, *, gammas: Sequence[float] = (), **options: Any) -> 
     """
     chosen = tuple(gammas) or GAMMAS
 
-    def paint(studio: Studio, train: LabelledData) -> tuple[list[Panel], list[tuple[str, ...]]]:
-        return _paint_gammas(studio, train, chosen)
+    def choose(train: LabelledData) -> list[Kind]:
+        samples = one_of_each(train, options.get("seed", 0))
+        return [*(Kind(0, samples, gamma) for gamma in chosen), Kind()]
 
-    return _figure("figure4", data, paint, **options)
+    return _figure("figure4", data, choose, _paint_gammas, **options)
 
 
 FIGURES: dict[str, Callable[..., Painted]] = {"figure3": figure3, "figure4": figure4}
-Paint = Callable[[Studio, LabelledData], tuple[list[Panel], list[tuple[str, ...]]]]
+Choose = Callable[[LabelledData], list[Kind]]
+Paint = Callable[[Studio, Sequence[Kind]], tuple[list[Panel], list[tuple[str, ...]]]]
 
 
 def picture_path(out: PathLike, figure: str, data: PathLike, as_published: bool) -> Path:
@@ -144,6 +195,7 @@ def picture_path(out: PathLike, figure: str, data: PathLike, as_published: bool)
 def _figure(
     figure: str,
     data: PathLike,
+    choose: Choose,
     paint: Paint,
     *,
     out: PathLike,
@@ -169,24 +221,34 @@ def _figure(
     picture = picture_path(out, figure, data, as_published)
     with locked(folder):
         progress.note(f"Run: {folder}")
-        if not path.exists() and teacher is None:
-            _train_teacher(path, train, domain, epochs, seed, progress)
-        net = load_teacher(path, domain=domain)
-        studio = Studio(net, name, folder / "flows", options, seed, progress)
-        panels, rows = paint(studio, train)
+        kinds, flows = choose(train), folder / "flows"
+        stages, arch = list[PlannedStage](), _arch(domain)
+        has_teacher = teacher is not None or path.exists()
+        net = load_teacher(path, domain=domain) if has_teacher else stand_in(arch, domain)
+        if not has_teacher:
+            stages.append(plan_teachers("teacher", 1, arch, train, domain, epochs))
+        studio = Studio(net, name, flows, options, seed, progress)
+        stages += studio.plan(kinds)
+        if stages:
+            about = ", ".join(f"{s.name} {told(s.seconds)}" for s in stages)
+            progress.note(f"Plan: {len(kinds)} flows of {options.steps:,} steps; left are {about}.")
+        if not has_teacher:
+            made = train_new(arch, train, domain, epochs, seed=seed, progress=progress)
+            save_classifier(path, made)
+            studio = replace(studio, teacher=load_teacher(path, domain=domain))
+        panels, rows = paint(studio, kinds)
         plot(picture, panels)
     return Painted(str(picture), str(path), HEADER if rows else (), tuple(rows))
 
 
-def _train_teacher(
-    path: Path, train: LabelledData, domain: Domain, epochs: int, seed: int, progress: Progress
-) -> None:
-    arch = "lenet5" if domain.shape[0] == 1 else "resnet14"
-    save_classifier(path, train_new(arch, train, domain, epochs, seed=seed, progress=progress))
+def _arch(domain: Domain) -> str:
+    return "lenet5" if domain.shape[0] == 1 else "resnet14"
 
 
-def _paint_flows(studio: Studio, train: LabelledData) -> tuple[list[Panel], list[tuple[str, ...]]]:
-    flows = [studio.train(number) for number in range(3)]
+def _paint_flows(
+    studio: Studio, kinds: Sequence[Kind]
+) -> tuple[list[Panel], list[tuple[str, ...]]]:
+    flows = [studio.train(kind) for kind in kinds]
     domain = studio.teacher.domain
     rows = [
         (f"z = 0, flow {number}", draw(flow, domain, 0, 0)) for number, flow in enumerate(flows, 1)
@@ -197,22 +259,23 @@ def _paint_flows(studio: Studio, train: LabelledData) -> tuple[list[Panel], list
 
 
 def _paint_gammas(
-    studio: Studio, train: LabelledData, gammas: Sequence[float]
+    studio: Studio, kinds: Sequence[Kind]
 ) -> tuple[list[Panel], list[tuple[str, ...]]]:
     domain = studio.teacher.domain
-    samples = one_of_each(train, studio.seed)
+    samples = kinds[0].samples
+    assert samples is not None
     panels: list[Panel] = [
         ("", [("the samples", samples.take(torch.arange(len(samples)))[0])]),
     ]
     numbers = []
-    for gamma in (*gammas, 0.0):
-        flow = studio.train(0, samples if gamma else None, gamma)
-        numbers.append((f"{gamma:g}", *measure(flow, studio.teacher, samples)))
+    for kind in kinds:
+        flow = studio.train(kind)
+        numbers.append((f"{kind.gamma:g}", *measure(flow, studio.teacher, samples)))
         rows = [
             ("z = 0", draw(flow, domain, 0, 0)),
             ("random z", draw(flow, domain, 1.0, 10)),
         ]
-        panels.append((f"gamma = {gamma:g}" if gamma else "no sample", rows))
+        panels.append((f"gamma = {kind.gamma:g}" if kind.samples else "no sample", rows))
     return panels, numbers
 
 

@@ -7,8 +7,6 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from ..comparing.planning import plan_trials
 from ..comparing.repair import find_damaged, repair_all
 from ..comparing.runner import count_workers, run_all
@@ -27,9 +25,10 @@ from ..report import provenance
 from ..report.comparison import recovered
 from ..report.schema import Proportion, Spread, TablePart, TableResult
 from ..report.storage import write_table1
-from ..teachers import Teacher, build_net, save_classifier, train_new
-from ..training import Progress, Rehearsal
+from ..teachers import Teacher, save_classifier, train_new
+from ..training import Progress
 from .opening import AnyTrial, Key, Opened, Table, open_table, teacher_stage
+from .planning import plan_teachers, stand_in
 from .published import STUDENTS, TABLE1, TRAINED, TUCKER, Family
 from .recipes import Size, get_recipe
 from .trial import PublishedTrial
@@ -160,8 +159,19 @@ def _plan(opened: Opened, workers: int | None) -> Plan:
     for name in opened.sets:
         count = sum(own == name for own, _ in missing)
         if count:
-            stand_ins[name] = _stand_in(name)
-            before.append(_plan_teachers(opened, name, count))
+            arch, domain = TABLE1[name].arch, DOMAINS[name]
+            stand_ins[name] = stand_in(arch, domain)
+            before.append(
+                plan_teachers(
+                    f"teachers of {name}",
+                    count,
+                    arch,
+                    opened.sets[name],
+                    domain,
+                    table.epochs(name),
+                    opened.device,
+                )
+            )
     trials = [
         _with_teacher(opened.trials[key], stand_ins[key[0]])
         if (key[0], key[2]) in missing
@@ -172,31 +182,6 @@ def _plan(opened: Opened, workers: int | None) -> Plan:
     at_once = min(workers or count_workers(opened.device), most)
     fewer = "fewer --data, --row or --seeds"
     return plan_trials(table.run.folder, trials, at_once, table.run.progress, fewer, before)
-
-
-def _plan_teachers(opened: Opened, name: str, count: int) -> PlannedStage:
-    found = Rehearsal()
-    with torch.random.fork_rng():
-        train_new(
-            TABLE1[name].arch,
-            opened.sets[name],
-            DOMAINS[name],
-            opened.table.epochs(name),
-            device=opened.device,
-            checkpoints=found,
-        )
-    return PlannedStage(
-        f"teachers of {name}", count, count * found.seconds if found.steps else None
-    )
-
-
-def _stand_in(name: str) -> Teacher:
-    """An untrained net in place of a teacher, which takes as much time."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return Teacher(
-            build_net(TABLE1[name].arch, DOMAINS[name]), DOMAINS[name], TABLE1[name].arch
-        )
 
 
 def _with_teacher(trial: AnyTrial, teacher: Teacher) -> AnyTrial:

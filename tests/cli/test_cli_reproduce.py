@@ -1,12 +1,15 @@
 """`freiakd reproduce`: the table and the figures, by command."""
 
 import json
+import re
 
 import pytest
 from cli_calls import call, fails
 
 from freia_kd.experiments import figures
 from freia_kd.experiments import table1 as module
+from freia_kd.job import Plan
+from freia_kd.job.planning import PlannedStage
 
 
 @pytest.mark.parametrize("what", ["table1", "figure2", "figure3", "figure4"])
@@ -31,6 +34,29 @@ def test_table1_gets_what_is_typed(monkeypatch, tmp_path):
     assert seen["data"] == ("mnist",)
     assert (seen["teacher"], seen["students"], seen["preset"]) == ("t.pt", "kegnet", "code")
     assert seen["rows"] == ("T+BDNF",)
+
+
+def test_table1_says_what_it_takes_and_is_repaired(monkeypatch, tmp_path):
+    seen = []
+    stages = (PlannedStage("teachers of mnist", 2, 61.0),)
+    plan = Plan("out", stages, 1000, 2000, 3000, 4000, 0)
+    monkeypatch.setattr(module, "plan_table1", lambda data, **given: seen.append(given) or plan)
+    monkeypatch.setattr(module, "table1", lambda data, **given: fail(given))
+
+    def fail(given):
+        seen.append(given)
+        raise ValueError("seen")
+
+    words = ["reproduce", "table1", "--out", tmp_path / "out"]
+    printed = call(*words, "--dry-run", "--seeds", 2).stdout
+    assert seen[0]["seeds"] == 2
+    assert re.search("teachers of mnist │ +2 │ 1 min 1 s", printed)
+    assert "Nothing was written." in printed
+    assert json.loads(call(*words, "--dry-run", "--json").stdout)["seconds"] == 61.0
+    fails(*words, "--repair", "--resume", code=1)
+    assert (seen[-1]["repair"], seen[-1]["resume"]) == (True, True)
+    assert "pass --resume as well" in fails(*words, "--repair")
+    assert "--dry-run measures this" in fails(*words, "--dry-run", "--dask", "localhost:1")
 
 
 def test_a_missing_data_set_names_the_options(tmp_path):

@@ -11,6 +11,10 @@ def test_command_writes_figure_and_numbers(tmp_path):
     written = json.loads((tmp_path / "circles.json").read_text())
     assert written["data_free"] == numbers["data_free"]
     assert set(numbers["with_samples"]) == {"energy_distance", "right_side", "divergence_nats"}
+    again = call(*options, "--force")
+    plan = again.stderr.splitlines()[0]
+    assert plan.startswith("Plan: circles, each a teacher and two flows of 2 steps; about ")
+    assert plan.endswith(f"Folder: {tmp_path}")
     assert "circles.png exists; pass --force to replace it" in fails(*options)
 
 

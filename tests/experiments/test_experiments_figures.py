@@ -1,5 +1,7 @@
 """The paper's figures 3 and 4, in miniature."""
 
+import re
+
 import pytest
 import torch
 from PIL import Image
@@ -12,6 +14,7 @@ from freia_kd.experiments.figures import CELL, GAMMAS, HEADER, MARGIN, TITLE, me
 from freia_kd.runs.lock import locked
 from freia_kd.synthesizers.bdnf import BDNF
 from freia_kd.teachers import Teacher
+from freia_kd.training import Progress
 
 
 def size(rows, titles, columns=10):
@@ -26,6 +29,37 @@ def test_figure_3_paints_three_flows(tmp_path):
         assert picture.size == size(6, 0)
 
 
+def test_it_begins_with_its_folder_and_what_is_left_to_train(tmp_path):
+    class Notes(Progress):
+        def __init__(self):
+            self.notes = []
+
+        def note(self, text):
+            self.notes.append(text)
+
+    first, again, more = Notes(), Notes(), Notes()
+    options = {"out": tmp_path, "epochs": 1, "steps": 3}
+    figures.figure3("digits", **options, progress=first)
+    assert first.notes[0] == f"Run: {tmp_path}"
+    assert re.fullmatch(
+        r"Plan: 3 flows of 3 steps; left are teacher .* s, flows .* s\.", first.notes[1]
+    )
+    figures.figure3("digits", **options, progress=again)
+    assert again.notes == [f"Run: {tmp_path}"]
+    figures.figure4("digits", **options, gammas=[0.5], progress=more)  # one is new, one is there
+    assert re.fullmatch(r"Plan: 2 flows of 3 steps; left are flows .* s\.", more.notes[1])
+
+
+def test_a_flow_that_memory_cannot_hold_is_refused_before_the_teacher_is_trained(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(figures, "fits_memory", lambda *a: False)
+    monkeypatch.setattr(figures, "train_new", None)  # must not be called
+    with pytest.raises(UsageError, match="The stage flows needs more memory than"):
+        figures.figure3("digits", out=tmp_path / "out", epochs=1)
+    assert not (tmp_path / "out").exists()
+
+
 def test_two_processes_do_not_paint_in_one_folder(tmp_path):
     with locked(tmp_path), pytest.raises(UsageError, match="Another process works on the run in"):
         figures.figure3("digits", out=tmp_path, epochs=1, steps=1)
@@ -33,6 +67,7 @@ def test_two_processes_do_not_paint_in_one_folder(tmp_path):
 
 @pytest.mark.slow
 def test_figure_4_is_painted_and_measured_and_not_trained_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures.Studio, "plan", lambda *a: [])  # which takes steps too
     common = {"out": tmp_path, "epochs": 1, "steps": 1, "as_published": True}
     made = figures.figure4("digits", **common)
     assert made.picture == str(tmp_path / "figure4-digits-as-published.png")
@@ -53,6 +88,7 @@ def test_figure_4_is_painted_and_measured_and_not_trained_again(tmp_path, monkey
 @pytest.mark.slow
 def test_as_published_is_the_papers_flow_and_the_default_ours(tmp_path, monkeypatch):
     seen = []
+    monkeypatch.setattr(figures.Studio, "plan", lambda *a: [])
     fit = BDNF.fit
     monkeypatch.setattr(BDNF, "fit", lambda self, *a: seen.append(self.options) or fit(self, *a))
     for as_published in (False, True):

@@ -1,6 +1,7 @@
 """Table 1: every row, on made-up data in SVHN's format."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -330,7 +331,7 @@ def test_a_plan_counts_teachers_and_trials_and_writes_nothing(planned, tmp_path)
     assert {s.name: s.steps for s in found.stages} == {
         "teachers of svhn": 2, "svhn, T+Normal": 2, f"svhn, {TRAINED}": 2,
     }  # fmt: skip
-    assert all(s.seconds for s in found.stages[1:])
+    assert all(s.seconds for s in found.stages)
     assert found.disk > 8 * (3 * 32 * 32 + 10) * 4  # of the inputs that are made once
     assert not (folder / "out").exists()
     one = plan_table1(["svhn"], **{**common, "seeds": 1})
@@ -339,7 +340,6 @@ def test_a_plan_counts_teachers_and_trials_and_writes_nothing(planned, tmp_path)
 
 
 def test_the_time_of_a_teacher_and_of_a_flow_is_measured(planned, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "train_new", train_new)
     folder, done = make_svhn(tmp_path), []
     recipe = {**TINY_RECIPE, "steps": 40_000, "kegnet_steps": 40_000}
     monkeypatch.setattr(recipes, "QUICK", recipe)
@@ -359,7 +359,7 @@ def test_it_begins_with_its_folder_and_its_plan_of_what_is_left(planned, tmp_pat
     call(folder, **{**planned, "seeds": 1}, progress=notes)
     assert notes.notes[0] == f"Run: {folder / 'out'}"
     assert notes.notes[1].startswith("Plan: about ")
-    assert "teachers of svhn (time not known) (1), svhn, T+Normal" in notes.notes[1]
+    assert re.search(r": teachers of svhn .* s \(1\), svhn, T\+Normal .* s \(1\)", notes.notes[1])
     again = Notes()
     call(folder, **{**planned, "seeds": 1}, resume=True, progress=again)
     assert not any(note.startswith("Plan") for note in again.notes)
