@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import shlex
+from pathlib import Path
 from typing import Any
 
 import click
 
 from .command import Command, argument, options, print_json, print_table
 from .options import json_option
+
+# Where the command is not called as what it leaves.
+GO_ON = {"table1": "reproduce table1", "trial": "reproduce table1"}
 
 
 @click.command("inspect", cls=Command)
@@ -42,8 +47,13 @@ def _short(value: Any) -> str:
 
 def _next(path: str, run: dict[str, Any]) -> str:
     """The command that goes on with a run, or uses what it made."""
-    if run["made_by"] != "distill":
-        return f"{run['made_by']} --resume --out {path}, with the options of before"
-    if "measure" in run["done"]:
-        return f"export {path} --to onnx"
-    return f"distill --resume --out {path}"
+    if run["made_by"] == "distill":
+        does = "export" if "measure" in run["done"] else "distill --resume --out"
+        return shlex.join([*does.split(), path]) + (" --to onnx" if does == "export" else "")
+    command, folder = GO_ON.get(run["made_by"], run["made_by"]), Path(path)
+    if run["made_by"] == "train-teacher":
+        folder = Path(path.rstrip("/").removesuffix(".training"))
+    if run["made_by"] == "trial":  # of one data set, in the folder of its table
+        folder = folder.absolute().parent.parent
+    words = shlex.join([*command.split(), "--resume", "--out", str(folder)])
+    return f"{words}, with the options of before"

@@ -32,14 +32,14 @@ from ..job.repair import Damage, find_damages, forget
 from ..job.student import read_student
 from ..job.synthesis import heldout_set
 from ..report.schema import Proportion, TrialResult
-from ..runs.store import RECORD, read_record
+from ..runs.store import RECORD, RESULT, read_record
 from ..students import StudentSpec
 from ..synthesizers.noise import Normal
 from ..teachers import Classifier, Teacher
 from ..training import Progress
 from .methods import Method
 
-RESULT, JUDGED, MEASURED = "trial.json", "judged.json", "accuracy.json"
+JUDGED, MEASURED = "judged.json", "accuracy.json"
 FOUND = (RESULT, JUDGED, MEASURED)  # what a trial leaves beside its run
 SPENT = ("train", "checkpoints")  # folders that may go when a trial ends
 ALL = "all"  # the stages, of a damaged record

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..comparing.trials import ALL, RESULT
+from ..comparing.trials import ALL
 from ..compression import load_teacher
 from ..compression.batchnorm import batchnorm_layers
 from ..config import Device
@@ -31,7 +31,7 @@ from ..job import Plan
 from ..job.planning import PlannedStage, existing, fits_memory, too_large
 from ..job.repair import Damage
 from ..runs import Run
-from ..runs.store import RECORD
+from ..runs.store import RECORD, RESULT
 from ..students import as_specs, build, calibration_set, seeded_generator
 from ..synthesizers.kegnet import KegNetOptions
 from ..teachers import Classifier, Teacher

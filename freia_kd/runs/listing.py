@@ -11,7 +11,7 @@ from ..errors import CheckpointError
 from ..report.schema import Comparison, Proportion, Report, TableResult
 from ..report.storage import FILES, read_result
 from .lock import holder, is_locked
-from .store import RECORD, RunRecord, read_record
+from .store import RECORD, RESULT, RunRecord, read_record
 
 REPORTS = {"distill": Report, "compare": Comparison, "table1": TableResult}
 
@@ -65,19 +65,21 @@ def _summary(folder: Path) -> RunSummary:
         record = read_record(folder)
     except CheckpointError as error:
         return RunSummary(str(folder), "", str(error))
-    report, damage = None, ""
-    if (folder / f"{FILES[REPORTS[record.kind]]}.json").exists():
+    report, damage, kind = None, "", REPORTS.get(record.kind)
+    if kind is not None and (folder / f"{FILES[kind]}.json").exists():
         try:
-            report = read_result(folder, REPORTS[record.kind])
+            report = read_result(folder, kind)
         except CheckpointError as error:
             damage = str(error)
     measured = report.students if isinstance(report, Report) else []
+    # Those of a table are of the paper, and have one name.
+    students = record.students or record.config.get("students", {})
     return RunSummary(
         folder=str(folder),
         kind=record.kind,
         state=damage or _state(folder, record, report is not None),
         teacher=record.config.get("teacher", ""),
-        students=list(record.students or record.config.get("students", {})),
+        students=[students] if isinstance(students, str) else list(students),
         accuracy={s.name: s.distilled.accuracy for s in measured if s.distilled.accuracy},
         agreement={s.name: s.distilled.agreement for s in measured},
         seconds=sum(record.seconds.values()),
@@ -88,7 +90,7 @@ def _state(folder: Path, record: RunRecord, has_report: bool) -> str:
     if is_locked(folder):
         who = holder(folder)
         return f"running (process {who.get('pid', '?')} on {who.get('host', '?')})"
-    is_finished = "report" in record.done if record.kind == "distill" else has_report
-    if is_finished and has_report:
+    is_finished = has_report and (record.kind != "distill" or "report" in record.done)
+    if is_finished or (folder / RESULT).exists():
         return "finished"
     return f"stopped after {record.done[-1]}" if record.done else "stopped in its first stage"

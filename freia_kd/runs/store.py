@@ -20,6 +20,7 @@ from .lock import HOLDER, LOCK, locked
 
 VERSION = 2  # of the record; raised when an older run could not go on
 RECORD = "run.json"
+RESULT = "trial.json"  # of a trial, which ends with it
 ASKED = "run.yaml"  # the options that were asked for, in words that can be given back
 
 
