@@ -5,6 +5,9 @@ import itertools
 import os
 import shutil
 import tempfile
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +15,7 @@ from faults_judging import Tally
 from faults_miniatures import write_places
 
 from freia_kd import files
+from freia_kd.training.checkpoints import METRICS, Checkpoints, read_metrics
 
 ERRORS = (errno.ENOSPC, errno.EROFS, errno.EACCES)
 TINY = ["--preset", "quick", "--set-size", "24", "--synthesizer", "bdnf+spectral", "--set"]
@@ -66,6 +70,28 @@ class Disk:
         patch.setattr(files, "tempfile", SimpleNamespace(mkstemp=self.mkstemp))
         own = {name: getattr(os, name) for name in ("PathLike", "close", "umask")}
         patch.setattr(files, "os", SimpleNamespace(**own, fsync=self.fsync))
+        opened = Path.open
+
+        def open_path(path, mode="r", *arguments, **options):
+            stream = opened(path, mode, *arguments, **options)
+            return self.append(path, stream) if mode == "a" else stream
+
+        patch.setattr(Path, "open", open_path)
+
+    @contextmanager
+    def append(self, path, stream):
+        """What writes at the end of a file; if the disk is full late, half of it arrives."""
+        self.count += 1
+        with stream:
+            if self.count == self.fails_at and not self.late:
+                self.fail(path)
+            yield SimpleNamespace(write=partial(self._write, path, stream))
+
+    def _write(self, path, stream, text):
+        if self.count != self.fails_at:
+            return stream.write(text)
+        stream.write(text[: len(text) // 2])
+        return self.fail(path)
 
 
 def contents(folder):
@@ -74,7 +100,7 @@ def contents(folder):
 
 def results(folder):
     """What a command has made, without what tells times."""
-    wanted = (".npy", ".pt", ".safetensors")
+    wanted = (".npy", ".pt", ".safetensors", ".jsonl")
     return {k: v for k, v in contents(folder).items() if k.suffix in wanted}
 
 
@@ -125,6 +151,20 @@ def test_full_disks(name, places, tmp_path, monkeypatch):
             tally.short.append(f"{what}: what it then makes is not the same ({begun=})")
         shutil.rmtree(here)
     tally.check(2 * whole.count + 1)
+
+
+def test_the_guard_sees_a_line_that_is_lost(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, "stage")
+    for number, (late, rest) in enumerate([(False, ""), (True, '{"stage": "stag')]):
+        with monkeypatch.context() as patch:
+            Disk(2, errno.ENOSPC, late).stand_in(patch)
+            checkpoints.log(number, {})
+            with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+                checkpoints.log(number + 10, {})
+        assert (tmp_path / METRICS).read_text().splitlines()[number + 1 :] == (
+            [rest] if rest else []
+        )
+    assert [line["step"] for line in read_metrics(tmp_path)] == [0, 1]
 
 
 def test_the_guard_sees_a_file_that_is_lost(tmp_path, monkeypatch):
