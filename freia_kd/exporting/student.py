@@ -71,7 +71,8 @@ def export(
     there = [str(target) for target in targets.values() if target.exists() and not replace]
     if there:
         raise UsageError(
-            f"{' and '.join(there)} exist; pass --force to replace them, or choose another --out."
+            f"{' and '.join(there)} exist{'s' * (len(there) == 1)}; pass --force to replace "
+            f"{'it' if len(there) == 1 else 'them'}, or choose another --out."
         )
     try:
         for name in targets:

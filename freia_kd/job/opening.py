@@ -21,7 +21,7 @@ from ..data.datasets import LabelledData
 from ..data.sources import PathLike, RealData, Source
 from ..device import choose_device, free_memory, memory_limit
 from ..domain import Domain
-from ..errors import UsageError
+from ..errors import CheckpointError, UsageError
 from ..runs import Run, RunRecord
 from ..students import StudentSpec, as_specs
 from ..synthesizers import (
@@ -365,6 +365,11 @@ def _load_again(
         return load_teacher(teacher or old.teacher, arch, domain)
     if arch is None:
         _expect_trusted("arch", old.arch)
+    if teacher is None and not Path(old.teacher).exists():
+        raise CheckpointError(
+            f"The teacher of this run, {old.teacher}, is not there; pass it again, as --teacher "
+            "(teacher=)."
+        )
     recorded = Domain.from_dict(old.domain)
     return load_teacher(teacher or old.teacher, arch or old.arch, domain or recorded)
 

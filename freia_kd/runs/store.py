@@ -73,7 +73,7 @@ def read_record(folder: str | os.PathLike[str], kind: str | None = None) -> RunR
     except FileNotFoundError:
         raise CheckpointError(f"Expected the folder of a run; {folder} has no {RECORD}.") from None
     except (ValueError, OSError) as error:
-        raise CheckpointError(f"The file {path} is not the record of a run ({error}).") from error
+        raise CheckpointError(_unreadable(path, str(error))) from error
     version = fields.get("version", 1) if isinstance(fields, dict) else None
     if version != VERSION:
         package = fields.get("package", "an earlier version") if isinstance(fields, dict) else "?"
@@ -87,12 +87,20 @@ def read_record(folder: str | os.PathLike[str], kind: str | None = None) -> RunR
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         where = ".".join(map(str, fault["loc"]))
-        raise CheckpointError(
-            f"The file {path} is not the record of a run ({where}: {fault['msg']})."
-        ) from error
+        raise CheckpointError(_unreadable(path, f"{where}: {fault['msg']}")) from error
     if kind is not None and record.kind != kind:
         raise CheckpointError(f"The folder {folder} was made by {record.kind}, not by {kind}.")
     return record
+
+
+def _unreadable(path: Path, reason: str) -> str:
+    """What is wrong with a record, and what to do without it."""
+    asked = path.with_name(ASKED)
+    again = f"; --config {asked} has the options that it began with" if asked.exists() else ""
+    return (
+        f"The file {path} is not the record of a run ({reason}), without which it cannot go on: "
+        f"begin another with another --out{again}."
+    )
 
 
 class Run:

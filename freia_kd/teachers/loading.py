@@ -224,7 +224,18 @@ def _load_weights(path: PathLike, net: nn.Module, state: dict[str, Tensor], arch
         for k, v in expected.items()
         if k in state and not is_lazy(v) and state[k].shape != v.shape
     ]
-    found = {"missing": missing, "unexpected": unexpected, "wrong shape": mismatched}
+    # Copied into floats, complex numbers lose a part, and quantised ones their scale.
+    odd = [
+        f"{k} ({str(state[k].dtype).removeprefix('torch.')})"
+        for k, v in expected.items()
+        if k in state and v.is_floating_point() and not state[k].is_floating_point()
+    ]
+    found = {
+        "missing": missing,
+        "unexpected": unexpected,
+        "wrong shape": mismatched,
+        "no real numbers": odd,
+    }
     faults = [f"{what}: {_some(keys)}" for what, keys in found.items() if keys]
     if faults:
         raise CheckpointError(

@@ -176,7 +176,7 @@ def test_a_full_disk(run, monkeypatch):
 
 def test_a_file_that_exists_is_replaced_if_that_is_asked_for(run):
     (run / "student.pt2").write_text("old")
-    assert "student.pt2 exist; pass --force" in fails(run, "--to", "torch-export", code=2)
+    assert "student.pt2 exists; pass --force" in fails(run, "--to", "torch-export", code=2)
     assert (run / "student.pt2").read_text() == "old"
     call(run, "--to", "torch-export", "--force")
     assert (run / "student.pt2").stat().st_size > 1000

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from cli_calls import FLOW, call, fails, faults
 
+from freia_kd.runs import Run
 from freia_kd.runs.lock import HOLDER, LOCK, locked
 
 
@@ -202,3 +203,32 @@ def test_the_shell_completes_names(typed, expected):
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True
     )
     assert [line.partition(",")[2] for line in shown.stdout.splitlines()] == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "command"),
+    [
+        ("distill", "run", "distill --resume --out {0}/run"),
+        ("compare", "run", "compare --resume --out {0}/run, with the options of before"),
+        ("table1", "run", "reproduce table1 --resume --out {0}/run, with the options of before"),
+        ("trial", "run/mnist/row-0", "reproduce table1 --resume --out {0}/run, with the options"),
+        ("train-teacher", "t.pt.training", "train-teacher --resume --out {0}/t.pt, with the"),
+    ],
+)
+def test_inspect_names_the_command_that_goes_on(kind, place, command, tmp_path):
+    run = Run.create(tmp_path / place, kind, {})
+    with run.stage("first"):
+        (run / "file").write_text("kept")
+    shown = call("inspect", tmp_path / place).stdout.replace("\n", "")
+    assert f"Next: freiakd {command.format(tmp_path)}" in shown
+
+
+def test_a_record_that_is_damaged_says_where_its_options_are(distill, tmp_path):
+    run = Run.create(tmp_path / "other", "distill", {}, asked={"seed": 1})
+    with run.stage("first"):
+        (run / "file").write_text("kept")
+    (run / "run.json").write_text("{")
+    line = fails("distill", "--resume", "--repair", "--out", run.folder, code=1)
+    assert f"begin another with another --out; --config {run.folder / 'run.yaml'} has" in line
+    (run / "run.yaml").unlink()
+    assert "--config" not in fails("distill", "--resume", "--out", run.folder, code=1)

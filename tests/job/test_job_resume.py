@@ -363,3 +363,9 @@ def test_code_that_only_the_record_names_is_not_run(run, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="evil:Class"):
         resume(run, teacher=make_teacher())
     assert "evil" not in sys.modules
+
+
+def test_a_teacher_that_is_not_there_any_more_is_asked_for(run):
+    edit(run, lambda record: record["config"].update(teacher="elsewhere/t.pt"))
+    with pytest.raises(CheckpointError, match=r"run, elsewhere/t\.pt, is not there; .*--teacher"):
+        resume(run)

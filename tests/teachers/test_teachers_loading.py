@@ -629,6 +629,14 @@ def test_the_weights_of_another_net_are_refused(tmp_path, arch):
         load_teacher(path, arch=arch, domain=MNIST)
 
 
+@pytest.mark.parametrize("kind", [torch.complex64, torch.int8])
+def test_weights_that_are_no_real_numbers_are_not_made_some(tmp_path, net, kind):
+    state = {k: v.to(kind) if k == "fc1.weight" else v for k, v in net.state_dict().items()}
+    said = rf"no real numbers: fc1\.weight \({str(kind).removeprefix('torch.')}\)\)"
+    with pytest.raises(CheckpointError, match=said):
+        load_teacher(save(tmp_path, state), arch="lenet5", domain=MNIST)
+
+
 def test_mismatched_shapes_are_listed(tmp_path, net):
     state = net.state_dict() | {"fc1.weight": torch.zeros(80, 120)}
     with pytest.raises(
