@@ -231,3 +231,11 @@ def test_options_are_checked_without_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_a_net_is_small_up_to_a_million_multiply_accumulates():
+    for count, small, large in (
+        (DistillationOptions().count, 6_000, 2_000),
+        (get_preset("standard").count, 131_072, 65_536),
+    ):
+        assert (count(1_000_000), count(1_000_001)) == (small, large)
