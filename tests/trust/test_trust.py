@@ -170,3 +170,12 @@ def test_better_evidence_promises_more():
     assert "may not hold for other domains" in good.basis
     assert all(teacher in good.basis for teacher in calibration.about["teachers"])
     json.dumps(good.evidence)
+
+
+@pytest.mark.parametrize("name", read_calibration().ranges)
+def test_what_is_unlike_the_calibration_at_either_end_is_said_to_be(name):
+    calibration, shown = read_calibration(), evidence(0.8)
+    value = shown.features[name]
+    for low, high, beyond in ((-1, 1, False), (0, 0, False), (-2, -1, True), (1, 2, True)):
+        ranges = {name: (value + low, value + high)}
+        assert replace(calibration, ranges=ranges).expect(shown).is_beyond is beyond

@@ -87,3 +87,10 @@ def test_a_teacher_who_is_nowhere_sure_says_nothing():
     )
     assert not can_judge(judge([(0, -1.0)] * 50 + [(1, -1.0)] * 2))  # of class 1 too few
     assert can_judge(judge([(0, -1.0)] * 50 + [(1, -1.0)] * 3))
+
+
+def test_the_interval_is_that_of_drawing_the_inputs_again():
+    # Of 17 inputs 7 differ: of 17 drawn again 3 to 11, the ends of 95 % of Bin(17, 7/17).
+    rows = [(0, -5.0)] * 7 + [(0, -1.0)] * 10
+    _, other = hold_contest({"a": student(-9.0), "b": student(-4.0)}, [judge(rows)])[0]
+    assert (other.behind.low, other.behind.high) == pytest.approx((-11 / 17, -3 / 17))
