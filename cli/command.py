@@ -103,7 +103,10 @@ class _Gathering:
             ctx.default_map.pop(self.name, None)  # type: ignore[attr-defined]
         if self.required:  # type: ignore[attr-defined]
             return None
-        return super().process_value(ctx, self.get_default(ctx))  # type: ignore[attr-defined,misc]
+        try:
+            return super().process_value(ctx, self.get_default(ctx))  # type: ignore[attr-defined,misc]
+        except click.BadParameter:  # such as a folder that is not there by default
+            return None
 
 
 class Option(_Gathering, click.Option):

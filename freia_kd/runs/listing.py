@@ -72,14 +72,15 @@ def _summary(folder: Path) -> RunSummary:
         except CheckpointError as error:
             damage = str(error)
     measured = report.students if isinstance(report, Report) else []
-    # Those of a table are of the paper, and have one name.
     students = record.students or record.config.get("students", {})
+    if not isinstance(students, dict):  # those of a table are of the paper, and have one name
+        students = str(students)
     return RunSummary(
         folder=str(folder),
         kind=record.kind,
         state=damage or _state(folder, record, report is not None),
-        teacher=record.config.get("teacher", ""),
-        students=[students] if isinstance(students, str) else list(students),
+        teacher=str(record.config.get("teacher") or ""),
+        students=[students] if isinstance(students, str) else list(students or ()),
         accuracy={s.name: s.distilled.accuracy for s in measured if s.distilled.accuracy},
         agreement={s.name: s.distilled.agreement for s in measured},
         seconds=sum(record.seconds.values()),

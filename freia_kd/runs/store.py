@@ -142,8 +142,9 @@ class Run:
             UsageError: If the folder holds a run that has begun, or something else.
         """
         folder = Path(folder)
-        if folder.exists() and not folder.is_dir():
-            raise UsageError(f"Expected a folder for the run; {folder} is a file.")
+        for path in (folder, *folder.parents):
+            if path.exists() and not path.is_dir():
+                raise UsageError(f"Expected a folder for the run, {folder}; {path} is a file.")
         run = cls(folder, RunRecord(kind, json.loads(json.dumps(config))), progress, asked)
         if not (folder / RECORD).exists():
             # What a run leaves that is killed before its record is written, or is just beginning.

@@ -232,3 +232,11 @@ def test_a_record_that_is_damaged_says_where_its_options_are(distill, tmp_path):
     assert f"begin another with another --out; --config {run.folder / 'run.yaml'} has" in line
     (run / "run.yaml").unlink()
     assert "--config" not in fails("distill", "--resume", "--out", run.folder, code=1)
+
+
+def test_what_was_typed_is_named_where_the_default_is_not_there_either(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert "'none' does not exist" in fails("runs", "none")
+    assert "'file' is a file" in fails("runs", "file")
+    assert "'runs' does not exist" in fails("runs")

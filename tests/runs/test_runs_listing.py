@@ -45,6 +45,8 @@ def test_one_that_cannot_be_read_hides_no_other(tmp_path):
     make(tmp_path / "a", "distill")
     broken = make(tmp_path / "b", "distill")
     (broken / "run.json").write_text(json.dumps({"version": 1}))
-    sound, other = list_runs(tmp_path)
+    make(tmp_path / "c", "distill", {"teacher": ["x"], "students": 7})
+    make(tmp_path / "d", "distill", {"teacher": None, "students": None})
+    sound, other, *_ = list_runs(tmp_path)
     assert sound.state == "stopped after first"
     assert "this version cannot go on with" in other.state

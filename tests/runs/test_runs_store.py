@@ -156,3 +156,10 @@ def test_what_a_killed_process_wrote_in_part_blocks_nothing_and_goes(tmp_path):
     (tmp_path / "other/mine.txt").write_text("x")
     with pytest.raises(UsageError, match="is not empty and holds no run"):
         Run.create(tmp_path / "other", "distill", {})
+
+
+@pytest.mark.parametrize("name", ["file", "file/run", "file/a/run"])
+def test_a_file_is_no_folder_for_a_run(tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"Expected a folder for the run, .*/file is a file"):
+        Run.create(tmp_path / name, "distill", CONFIG)
