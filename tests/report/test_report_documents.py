@@ -168,6 +168,18 @@ def test_remarks_say_which_real_data_were_used():
     assert "all the evidence there is" in said(unmeasured())
 
 
+def test_worse_is_said_of_a_fall_alone_and_surely_where_intervals_are_apart():
+    def told(before, after):
+        ends = [Proportion(value, 1000, low, high) for value, low, high in (before, after)]
+        first, last = (replace(scores(0.9, 0.9), accuracy=share) for share in ends)
+        return said(report(student(compressed=first, distilled=last)))
+
+    before = (0.90, 0.85, 0.95)
+    assert "made it worse" not in told(before, before)
+    assert "though by less than so few" in told(before, (0.80, 0.75, 0.86))  # 0.85 is in both
+    assert "(80.0 % after 90.0 %)" in told(before, (0.80, 0.75, 0.84))
+
+
 def test_a_student_that_distillation_made_worse_is_named():
     worse = student(compressed=scores(0.9, 0.9), distilled=scores(0.8, 0.95))
     assert "Student 1: distillation made it worse" in said(report(worse))
