@@ -94,12 +94,21 @@ class Checkpoints:
 
 
 def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """All whole lines of a run's metrics (the last may be cut by a kill)."""
+    """All whole lines of a run's metrics (a kill may cut the last, and a disk spoil any)."""
     path = Path(folder) / METRICS
+    if not path.exists():
+        return []
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(line))
+            values = json.loads(line)
         except ValueError:
             continue
+        if isinstance(values, dict) and _is_whole(**values):
+            lines.append(values)
     return lines
+
+
+def _is_whole(stage: object = None, step: object = None, **values: object) -> bool:
+    numbers = all(isinstance(value, (int, float)) for value in values.values())
+    return isinstance(stage, str) and isinstance(step, int) and numbers

@@ -1,7 +1,9 @@
 """How the tests call commands."""
 
+import pytest
 from click.testing import CliRunner
 
+from freia_kd.cli.command import TERMINATED
 from freia_kd.cli.main import main
 
 FLOW = ("--synthesizer", "bdnf+leaves")  # where the flow is what a test is about
@@ -10,6 +12,8 @@ FLOW = ("--synthesizer", "bdnf+leaves")  # where the flow is what a test is abou
 def call(*arguments, code=0):
     """Runs a command that ends with an exit code."""
     result = CliRunner().invoke(main, [str(a) for a in arguments])
+    if result.exit_code == TERMINATED != code:  # which was meant for the tests, as by `timeout`
+        pytest.exit("terminated", TERMINATED)
     assert result.exit_code == code, (result.output, result.exception)
     return result
 

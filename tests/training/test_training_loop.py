@@ -4,7 +4,7 @@ from torch import nn
 
 from freia_kd.errors import CheckpointError, TrainingError
 from freia_kd.training import Checkpoints, TrainingLoop
-from freia_kd.training.checkpoints import read_metrics
+from freia_kd.training.checkpoints import METRICS, read_metrics
 from freia_kd.training.state import load_state, save_state
 
 
@@ -165,3 +165,18 @@ def test_states_that_are_slow_to_keep_are_kept_less_often(tmp_path, monkeypatch)
     assert second - first == pytest.approx(5 + 10 * 15, abs=1)
     first, second, _ = saves(50.0)
     assert second - first == pytest.approx(50 + 20 * 15, abs=1)  # and no more seldom
+
+
+@pytest.mark.parametrize(
+    "spoiled", [b"\xd3\xff", b"3", b"{}", b'{"stage": "s", "step": "x"}', b'{"stage": "s", "st',
+                b'{"stage": "s", "step": 2, "loss": "x"}'],
+)  # fmt: skip
+def test_lines_of_metrics_that_are_spoiled_are_left_out(tmp_path, spoiled):
+    checkpoints = Checkpoints(tmp_path, "s")
+    checkpoints.log(1, {"loss": 0.5})
+    with (tmp_path / METRICS).open("ab") as file:
+        file.write(spoiled + b"\n")
+    checkpoints.log(3, {"loss": 0.4})
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 3]
+    checkpoints.forget_after(1)
+    assert (tmp_path / METRICS).read_text() == '{"stage": "s", "step": 1, "loss": 0.5}\n'
