@@ -21,7 +21,7 @@ from .config import BatchNormMode, Device, DistillationOptions, Precision, Prese
 from .data.datasets import LabelledData
 from .data.sources import PathLike, RealData, Source
 from .data.synthetic import SyntheticSet, quantise
-from .device import free_memory, memory_limit
+from .device import free_memory, keeping_threads, memory_limit
 from .domain import Domain
 from .errors import CheckpointError, UsageError
 from .evaluation import accuracy, commonest, predict, share_equal
@@ -126,6 +126,7 @@ class Evaluation:
     commonest: float = 0.0
 
 
+@keeping_threads()
 def train_teacher(
     data: PathLike,
     out: PathLike,
@@ -200,6 +201,7 @@ def train_teacher(
     )
 
 
+@keeping_threads()
 def plan_teacher(data: PathLike, out: PathLike, **options: Any) -> Plan:
     """What :func:`train_teacher` would take, after a few real steps; nothing is written.
 
@@ -215,6 +217,7 @@ def plan_teacher(data: PathLike, out: PathLike, **options: Any) -> Plan:
     return open_training(data, out, **options).plan()
 
 
+@keeping_threads()
 def distill(
     teacher: PathLike | Teacher,
     *,
@@ -309,6 +312,7 @@ def distill(
     return DistillationResult(job.run.folder, run_job(job))
 
 
+@keeping_threads()
 def resume(
     folder: PathLike,
     *,
@@ -495,6 +499,7 @@ def load_student(path: PathLike, arch: str | None = None) -> Classifier:
     return load_classifier(path / "student.safetensors" if path.is_dir() else path, arch=arch)
 
 
+@keeping_threads()
 def extract(
     teacher: PathLike | Teacher | None = None,
     *,
@@ -530,6 +535,7 @@ def extract(
     return folder, {str(path.relative_to(folder)): len(SyntheticSet(path)) for path in sets}
 
 
+@keeping_threads()
 def plan(
     teacher: PathLike | Teacher | None = None,
     *,

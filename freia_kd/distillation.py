@@ -191,7 +191,7 @@ def _learn_boundaries(
     layers = _common_layers(student.net, teacher.net, teacher.domain.normalize(x))
     loss = ActivationBoundaries(student, teacher, layers, x, generator=generator)
     optimizer = torch.optim.Adam(
-        [*student.parameters(), *loss.parameters()], learning_rate(options, student)
+        [*student.parameters(), *loss.parameters()], learning_rate(options, student), fused=True
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     keep_layout(optimizer)
@@ -248,7 +248,7 @@ def _learn_logits(
     start = [best.weights[name] for name, _ in student.named_parameters()]
     divergence = DIVERGENCES[options.divergence]
     averaged = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(options.ema)).eval()
-    optimizer = torch.optim.Adam(student.parameters(), learning_rate(options, student))
+    optimizer = torch.optim.Adam(student.parameters(), learning_rate(options, student), fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     keep_layout(optimizer)
     best.net = averaged.module

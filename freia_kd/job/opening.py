@@ -49,6 +49,7 @@ from .choosing import (
 )
 from .job import Job, JobConfig, options_of
 from .planning import too_large
+from .threads import settle_threads
 
 IN_MEMORY = "in memory"  # in place of a teacher's file
 Synthesizers = str | Synthesizer | Sequence[str | Synthesizer]
@@ -132,6 +133,7 @@ def open_job(
     folder = Path(out) if out is not None else new_folder(path)
     run = Run.create(folder, "distill", config.to_dict(), progress, asked)
     job = Job(teacher.to(chosen_device), run, config, specs, synthesizers, few, evaluation)
+    settle_threads(run, job.teacher, config.training.batch_size)
     budget = None if minutes is None else Budget(minutes, has_size=set_size is not None)
     if partners is None:
         return job if budget is None else budget.fit(job)
@@ -280,6 +282,7 @@ def reopen_job(
     job = Job(loaded, run, config, list(specs.values()), synthesizers, few, evaluation)
     if not job.is_finished:
         job.expect_evaluation()
+    settle_threads(run, loaded, config.training.batch_size)
     return job
 
 

@@ -24,10 +24,11 @@ from ..data.sources import PathLike
 from ..device import choose_device
 from ..domain import DOMAINS, Domain
 from ..runs import Run
-from ..teachers import Classifier, save_classifier, train_new
+from ..teachers import Classifier, build_net, save_classifier, train_new
 from ..training import Checkpoints, Progress
 from .opening import fingerprint_of
 from .planning import Plan, plan_training
+from .threads import settle_threads
 
 SIDE = 32  # of images that are resized, as in KegNet and BDNF
 MIN_HELD_OUT = 20  # inputs, below which none are held out to choose a teacher's weights
@@ -170,6 +171,8 @@ def open_training(
         run.expect_config(config)
     else:
         run = Run.create(folder, kind, config, progress)
+    with torch.random.fork_rng(devices=[]):
+        settle_threads(run, Classifier(build_net(arch, domain), domain, arch), batch_size)
     return Training(
         run, place, train, domain, arch, epochs, batch_size, learning_rate, seed, chosen
     )

@@ -39,6 +39,7 @@ class RunRecord:
         done: The stages that have finished, in order.
         choice: How its synthesizers were chosen, if it chose them
             (:class:`~freia_kd.report.schema.Choice`).
+        threads: With how many threads it computes.
         package: The version of this package that made the folder.
         version: The version of this record.
     """
@@ -51,6 +52,7 @@ class RunRecord:
     seconds: dict[str, float] = field(default_factory=dict)
     done: list[str] = field(default_factory=list)
     choice: dict[str, Any] | None = None
+    threads: int | None = None
     package: str = __version__
     version: int = VERSION
 

@@ -167,6 +167,21 @@ class Synthesizer(ABC):
             Inputs with shape `(n, *shape)` (pixels in [0, 1] for images) and their labels.
         """
 
+    def unanswered(
+        self, n: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Inputs for a teacher that has yet to answer them.
+
+        Arguments:
+            n: How many, at least 1.
+            generator: As of :meth:`sample`.
+
+        Returns:
+            As :meth:`sample` without labels; but `None` for labels that are what the teacher says,
+            since it would be asked twice.
+        """
+        return self.sample(n, generator=generator)
+
     def diagnose(
         self, teacher: Teacher, generator: torch.Generator | None = None
     ) -> Diagnostics | None:

@@ -74,6 +74,9 @@ class Noise(Synthesizer):
     def _label(self, x: Tensor) -> Tensor:
         return torch.cat([self.teacher(part).argmax(1) for part in x.split(TEACHER_BATCH_SIZE)])
 
+    def unanswered(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, None]:
+        return self.draw(n, generator), None
+
     def _reject(self, wanted: Tensor, generator: torch.Generator | None) -> Tensor:
         x = self.draw(len(wanted), generator)
         missing = torch.ones_like(wanted, dtype=torch.bool)

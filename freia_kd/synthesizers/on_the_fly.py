@@ -29,17 +29,19 @@ def generate_labelled(
     Returns:
         Inputs as a synthetic set keeps them (uint8 images, or vectors) with shape `(N, *shape)`,
         source after source; the teacher's logits on these `(N, classes)`; and the labels that they
-        were made for.
+        were made for, of noise the teacher's answers.
     """
     ends = [round(count * i / len(sources)) for i in range(len(sources) + 1)]
     made = [
-        source.sample(end - start, generator=generator)
+        source.unanswered(end - start, generator)
         for source, start, end in zip(sources, ends, ends[1:], strict=False)
         if end > start
     ]
     inputs = quantise(torch.cat([x for x, _ in made]))
     logits = torch.cat([teacher(dequantise(part)) for part in inputs.split(TEACHER_BATCH_SIZE)])
-    return inputs, logits, torch.cat([c for _, c in made])
+    answers = logits.argmax(1).split([len(x) for x, _ in made])
+    labels = [said if c is None else c for said, (_, c) in zip(answers, made, strict=True)]
+    return inputs, logits, torch.cat(labels)
 
 
 class OnTheFlySet:

@@ -56,6 +56,21 @@ def test_what_was_let_go_is_read_again(data, monkeypatch):
     assert data._mapped == 0
 
 
+def test_a_small_set_in_use_is_kept_in_memory_with_the_same_rows(data, monkeypatch):
+    rows = torch.tensor([7, 0, 5, 0])
+    data.batch(rows)
+    before = data.batch(rows)
+    assert data._whole is None
+    for ours, theirs in zip(data.batch(rows), before, strict=True):
+        assert torch.equal(ours, theirs)
+    assert data._whole is not None
+    large = SyntheticSet(data.folder)
+    monkeypatch.setattr(synthetic, "RESIDENT", 2 * large._bytes - 1)
+    for _ in range(4):
+        large.batch(rows)
+    assert large._whole is None
+
+
 def test_a_loader_shuffles_over_the_whole_set_and_other_processes_open_it_themselves(data):
     loader = DataLoader(data, 4, shuffle=True, generator=torch.Generator().manual_seed(0))
     x, logits, _ = (torch.cat(parts) for parts in zip(*loader, strict=True))

@@ -1,0 +1,59 @@
+"""How many threads are taken."""
+
+import time
+
+import pytest
+import torch
+
+from freia_kd import device
+from freia_kd.device import fastest_threads, keeping_threads
+
+
+@pytest.fixture
+def four_threads():
+    with keeping_threads():
+        torch.set_num_threads(4)
+        yield
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "chosen"),
+    [
+        ({1: 8, 2: 4, 4: 2}, 4),  # an idle machine
+        ({1: 2, 2: 6, 4: 30}, 1),  # a busy one
+        ({1: 8, 2: 4, 4: 4}, 2),  # more that gain nothing
+        ({1: 8, 2: 7.8, 4: 3}, 4),
+    ],
+)
+def test_the_fastest_number_of_threads_is_found(milliseconds, chosen, four_threads, monkeypatch):
+    clock, calls = [0.0], []
+    monkeypatch.setattr(device.time, "perf_counter", lambda: clock[0])
+
+    def work():
+        calls.append(torch.get_num_threads())
+        clock[0] += 1e-3 * milliseconds[calls[-1]]
+
+    assert fastest_threads(work) == chosen
+    assert torch.get_num_threads() == 4
+    hopeless = [n for n, t in milliseconds.items() if t >= 2 * min(milliseconds.values())]
+    assert all(calls.count(n) <= 2 for n in hopeless)
+    assert calls.count(chosen) == device.ROUNDS
+
+
+def test_a_pause_of_the_machine_decides_nothing(four_threads):
+    pauses = iter([0.05, *[0.0] * 100])
+
+    def work():
+        time.sleep(0.002 * torch.get_num_threads() + next(pauses))
+
+    assert fastest_threads(work) == 1
+
+
+def test_the_number_is_put_back(four_threads):
+    def fail():
+        torch.set_num_threads(2)
+        raise ValueError("stopped")
+
+    with pytest.raises(ValueError, match="stopped"), keeping_threads():
+        fail()
+    assert torch.get_num_threads() == 4
