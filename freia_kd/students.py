@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from .compression import Compression, Tucker, match_batchnorm, method_of
+from .compression.cost import affordable
+from .compression.method import showing
 from .config import BatchNormMode, Config
 from .errors import ConfigError, UsageError
 from .synthesizers.leaves import Leaves
@@ -21,6 +23,8 @@ from .teachers import Classifier, Teacher, build_net, check_classifier
 from .training import Progress
 
 CALIBRATION_SIZE = 512  # inputs on which targets are judged, and ranges and statistics measured
+CALIBRATION_MACS = 256e9  # that these may take in the teacher: at 224 pixels there are fewer
+MIN_CALIBRATION = 64
 CHECK_SIZE = 16  # random inputs on which a spec is tried before any work
 NEW = "new"  # what the making of a net with random weights is called, among methods
 DEFAULT: tuple[Compression, ...] = (Tucker(student="1"),)
@@ -255,7 +259,8 @@ def extend(
     device = next(origin.parameters()).device
     inputs = origin.domain.normalize(inputs.to(device))
     with (progress or Progress()).stage(f"compress by {method.name}", 1) as stage:
-        made = method.apply(origin.net, inputs, origin.arch)
+        with showing(progress):
+            made = method.apply(origin.net, inputs, origin.arch)
         if bn != "freeze":
             match_batchnorm(made.net, origin.net, inputs)
         stage.update(1, {})
@@ -273,7 +278,7 @@ def _plain(found: Any) -> Any:
     return json.loads(json.dumps(found))
 
 
-def calibration_set(teacher: Teacher, seed: int = 0, size: int = CALIBRATION_SIZE) -> Tensor:
+def calibration_set(teacher: Teacher, seed: int = 0, size: int | None = None) -> Tensor:
     """Noise of the teacher's domain, on which a student is built: the same for the same seed.
 
     Dead leaves for images, and normal vectors in the teacher's units. It needs no training, so
@@ -282,12 +287,19 @@ def calibration_set(teacher: Teacher, seed: int = 0, size: int = CALIBRATION_SIZ
     frozen, 73.8 % where they are matched on 1/f noise, 76.3 % on dead leaves and 78.7 % on real
     images.)
 
+    Arguments:
+        teacher: The teacher.
+        seed: The seed.
+        size: How many; by default 512, and down to 64 for large images and nets.
+
     Returns:
         Inputs with shape `(size, *shape)`, where the teacher is.
     """
     noise: Noise = Leaves() if teacher.domain.is_image else Normal()
     noise.fit(teacher)
-    device = next(teacher.parameters()).device
+    device, shape = next(teacher.parameters()).device, teacher.domain.shape
+    if size is None:
+        size = affordable(teacher, shape, CALIBRATION_SIZE, CALIBRATION_MACS, MIN_CALIBRATION)
     return noise.draw(size, seeded_generator(seed, "calibration set", device))
 
 

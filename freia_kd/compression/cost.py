@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import time
 import weakref
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from ..modes import evaluating
 from ..teachers.loading import file_state
 from .modules import hooked
 
+VALUES = 2**24  # of inputs that a net is shown to be measured, 64 MB
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -42,6 +44,8 @@ class Latency:
 
 
 MIN_ROUNDS = 11  # of passes in turn; with fewer the interval of a median is hardly one
+LONG_ROUND = 2.0  # seconds, from where `FEW_ROUNDS` are enough: the least that have an interval
+FEW_ROUNDS = 6
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,26 @@ class LayerUse:
         return len(self.inputs)
 
 
+def affordable(net: nn.Module, shape: Sequence[int], size: int, macs: float, least: int) -> int:
+    """How many of some inputs a net is to be shown, so that what is measured costs a bounded time.
+
+    Beside their passes they are drawn and held: all together have `VALUES` numbers at most.
+
+    Arguments:
+        net: The net.
+        shape: The shape of one input, without the batch.
+        size: How many there are.
+        macs: The multiply-accumulates that all together may take.
+        least: How many are shown in any case, where there are as many.
+
+    Example:
+        >>> affordable(nn.Linear(100, 10), (100,), 512, 64_000, 16)
+        64
+    """
+    fits = min(macs / max(count_macs(net, shape), 1), VALUES / math.prod(shape))
+    return min(size, max(least, int(fits)))
+
+
 def trace_layers(net: nn.Module, shape: Sequence[int]) -> dict[str, LayerUse]:
     """How each convolution (without transposed ones) and linear layer is used for one input.
 
@@ -189,7 +213,8 @@ def measure_latencies(
         nets: The nets, put back into the modes they were in.
         shape: The shape of one input, without the batch.
         batch: The number of inputs in a pass.
-        seconds: About how long to measure each net (at least `MIN_ROUNDS` passes are timed).
+        seconds: About how long to measure each net (at least `MIN_ROUNDS` passes are timed, and
+            `FEW_ROUNDS` where one of all nets takes longer than `LONG_ROUND`).
 
     Raises:
         ValueError: If a net rejects inputs of that shape.
@@ -215,11 +240,14 @@ def time_rounds(
     times: list[list[float]] = [[] for _ in nets]
     turns = list(zip(nets, inputs, times, strict=True))
     with evaluating(*nets):
-        for net, x, _ in turns:
-            for _ in range(2):
-                _run(net, x)
         start = time.perf_counter()
-        while len(times[0]) < MIN_ROUNDS or time.perf_counter() - start < seconds * len(nets):
+        for net, x, _ in turns:
+            _run(net, x)
+        is_long = time.perf_counter() - start > LONG_ROUND
+        for net, x, _ in () if is_long else turns:
+            _run(net, x)
+        rounds, start = FEW_ROUNDS if is_long else MIN_ROUNDS, time.perf_counter()
+        while len(times[0]) < rounds or time.perf_counter() - start < seconds * len(nets):
             for net, x, measured in turns:
                 measured.append(_timed(net, x))
             turns.reverse()  # so that none always finds the other's caches

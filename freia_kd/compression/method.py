@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,6 +14,25 @@ from torch import Tensor, nn
 from ..config import Config
 from ..errors import UsageError, unknown
 from ..registry import COMPRESSIONS
+from ..training import Progress
+
+_shown: ContextVar[Progress | None] = ContextVar("freia_kd.compression.shown", default=None)
+
+
+@contextmanager
+def showing(progress: Progress | None) -> Iterator[None]:
+    """Shows how far methods are that take long, within the block."""
+    token = _shown.set(progress)
+    try:
+        yield
+    finally:
+        _shown.reset(token)
+
+
+def shown() -> Progress:
+    """Where a method may show how far it is."""
+    return _shown.get() or Progress()
+
 
 Step = dict[str, Any]  # plain JSON types, with the method's name under "method"
 

@@ -10,6 +10,7 @@ from statistics import mean
 import torch
 from torch import Tensor
 
+from ..compression.cost import affordable
 from ..data.synthetic import dequantise
 from ..modes import evaluating
 from ..synthesizers.contract import TEACHER_BATCH_SIZE
@@ -20,6 +21,7 @@ from ..synthesizers.photos import Photos
 from ..teachers import Classifier, Teacher
 
 SIZE = 512  # inputs of each family
+MACS, LEAST = 256e9, 64  # that these may take in the teacher: of large nets there are fewer
 CONFIDENT = 0.9  # the probability from which the teacher counts as confident
 MIN_INPUTS = 3  # of a class, to say anything of it
 EPS = 1e-4  # nats, below which divergences are rounding
@@ -91,14 +93,21 @@ def logit(share: float) -> float:
 
 
 @torch.no_grad()
-def make_judges(teacher: Teacher, seed: int = 0, size: int = SIZE) -> list[Judge]:
+def make_judges(teacher: Teacher, seed: int = 0, size: int | None = None) -> list[Judge]:
     """Inputs of families that know nothing of the teacher but its domain, and its answers.
+
+    Arguments:
+        teacher: The teacher.
+        seed: The seed of all random numbers.
+        size: How many of each; by default 512, and down to 64 for large images and nets.
 
     Returns:
         Spectral noise, dead leaves and crops of photographs; nothing for vectors.
     """
     if not teacher.domain.is_image:
         return []
+    if size is None:
+        size = affordable(teacher, teacher.domain.shape, SIZE, MACS, LEAST)
     device = next(teacher.parameters()).device
     judges = []
     kinds: tuple[type[Noise], ...] = (Spectral, Leaves, Photos)

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...modes import evaluating
-from ..cost import LayerUse, measure_latencies, trace_layers
+from ..cost import LayerUse, affordable, time_rounds, trace_layers
+from ..method import shown
 from ..modules import candidates, copied, require_sound
 from .decompose import Convolution, is_matrix, left_factor, usable_ranks
 from .plan import LayerPlan, fresh_layer, no_gain_reason, planned_macs, planned_weights
 
-if TYPE_CHECKING:
-    pass
-
 # The shares of a layer's weights at which it is tried.
 SHARES = (0.85, 0.7, 0.55, 0.4, 0.3, 0.2, 0.12, 0.06)
+MAX_BATCHES = 160  # forward batches of all trials of layers; more are estimated from these
+JUDGED_MACS, MIN_JUDGED = 64e9, 16  # of a trial, which sees fewer inputs of a large net
+BATCH, BATCH_VALUES = 256, 2**22  # inputs of a batch, and numbers in them
+TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Sensitivity:
             `None` where it was not measured.
         agreement: The share of inputs to which the net still gives the same class.
         divergence: The mean KL divergence of its classes from those before, in nats.
+        is_estimated: Whether both were told from other ranks of the layer, since a net of many
+            layers is not tried at each.
     """
 
     name: str
@@ -47,6 +52,7 @@ class Sensitivity:
     milliseconds: float | None
     agreement: float
     divergence: float
+    is_estimated: bool = False
 
 
 class LowRank:
@@ -86,6 +92,14 @@ class LowRank:
         core = torch.einsum("oik,op,iq->pqk", flat, u_out, u_in)
         return torch.einsum("pqk,op,iq->oik", core, u_out, u_in).reshape(self.weight.shape)
 
+    def lost(self, plan: LayerPlan) -> float:
+        """About the squared norm that the weight loses by the ranks of a plan."""
+        s_in, s_out = self.squares
+        if plan.method == "svd":
+            outs, ins = self.weight.shape[:2]
+            return float((s_out if outs <= ins else s_in)[plan.ranks[0] :].sum())
+        return float(s_in[plan.ranks[0] :].sum() + s_out[plan.ranks[1] :].sum())
+
     def descent(self) -> list[LayerPlan]:
         """Plans of ever lower rank: each drops the singular value that carries least."""
         s_in, s_out = self.squares
@@ -111,46 +125,54 @@ class Judge:
     Arguments:
         net: The net, which is copied.
         inputs: What the net takes, with shape `(N, *shape)`.
-        batch: How many inputs to run at once.
+        batch: How many inputs to run at once; by default 256, and fewer large ones, of which CPUs
+            take longer together.
 
     Raises:
         ValueError: If the net is not sound, it rejects the inputs, or its logits are not finite.
     """
 
-    def __init__(self, net: nn.Module, inputs: Tensor, batch: int = 256) -> None:
+    def __init__(self, net: nn.Module, inputs: Tensor, batch: int | None = None) -> None:
         if inputs.ndim < 2 or len(inputs) == 0:
             raise ValueError(f"Expected inputs with shape (N, ...); got {tuple(inputs.shape)}.")
         require_sound(net)
         self.net = copied(net)
         self.inputs = inputs
-        self.batch = batch
+        self.batch = batch or max(1, min(BATCH, BATCH_VALUES // math.prod(inputs.shape[1:])))
+        self.batches = 0  # that were run so far
         self.layers = candidates(self.net)[0]
         self.uses = trace_layers(self.net, inputs.shape[1:])  # refuses a wrong shape
         self.low_rank = {name: LowRank(layer) for name, layer in self.layers.items()}
+        few = affordable(net, inputs.shape[1:], len(inputs), JUDGED_MACS, MIN_JUDGED)
+        self.few = min(few, self.batch)
         self.truth = self.log_probs(self.net)
         if not bool(self.truth.isfinite().all()):
             raise ValueError("Expected finite logits from the net; got NaN or infinite ones.")
 
-    def log_probs(self, net: nn.Module) -> Tensor:
-        """The log-probabilities of all inputs, with shape `(N, classes)`."""
+    def log_probs(self, net: nn.Module, count: int | None = None) -> Tensor:
+        """The log-probabilities of the first inputs, or of all, with shape `(N, classes)`."""
+        batches = self.inputs[:count].split(self.batch)
+        self.batches += len(batches)
         with evaluating(net):
-            parts = [net(x) for x in self.inputs.split(self.batch)]
+            parts = [net(x) for x in batches]
         return F.log_softmax(torch.cat(parts).flatten(1).double(), dim=1)
 
-    def judge(self, net: nn.Module) -> tuple[float, float]:
-        """A net's agreement in [0, 1] and KL divergence in nats."""
-        seen = self.log_probs(net)
-        agreement = (seen.argmax(1) == self.truth.argmax(1)).double().mean().item()
-        divergence = F.kl_div(seen, self.truth, reduction="batchmean", log_target=True).item()
+    def judge(self, net: nn.Module, count: int | None = None) -> tuple[float, float]:
+        """A net's agreement in [0, 1] and KL divergence in nats, on the first inputs or on all."""
+        seen, truth = self.log_probs(net, count), self.truth[:count]
+        agreement = (seen.argmax(1) == truth.argmax(1)).double().mean().item()
+        divergence = F.kl_div(seen, truth, reduction="batchmean", log_target=True).item()
         return agreement, max(divergence, 0.0)
 
     @torch.no_grad()
-    def judge_layers(self, layers: Mapping[str, LayerPlan]) -> tuple[float, float]:
+    def judge_layers(
+        self, layers: Mapping[str, LayerPlan], count: int | None = None
+    ) -> tuple[float, float]:
         """The agreement and divergence with some layers at lower ranks."""
         for name, plan in layers.items():
             self.layers[name].weight.copy_(self.low_rank[name].at(plan))
         try:
-            return self.judge(self.net)
+            return self.judge(self.net, count)
         finally:
             for name in layers:
                 self.layers[name].weight.copy_(self.low_rank[name].weight)
@@ -163,6 +185,12 @@ def measure_sensitivity(
     latency: bool = False,
 ) -> list[Sensitivity]:
     """Tries every layer at several ranks, the others left as they are.
+
+    A trial is one batch, of fewer inputs where the net is large. Of a net of so many layers that
+    all trials would be more than `MAX_BATCHES`, each layer is tried at fewer ranks, evenly from the
+    highest to the lowest, and between them the logarithm of the divergence is taken to be linear in
+    that of the squared norm which the weight loses; of more layers than that, those that would gain
+    least are left alone.
 
     Arguments:
         judge: The net and the inputs.
@@ -179,16 +207,76 @@ def measure_sensitivity(
         >>> [row.plan.ranks for row in rows], rows[0].divergence < rows[1].divergence
         ([(8,), (1,)], True)
     """
-    rows = []
-    for name in judge.layers if layers is None else layers:
-        layer, use = judge.layers[name], judge.uses[name]
-        for plan in levels(judge.low_rank[name], use, shares):
-            agreement, divergence = judge.judge_layers({name: plan})
-            share = planned_weights(layer, plan) / layer.weight.numel()
-            gains = saved(layer, plan, use)
-            time = saved_milliseconds(layer, plan, use) if latency else None
-            rows.append(Sensitivity(name, plan, share, *gains, time, agreement, divergence))
+    names = list(judge.layers if layers is None else layers)
+    plans = {name: levels(judge.low_rank[name], judge.uses[name], shares) for name in names}
+    tried = _tried(judge, plans)
+    rows, total = [], sum(map(len, tried.values()))
+    with shown().stage("try layers at lower ranks", total) as stage:
+        done = 0
+        for name in tried:
+            layer, use, found = judge.layers[name], judge.uses[name], {}
+            for plan in tried[name]:
+                found[plan] = judge.judge_layers({name: plan}, judge.few)
+                done += 1
+                stage.update(done, {})
+            for plan in plans[name]:
+                agreement, divergence = _told(judge.low_rank[name], plan, found)
+                share = planned_weights(layer, plan) / layer.weight.numel()
+                gains = saved(layer, plan, use)
+                time = saved_milliseconds(layer, plan, use) if latency else None
+                row = Sensitivity(name, plan, share, *gains, time, agreement, divergence)
+                rows.append(replace(row, is_estimated=plan not in found))
     return rows
+
+
+def _tried(
+    judge: Judge, plans: Mapping[str, Sequence[LayerPlan]]
+) -> dict[str, Sequence[LayerPlan]]:
+    """The plans of each layer that are tried, `MAX_BATCHES` in all at most."""
+    gaining = {name: found for name, found in plans.items() if found}
+    if sum(map(len, gaining.values())) <= MAX_BATCHES:
+        return gaining
+
+    def gain(name: str) -> float:
+        return saved(judge.layers[name], gaining[name][-1], judge.uses[name])[1]
+
+    largest = set(sorted(gaining, key=gain, reverse=True)[:MAX_BATCHES])
+    each = MAX_BATCHES // len(largest.intersection(gaining))
+    return {
+        name: [found[i] for i in sorted(set(_evenly(len(found), each)))]
+        for name, found in gaining.items()
+        if name in largest
+    }
+
+
+def _evenly(count: int, most: int) -> list[int]:
+    """At most so many of the indices below a count, the last one and the first one among them.
+
+    Example:
+        >>> _evenly(8, 3), _evenly(8, 1), _evenly(2, 3)
+        ([0, 4, 7], [7], [0, 1])
+    """
+    if count <= most:
+        return list(range(count))
+    return [round(i * (count - 1) / (most - 1)) for i in range(most)] if most > 1 else [count - 1]
+
+
+def _told(
+    low_rank: LowRank, plan: LayerPlan, found: Mapping[LayerPlan, tuple[float, float]]
+) -> tuple[float, float]:
+    """The agreement and divergence of a plan, measured or told from those that were."""
+    if plan in found:
+        return found[plan]
+    lost = {tried: math.log(max(low_rank.lost(tried), TINY)) for tried in (*found, plan)}
+    known = sorted(found, key=lost.__getitem__)
+    at = [lost[tried] for tried in known]
+    divergences = [math.log(max(found[tried][1], TINY)) for tried in known]
+    if len(known) == 1:  # half the loss has half the divergence
+        divergence = divergences[0] + lost[plan] - at[0]
+    else:
+        divergence = float(np.interp(lost[plan], at, divergences))
+    agreement = float(np.interp(lost[plan], at, [found[tried][0] for tried in known]))
+    return agreement, math.exp(divergence)
 
 
 def levels(low_rank: LowRank, use: LayerUse, shares: Sequence[float]) -> list[LayerPlan]:
@@ -209,7 +297,10 @@ def saved(layer: nn.Linear | Convolution, plan: LayerPlan, use: LayerUse) -> tup
 
 
 def saved_milliseconds(layer: nn.Module, plan: LayerPlan, use: LayerUse) -> float:
-    """The measured milliseconds that a plan saves in one layer at batch 1, or loses."""
-    shape = use.inputs[0][1:]
-    before, after = measure_latencies([layer, fresh_layer(layer, plan)], shape, seconds=0.03)
-    return use.calls * (before.median - after.median)
+    """The measured milliseconds that a plan saves in one layer at batch 1, or loses.
+
+    The median of differences of passes that took turns, which a busy machine hardly moves.
+    """
+    shape, nets = use.inputs[0][1:], [layer, fresh_layer(layer, plan)]
+    before, after = time_rounds(nets, [shape, shape], 1, seconds=0.03)
+    return use.calls * float(np.median(np.subtract(before, after)))

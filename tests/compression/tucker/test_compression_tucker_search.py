@@ -3,12 +3,14 @@
 import copy
 import itertools
 import json
+import statistics
 
 import pytest
 import torch
 from torch import nn
 
-from freia_kd.compression.cost import Latency, count_macs, count_parameters
+from freia_kd.compression.cost import count_macs, count_parameters
+from freia_kd.compression.method import showing
 from freia_kd.compression.tucker import search, sensitivity
 from freia_kd.compression.tucker.plan import LayerPlan, Plan, apply_plan, make_plan
 from freia_kd.compression.tucker.search import search_plan
@@ -17,6 +19,7 @@ from freia_kd.compression.tucker.sensitivity import (
     LowRank,
     measure_sensitivity,
 )
+from freia_kd.training import Progress
 
 
 class Net(nn.Module):
@@ -118,16 +121,16 @@ def test_a_larger_drop_buys_a_smaller_net(net, inputs):
 def latency_as_macs(monkeypatch, overhead):
     """Replaces the clock: milliseconds are multiply-accumulates plus a cost of every layer."""
 
-    def measure(nets, shape, batch=1, seconds=0.0):
+    def measure(nets, shapes, batch, seconds):
         times = [
             count_macs(net, shape) / 1e4
             + overhead * sum(isinstance(m, nn.Conv2d | nn.Linear) for m in net.modules())
-            for net in nets
+            for net, shape in zip(nets, shapes, strict=True)
         ]
-        return [Latency(t, t, t, batch, 1) for t in times]
+        return [[t] * 11 for t in times]
 
-    monkeypatch.setattr(search, "measure_latencies", measure)
-    monkeypatch.setattr(sensitivity, "measure_latencies", measure)
+    monkeypatch.setattr(search, "time_rounds", measure)
+    monkeypatch.setattr(sensitivity, "time_rounds", measure)
 
 
 def test_latency_target_compresses_only_what_becomes_faster(net, inputs, monkeypatch):
@@ -136,6 +139,65 @@ def test_latency_target_compresses_only_what_becomes_faster(net, inputs, monkeyp
     assert found.reached <= 0.7
     assert set(found.plan.layers) == {"body.2"}  # the others' new layers cost them more
     assert set(found.plan.skipped) == {"body.0", "head", "out"}
+
+
+def test_a_latency_that_a_longer_look_does_not_find_leads_to_a_faster_plan(
+    net, inputs, monkeypatch
+):
+    latency_as_macs(monkeypatch, overhead=0.0)
+    hoped = search_plan(net, inputs, "latency", 0.7)
+    measure = search.time_rounds
+
+    def slower_when_looked_at_longer(nets, shapes, batch, seconds):
+        before, after = measure(nets, shapes, batch, seconds)
+        return [before, [1.2 * t for t in after] if seconds >= search.CONFIRM else after]
+
+    monkeypatch.setattr(search, "time_rounds", slower_when_looked_at_longer)
+    found = search_plan(net, inputs, "latency", 0.7)
+    assert found.reached <= 0.7
+    assert found.plan.layers != hoped.plan.layers
+    shape = inputs.shape[1:]
+    assert count_macs(apply_plan(net, found.plan), shape) <= 0.7 / 1.2 * count_macs(net, shape)
+
+
+def test_a_net_of_many_layers_takes_a_bounded_number_of_batches(monkeypatch):
+    torch.manual_seed(0)
+    net = nn.Sequential(*(layer for _ in range(70) for layer in (nn.Linear(24, 24), nn.ReLU())))
+    inputs, shown = torch.randn(600, 24), []
+
+    class Watched(Progress):
+        def stage(self, title, total):
+            shown.append((title, total))
+            return super().stage(title, total)
+
+    with showing(Watched()):
+        found = search_plan(net, inputs, "macs", 0.5)
+    assert found.reached <= 0.5
+    assert found.batches <= 200
+    tried = [row for row in found.sensitivity if not row.is_estimated]
+    assert shown == [("try layers at lower ranks", len(tried))]
+    assert 70 <= len(tried) <= sensitivity.MAX_BATCHES < len(found.sensitivity)
+    assert {row.name for row in tried} == {row.name for row in found.sensitivity}
+
+
+def test_what_is_told_from_other_ranks_is_near_what_is_measured(net, inputs, monkeypatch):
+    judge = Judge(net, inputs)
+    measured = {(r.name, r.plan): r for r in measure_sensitivity(judge)}
+    monkeypatch.setattr(sensitivity, "MAX_BATCHES", 3 * len(judge.layers))
+    told = [row for row in measure_sensitivity(judge) if row.is_estimated]
+    assert len(told) >= 8
+    apart = [row.divergence / measured[row.name, row.plan].divergence for row in told]
+    assert 0.7 < statistics.median(apart) < 1.4
+    assert all(0.1 < ratio < 10 for ratio in apart), apart  # spectra with a step are the worst
+
+
+def test_a_large_net_is_shown_few_inputs(net, inputs, monkeypatch):
+    monkeypatch.setattr(sensitivity, "JUDGED_MACS", 20 * count_macs(net, inputs.shape[1:]))
+    judge = Judge(net, inputs)
+    rows = measure_sensitivity(judge, shares=(0.5,))
+    seen = judge.judge_layers({rows[0].name: rows[0].plan}, 20)
+    assert (rows[0].agreement, rows[0].divergence) == seen
+    assert seen != judge.judge_layers({rows[0].name: rows[0].plan})
 
 
 def test_latency_target_that_cannot_be_met(net, inputs, monkeypatch):
