@@ -7,8 +7,8 @@
 Each case is one job in a process of its own, with the steps, sets and students fixed, so that both
 commits do the same work; teachers have random weights. Pairs of runs are interleaved, each pair in
 the reverse order of the one before (`--before`). Besides wall time there is the processor time,
-which other processes on the machine hardly change. Without `--before` each case is profiled: calls of the
-outermost module and `backward` outside of measuring are the nets' arithmetic. Writes
+which other processes on the machine hardly change. Without `--before` each case is profiled: calls
+of the outermost module and `backward` outside of measuring are the nets' arithmetic. Writes
 `benchmarks/results/job.json` and `.md`.
 """
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from freia_kd import students
 from freia_kd.compression import Compressed, Compression, Prune, Quantize, Tucker
+from freia_kd.compression.cost import count_macs
 from freia_kd.domain import Domain
 from freia_kd.errors import ConfigError, UsageError
 from freia_kd.students import (
@@ -146,6 +148,16 @@ def test_the_calibration_set_is_noise_of_the_domain(teacher):
     noise.fit(teacher)
     other = noise.draw(CALIBRATION_SIZE, seeded_generator(3, "calibration set"))
     assert torch.equal(inputs, other)
+
+
+def test_a_large_net_is_calibrated_on_fewer_inputs(teacher, monkeypatch):
+    each = count_macs(teacher, teacher.domain.shape)
+    assert len(calibration_set(teacher)) == students.CALIBRATION_SIZE
+    monkeypatch.setattr(students, "CALIBRATION_MACS", 100 * each)
+    assert len(calibration_set(teacher)) == 100
+    monkeypatch.setattr(students, "CALIBRATION_MACS", each)
+    assert len(calibration_set(teacher)) == students.MIN_CALIBRATION
+    assert len(calibration_set(teacher, size=5)) == 5
 
 
 def test_vectors_are_calibrated_in_the_teachers_units():

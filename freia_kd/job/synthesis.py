@@ -10,15 +10,18 @@ from pathlib import Path
 import torch
 
 from .. import ranks
+from ..compression.cost import affordable
 from ..data.synthetic import SyntheticSet, SyntheticWriter, shard_path
 from ..domain import Domain
 from ..errors import TrainingError
 from ..report.plots import plot_grid, write_png
 from ..students import Student, StudentSpec, seeded_generator
 from ..synthesizers.contract import Synthesizer
+from ..synthesizers.noise import Noise
 from ..synthesizers.on_the_fly import OnTheFlySet, generate_labelled
 from .job import Job
 
+DRAWS, PICTURE_MACS = 10, 256e9  # of noise for a picture by class, and what they may cost in all
 SHARD = 4096  # synthetic inputs in a shard at most, the grain in which making a set resumes
 SHARD_BYTES = 2**28  # of these inputs as float32: some times as much is resident while one is made
 
@@ -170,15 +173,26 @@ def _make_set(job: Job, sources: Sequence[Synthesizer], name: str, size: int) ->
 
 
 def _plot(job: Job, synthesizer: Synthesizer) -> None:
-    """Writes a picture of ten images of every class, of twenty classes at most."""
+    """Writes a picture of ten images of every class, of twenty classes at most.
+
+    Noise has no classes until a teacher has answered many draws of it; where that costs too much it
+    is shown as it comes.
+    """
     path = job.run / picture_name(synthesizer.name)
-    classes = min(job.teacher.domain.classes, 20)
-    if not job.teacher.domain.is_image or path.exists():
+    domain = job.teacher.domain
+    if not domain.is_image or path.exists():
         return
-    labels = torch.arange(classes).repeat_interleave(10)
+    labels = torch.arange(min(domain.classes, 20)).repeat_interleave(10)
+    draws = DRAWS * len(labels)
     generator = seeded_generator(job.config.seed, "picture", job.device)
+    if isinstance(synthesizer, Noise) and (
+        affordable(job.teacher, domain.shape, draws, PICTURE_MACS, 1) < draws
+    ):
+        images, _ = synthesizer.unanswered(20, generator)
+        write_png(path, plot_grid(images, ["", ""]))
+        return
     images, _ = synthesizer.sample(len(labels), labels, generator)
-    write_png(path, plot_grid(images, range(classes)))
+    write_png(path, plot_grid(images, range(min(domain.classes, 20))))
 
 
 def heldout_set(folder: Path, student: str) -> SyntheticSet:

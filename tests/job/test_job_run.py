@@ -15,6 +15,7 @@ from freia_kd.data.datasets import LabelledData
 from freia_kd.data.synthetic import SyntheticSet
 from freia_kd.domain import Domain
 from freia_kd.errors import ConfigError, UsageError
+from freia_kd.job import open_job, synthesis
 from freia_kd.job import run as job_run
 from freia_kd.job import student as job_student
 from freia_kd.report.storage import read_report
@@ -310,3 +311,19 @@ def test_without_a_folder_runs_are_numbered(tmp_path, monkeypatch):
     record = json.loads((tmp_path / folders[0] / "run.json").read_text())
     assert record["config"]["training"]["steps"] == 1
     assert record["config"]["domain"] == SMALL.to_dict()
+
+
+def test_a_picture_of_noise_is_not_sorted_where_that_takes_too_long(tmp_path, monkeypatch):
+    teacher, shown, asked = make_teacher(), [], []
+    monkeypatch.setattr(synthesis, "write_png", lambda *_: None)
+    monkeypatch.setattr(synthesis, "plot_grid", lambda images, rows: shown.append(list(rows)))
+    teacher.net.register_forward_pre_hook(lambda _, given: asked.append(len(given[0])))
+    job = open_job(teacher, out=tmp_path / "run", **NOISE)
+    (noise,) = job.synthesizers
+    noise.fit(job.teacher)
+    for macs in (1e12, 1.0):
+        monkeypatch.setattr(synthesis, "PICTURE_MACS", macs)
+        asked.clear()
+        synthesis._plot(job, noise)
+    assert shown == [[0, 1, 2, 3], ["", ""]]
+    assert sum(asked) <= 2  # to count what a pass costs

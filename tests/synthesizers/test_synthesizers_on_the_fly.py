@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from freia_kd.data.synthetic import quantise
 from freia_kd.synthesizers import build_synthesizers
+from freia_kd.synthesizers.noise import Spectral
 from freia_kd.synthesizers.on_the_fly import OnTheFlySet, generate_labelled
 
 
@@ -54,3 +56,19 @@ def test_every_part_of_a_chunk_holds_all_sources(teacher, sources):
 def test_negative_indices_are_refused(teacher, sources):
     with pytest.raises(IndexError, match="from 0"):
         OnTheFlySet(sources, teacher, 0).batch(torch.tensor([-1]))
+
+
+def test_noise_is_answered_once(teacher):
+    asked, noise = [], Spectral()
+    noise.fit(teacher)
+    hook = teacher.net.register_forward_pre_hook(lambda _, given: asked.append(len(given[0])))
+    try:
+        made = generate_labelled([noise], teacher, 300, torch.Generator().manual_seed(0))
+    finally:
+        hook.remove()
+    assert sum(asked) == 300
+    inputs, logits, labels = made
+    assert torch.equal(labels, logits.argmax(1))
+    drawn, said = noise.sample(300, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(quantise(drawn), inputs)
+    assert (said == labels).float().mean() > 0.95  # the rest differ by the rounding of pixels

@@ -21,7 +21,7 @@ from .plan import LayerPlan, fresh_layer, no_gain_reason, planned_macs, planned_
 # The shares of a layer's weights at which it is tried.
 SHARES = (0.85, 0.7, 0.55, 0.4, 0.3, 0.2, 0.12, 0.06)
 MAX_BATCHES = 160  # forward batches of all trials of layers; more are estimated from these
-JUDGED_MACS, MIN_JUDGED = 64e9, 16  # of a trial, which sees fewer inputs of a large net
+JUDGED_MACS, MIN_JUDGED = 32e9, 8  # of a trial, which sees fewer inputs of a large net
 BATCH, BATCH_VALUES = 256, 2**22  # inputs of a batch, and numbers in them
 TINY = 1e-12
 

@@ -1,0 +1,178 @@
+"""What `--target-latency` and int8 are worth in PyTorch and in onnxruntime.
+
+    python benchmarks/latency.py
+
+ResNet18, MobileNetV2 and VGG11 of torchvision with random weights, on one thread: the net itself,
+its student of `Tucker(target="latency")`, and the net in 8-bit integers as `export` writes it. All
+forms take turns, so that a busy machine slows all of them; ratios are medians over rounds with 95 %
+intervals. Writes `benchmarks/results/latency.json` and `.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+from real_sizes import line, lively
+
+from freia_kd.compression import Quantize, Tucker
+from freia_kd.compression.cost import Speed, count_macs, latency_of, time_rounds
+from freia_kd.domain import Domain
+from freia_kd.errors import UsageError
+from freia_kd.exporting.verify import export_classifier
+from freia_kd.students import StudentSpec, build, calibration_set
+from freia_kd.teachers import Teacher
+
+HERE = Path(__file__).resolve().parents[1]
+NETS = {"resnet18": 0.7, "mobilenet_v2": 0.9, "vgg11_bn": 0.7}  # with the targets asked for
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class InOnnxRuntime(nn.Module):
+    """A session of one thread as a net, so that it can take turns with others."""
+
+    def __init__(self, path):
+        import onnxruntime
+
+        super().__init__()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        self.session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+
+    def forward(self, x):
+        return self.session.run(["logits"], {"pixels": x.numpy()})[0]
+
+
+def measure(name, side, batches, seconds):
+    from torchvision import models
+
+    torch.manual_seed(0)
+    domain = Domain((3, side, side), 10, MEAN, STD, "random")
+    net = lively(getattr(models, name)(num_classes=10), domain)
+    teacher = Teacher(net, domain, f"torchvision.models:{name}")
+    inputs, found = calibration_set(teacher), {"net": name, "side": side, "target": NETS[name]}
+    nets, start = {"before": teacher}, time.process_time()
+    try:
+        student = build(teacher, StudentSpec((Tucker(target="latency", goal=NETS[name]),)), inputs)
+        nets["student"] = student.classifier.eval().requires_grad_(False)
+        (search,) = student.searches
+        found["search"] = {
+            "reached": search["reached"],
+            "batches": search["batches"],
+            "processor_seconds": round(time.process_time() - start, 1),
+            "layers_at_lower_ranks": len(student.steps[0]["layers"]),
+            "layers_left_alone": len(student.steps[0]["skipped"]),
+        }
+        found["macs"] = [count_macs(n, domain.shape) for n in nets.values()]
+    except UsageError as error:
+        found["refused"] = str(error)
+    int8 = build(teacher, StudentSpec((Quantize(),)), inputs).classifier
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {}
+        for key, form in {**nets, "int8": int8}.items():
+            path = paths[key] = Path(folder) / f"{key}.onnx"
+            export_classifier(form, path, "onnx", inputs[:16])
+        runtimes = {
+            "torch": nets,
+            "onnxruntime": {key: InOnnxRuntime(path) for key, path in paths.items()},
+        }
+        found["latency"] = {
+            runtime: {str(b): compare(forms, domain.shape, b, seconds) for b in batches}
+            for runtime, forms in runtimes.items()
+        }
+    return found
+
+
+def compare(forms, shape, batch, seconds):
+    """Milliseconds of each form, and how many times faster than the net itself it is."""
+    with torch.no_grad():
+        times = time_rounds(list(forms.values()), [shape] * len(forms), batch, seconds)
+    rows = {}
+    for key, taken in zip(forms, times, strict=True):
+        speed = Speed.of(times[0], taken)
+        rows[key] = {
+            "ms": round(latency_of(taken, batch).median, 3),
+            "times_faster": [round(v, 3) for v in (speed.ratio, speed.low, speed.high)],
+            "rounds": speed.rounds,
+        }
+    return rows
+
+
+def write(path, result):
+    path.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    lines = ["# Latency before and after", "", result["about"], ""]
+    heads = ["net", "runtime", "batch", "before, ms", "target", "student", "int8"]
+    lines += [line(heads), "|" + "---|" * len(heads)]
+
+    def told(row):
+        if row is None:
+            return "-"
+        ratio, low, high = row["times_faster"]
+        return f"{row['ms']:.2f} ms, {ratio:.2f}x ({low:.2f} to {high:.2f})"
+
+    for net in result["nets"]:
+        for runtime, batches in net["latency"].items():
+            for batch, rows in batches.items():
+                target = f"{1 / net['target']:.2f}x" if batch == "1" else "-"
+                cells = [f"{net['net']}, {net['side']} px", runtime, batch]
+                cells += [f"{rows['before']['ms']:.2f}", target]
+                lines.append(line([*cells, told(rows.get("student")), told(rows.get("int8"))]))
+    lines += [""]
+    for net in result["nets"]:
+        if "refused" in net:
+            lines.append(f"- {net['net']}: {net['refused']}")
+            continue
+        search, (before, after) = net["search"], net["macs"]
+        lines.append(
+            f"- {net['net']}: {search['layers_at_lower_ranks']} layers at lower ranks, "
+            f"{search['layers_left_alone']} left alone; {after / before:.0%} of the "
+            f"multiply-accumulates; {search['batches']} batches and "
+            f"{search['processor_seconds']:.0f} s of a core for the search, which measured "
+            f"{search['reached']:.0%} of the latency in PyTorch."
+        )
+    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", default=list(NETS))
+    parser.add_argument("--side", type=int, default=64, help="of an image, in pixels")
+    parser.add_argument("--batches", type=int, nargs="*", default=[1, 64])
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each form")
+    parser.add_argument("--results", type=Path, default=HERE / "benchmarks/results/latency")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    path = given.results.with_suffix(".json")
+    nets = json.loads(path.read_text())["nets"] if path.exists() else []
+    for name in given.only:
+        found = measure(name, given.side, given.batches, given.seconds)
+        found["load_average"] = round(os.getloadavg()[0], 1)
+        print(json.dumps(found), flush=True)
+        nets = [n for n in nets if (n["net"], n["side"]) != (name, given.side)] + [found]
+        result = {
+            "about": (
+                f"Random weights, 10 classes, one thread; {os.cpu_count()} cores "
+                f"({platform.machine()}) that other processes share; torch {torch.__version__}. "
+                "How many times faster than the net itself in the same runtime, with 95 % "
+                "intervals over rounds in which all forms took turns. int8 is what onnxruntime's "
+                "own kernels make of the exported QuantizeLinear nodes."
+            ),
+            "nets": nets,
+        }
+        write(given.results, result)
+
+
+if __name__ == "__main__":
+    main()
