@@ -29,7 +29,7 @@ from freia_kd.compression import Quantize, Tucker
 from freia_kd.compression.cost import Speed, count_macs, latency_of, time_rounds
 from freia_kd.domain import Domain
 from freia_kd.errors import UsageError
-from freia_kd.exporting.verify import export_classifier
+from freia_kd.exporting.formats import FORMATS
 from freia_kd.students import StudentSpec, build, calibration_set
 from freia_kd.teachers import Teacher
 
@@ -62,7 +62,10 @@ def measure(name, side, batches, seconds):
     domain = Domain((3, side, side), 10, MEAN, STD, "random")
     net = lively(getattr(models, name)(num_classes=10), domain)
     teacher = Teacher(net, domain, f"torchvision.models:{name}")
-    inputs, found = calibration_set(teacher), {"net": name, "side": side, "target": NETS[name]}
+    inputs, found = (
+        calibration_set(teacher, size=64),
+        {"net": name, "side": side, "target": NETS[name]},
+    )
     nets, start = {"before": teacher}, time.process_time()
     try:
         student = build(teacher, StudentSpec((Tucker(target="latency", goal=NETS[name]),)), inputs)
@@ -83,7 +86,9 @@ def measure(name, side, batches, seconds):
         paths = {}
         for key, form in {**nets, "int8": int8}.items():
             path = paths[key] = Path(folder) / f"{key}.onnx"
-            export_classifier(form, path, "onnx", inputs[:16])
+            FORMATS["onnx"].write(
+                form, path, {}
+            )  # timed only: answers of random weights mean little
         runtimes = {
             "torch": nets,
             "onnxruntime": {key: InOnnxRuntime(path) for key, path in paths.items()},

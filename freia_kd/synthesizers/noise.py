@@ -74,7 +74,11 @@ class Noise(Synthesizer):
     def _label(self, x: Tensor) -> Tensor:
         return torch.cat([self.teacher(part).argmax(1) for part in x.split(TEACHER_BATCH_SIZE)])
 
-    def unanswered(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, None]:
+    def unanswered(
+        self, n: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        if type(self).sample is not Noise.sample:  # it gives labels of its own
+            return super().unanswered(n, generator)
         return self.draw(n, generator), None
 
     def _reject(self, wanted: Tensor, generator: torch.Generator | None) -> Tensor:
