@@ -4,8 +4,8 @@
 
 ResNet18, MobileNetV2 and VGG11 of torchvision with random weights, on one thread: the net itself,
 its student of `Tucker(target="latency")`, and the net in 8-bit integers as `export` writes it. All
-forms take turns, so that a busy machine slows all of them; ratios are medians over rounds with 95 %
-intervals. Writes `benchmarks/results/latency.json` and `.md`.
+forms take turns, by the time of the processor, which a busy machine hardly changes; ratios are
+medians over rounds with 95 % intervals. Writes `benchmarks/results/latency.json` and `.md`.
 """
 
 from __future__ import annotations
@@ -103,7 +103,9 @@ def measure(name, side, batches, seconds):
 def compare(forms, shape, batch, seconds):
     """Milliseconds of each form, and how many times faster than the net itself it is."""
     with torch.no_grad():
-        times = time_rounds(list(forms.values()), [shape] * len(forms), batch, seconds)
+        times = time_rounds(
+            list(forms.values()), [shape] * len(forms), batch, seconds, time.thread_time
+        )
     rows = {}
     for key, taken in zip(forms, times, strict=True):
         speed = Speed.of(times[0], taken)

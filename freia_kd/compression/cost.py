@@ -6,7 +6,7 @@ import io
 import math
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -223,7 +223,11 @@ def measure_latencies(
 
 
 def time_rounds(
-    nets: Sequence[nn.Module], shapes: Sequence[Sequence[int]], batch: int, seconds: float
+    nets: Sequence[nn.Module],
+    shapes: Sequence[Sequence[int]],
+    batch: int,
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[list[float]]:
     """The milliseconds of each net in each round, in which all take a turn; then in reverse.
 
@@ -232,6 +236,7 @@ def time_rounds(
         shapes: For each net the shape of one input, without the batch.
         batch: The number of inputs in a pass.
         seconds: As of :func:`measure_latencies`.
+        clock: By what passes are timed, in seconds.
 
     Raises:
         ValueError: If a net rejects inputs of its shape.
@@ -249,7 +254,7 @@ def time_rounds(
         rounds, start = FEW_ROUNDS if is_long else MIN_ROUNDS, time.perf_counter()
         while len(times[0]) < rounds or time.perf_counter() - start < seconds * len(nets):
             for net, x, measured in turns:
-                measured.append(_timed(net, x))
+                measured.append(_timed(net, x, clock))
             turns.reverse()  # so that none always finds the other's caches
     return times
 
@@ -349,13 +354,24 @@ def _run(net: nn.Module, x: torch.Tensor) -> Any:
         ) from error
 
 
-def _timed(net: nn.Module, x: torch.Tensor) -> float:
+def _timed(net: nn.Module, x: torch.Tensor, clock: Callable[[], float]) -> float:
     """Milliseconds of one pass, until the device is done."""
     _synchronize(x)
-    start = time.perf_counter()
+    start = clock()
     net(x)
     _synchronize(x)
-    return 1e3 * (time.perf_counter() - start)
+    return 1e3 * (clock() - start)
+
+
+def undisturbed_clock(device: torch.device) -> Callable[[], float]:
+    """Seconds that only pass while this thread computes, where one thread does all the work.
+
+    What other processes take of the core is no part of a net's latency; on a machine with a load of
+    10 on two cores it was nine tenths of the wall time. With several threads, or on a GPU, there is
+    nothing but the wall's clock.
+    """
+    is_alone = device.type == "cpu" and torch.get_num_threads() == 1
+    return time.thread_time if is_alone else time.perf_counter
 
 
 def _synchronize(x: torch.Tensor) -> None:

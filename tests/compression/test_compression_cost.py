@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import time
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -21,7 +22,9 @@ from freia_kd.compression.cost import (
     file_bytes,
     measure_latencies,
     peak_bytes,
+    time_rounds,
     trace_layers,
+    undisturbed_clock,
 )
 from freia_kd.compression.tucker.plan import LayerPlan, Plan, apply_plan
 from freia_kd.teachers.lenet5 import LeNet5
@@ -212,3 +215,18 @@ def test_a_cause_is_named_where_a_measurement_shows_it():
     assert "conv1 (1.000 to 2.000 ms)" in warning
     for same in (EQUAL, FASTER):
         assert not comparison._warnings(costs(9), costs(9), {}, [replace(row, speed=same)])
+
+
+def test_what_other_processes_take_is_no_part_of_a_latency():
+    class Waiting(nn.Module):
+        def forward(self, x):
+            time.sleep(0.02)
+            return x
+
+    clock = undisturbed_clock(torch.device("cpu"))  # the tests have one thread
+    waited, told = (
+        time_rounds([Waiting()], [(2,)], 1, 0.0, c)[0] for c in (time.perf_counter, clock)
+    )
+    assert min(waited) >= 20
+    assert max(told) < 10
+    assert undisturbed_clock(torch.device("cuda")) is time.perf_counter

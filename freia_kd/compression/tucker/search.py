@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...config import Target
-from ..cost import Speed, count_macs, count_parameters, time_rounds, trace_layers
+from ..cost import Speed, count_macs, count_parameters, time_rounds, trace_layers, undisturbed_clock
 from ..modules import candidates, require_sound
 from .plan import LayerPlan, Plan, apply_plan, restructure
 from .sensitivity import (
@@ -166,7 +166,8 @@ class _Search:
     def _latency(self, layers: Layers, seconds: float) -> float:
         """The net's latency by a plan, of its own: the median over passes that took turns."""
         nets = [self.net, restructure(self.net, Plan(layers))]
-        before, after = time_rounds(nets, [self.shape, self.shape], 1, seconds)
+        clock = undisturbed_clock(self.judge.inputs.device)
+        before, after = time_rounds(nets, [self.shape, self.shape], 1, seconds, clock)
         return 1 / Speed.of(before, after).ratio
 
     def _confirmed(self, layers: Layers) -> Layers:

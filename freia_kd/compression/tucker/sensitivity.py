@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...modes import evaluating
-from ..cost import LayerUse, affordable, time_rounds, trace_layers
+from ..cost import LayerUse, affordable, time_rounds, trace_layers, undisturbed_clock
 from ..method import shown
 from ..modules import candidates, copied, require_sound
 from .decompose import Convolution, is_matrix, left_factor, usable_ranks
@@ -302,5 +302,6 @@ def saved_milliseconds(layer: nn.Module, plan: LayerPlan, use: LayerUse) -> floa
     The median of differences of passes that took turns, which a busy machine hardly moves.
     """
     shape, nets = use.inputs[0][1:], [layer, fresh_layer(layer, plan)]
-    before, after = time_rounds(nets, [shape, shape], 1, seconds=0.03)
+    clock = undisturbed_clock(next(layer.parameters()).device)
+    before, after = time_rounds(nets, [shape, shape], 1, 0.03, clock)
     return use.calls * float(np.median(np.subtract(before, after)))

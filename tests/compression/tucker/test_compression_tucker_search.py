@@ -121,7 +121,7 @@ def test_a_larger_drop_buys_a_smaller_net(net, inputs):
 def latency_as_macs(monkeypatch, overhead):
     """Replaces the clock: milliseconds are multiply-accumulates plus a cost of every layer."""
 
-    def measure(nets, shapes, batch, seconds):
+    def measure(nets, shapes, batch, seconds, clock):
         times = [
             count_macs(net, shape) / 1e4
             + overhead * sum(isinstance(m, nn.Conv2d | nn.Linear) for m in net.modules())
@@ -148,8 +148,8 @@ def test_a_latency_that_a_longer_look_does_not_find_leads_to_a_faster_plan(
     hoped = search_plan(net, inputs, "latency", 0.7)
     measure = search.time_rounds
 
-    def slower_when_looked_at_longer(nets, shapes, batch, seconds):
-        before, after = measure(nets, shapes, batch, seconds)
+    def slower_when_looked_at_longer(nets, shapes, batch, seconds, clock):
+        before, after = measure(nets, shapes, batch, seconds, clock)
         return [before, [1.2 * t for t in after] if seconds >= search.CONFIRM else after]
 
     monkeypatch.setattr(search, "time_rounds", slower_when_looked_at_longer)
