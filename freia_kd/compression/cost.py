@@ -43,6 +43,7 @@ class Latency:
     repeats: int
 
 
+WIDE = 4  # times as fast at one end of an interval as at the other: the machine was too busy
 MIN_ROUNDS = 11  # of passes in turn; with fewer the interval of a median is hardly one
 LONG_ROUND = 2.0  # seconds, from where `FEW_ROUNDS` are enough: the least that have an interval
 FEW_ROUNDS = 6
@@ -66,8 +67,8 @@ class Speed:
 
     @property
     def is_measurable(self) -> bool:
-        """Whether the interval leaves out equal speed."""
-        return self.low > 1 or self.high < 1
+        """Whether the interval leaves out equal speed, and is narrow enough to say something."""
+        return (self.low > 1 or self.high < 1) and self.high < WIDE * self.low
 
     @classmethod
     def of(cls, before: Sequence[float], after: Sequence[float]) -> Speed:

@@ -224,11 +224,14 @@ def _load_weights(path: PathLike, net: nn.Module, state: dict[str, Tensor], arch
         for k, v in expected.items()
         if k in state and not is_lazy(v) and state[k].shape != v.shape
     ]
-    # Copied into floats, complex numbers lose a part, and quantised ones their scale.
+    # Copied into floats, complex numbers lose a part, and integers the scale that they lack.
     odd = [
         f"{k} ({str(state[k].dtype).removeprefix('torch.')})"
         for k, v in expected.items()
-        if k in state and v.is_floating_point() and not state[k].is_floating_point()
+        if k in state
+        and v.is_floating_point()
+        and not state[k].is_floating_point()
+        and not (state[k].dtype == torch.int8 and f"{k}_scale" in expected)
     ]
     found = {
         "missing": missing,

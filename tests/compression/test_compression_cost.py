@@ -191,6 +191,11 @@ def costs(macs):
     return Costs(1, macs, 1, {1: 1}, {1: Latency(1.0, 0.9, 1.1, 1, 50)})
 
 
+def test_an_interval_that_says_nothing_is_no_measurement():
+    assert Speed(473, 1.1, 2475, 11).is_measurable is False
+    assert Speed(3, 1.6, 6, 11).is_measurable is True
+
+
 EQUAL, FASTER, SLOWER = (Speed(r, r - 0.1, r + 0.1, 50) for r in (1.02, 1.5, 0.7))
 
 

@@ -99,14 +99,14 @@ def test_what_the_machine_cannot_hold_is_refused(data, tmp_path, monkeypatch):
         patch.setattr(planning.shutil, "disk_usage", lambda p: usage(p)._replace(free=1_000))
         with pytest.raises(UsageError, match=r"about [\d,]+ bytes, and 1,000 are free where"):
             api.train_teacher(data, tmp_path / "t.pt", **OPTIONS)
-    real = planning._fits
+    real = planning.fits_memory
 
     def fits_small(device, free, work):
         if getattr(work, "args", (80,))[0] > 16:
             return False
         return real(device, free, work)
 
-    monkeypatch.setattr(planning, "_fits", fits_small)
+    monkeypatch.setattr(planning, "fits_memory", fits_small)
     with pytest.raises(UsageError, match=r"stage train needs more memory .*--batch-size 8 would"):
         api.train_teacher(data, tmp_path / "t.pt", **{**OPTIONS, "batch_size": 64})
     assert left(tmp_path) == []
