@@ -513,7 +513,7 @@ def page(results):
         "",
         "Ratios to plain FrEIA in the same round: the median, the quartiles and the median time. "
         f"CPU time of {made['threads']} thread ({kinds}), load {made['load']:.1f}; {versions}. "
-        "[How](../flows.py). Memory: how far a training step raises the peak.",
+        "By `benchmarks/flows.py`. Memory: how far a training step raises the peak.",
     ]
     for family in ("nice", "glow"):
         for batch, entry in results.get(family, {}).items():

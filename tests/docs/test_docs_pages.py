@@ -140,3 +140,12 @@ def test_linked_files_exist(page):
     made = re.compile(r"reference/(freia_kd[\w.]*|index)\.md$|^(freia_kd[\w.]*)\.md$")
     missing = [t for t in targets if not (file.parent / t).exists() and not made.search(t)]
     assert missing == []  # pages that the site makes of modules are checked by `make docs`
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "benchmarks/results").glob("*.md")), ids=lambda path: path.stem
+)
+def test_results_link_to_results_only(path):
+    """The site has the results without the scripts that made them: other links lead nowhere."""
+    targets = re.findall(r"\]\((?!http|#)([^)#]+)[^)]*\)", path.read_text(encoding="utf-8"))
+    assert [t for t in targets if not (path.parent / t).is_file() or "/" in t] == []
