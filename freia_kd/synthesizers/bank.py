@@ -3,17 +3,45 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from ..config import Config, Probability
+from ..data.augment import Augmentation
 from ..domain import Domain
 from ..errors import CheckpointError
 from ..training import Checkpoints
 from .contract import Synthesizer
 
 HELDOUT = 5  # one input of so many is held out
+FEW = 1_000  # inputs below which they are augmented
+Augment = Literal["few", "always", "never"]
+
+
+@dataclass(frozen=True)
+class BankOptions(Config):
+    """What becomes of a bank's inputs before a teacher answers them.
+
+    Arguments:
+        augment: Whether they are augmented (:class:`~freia_kd.data.augment.Augmentation`): where
+            they are fewer than 1,000 (`"few"`), `"always"` or `"never"`.
+        mixing: The share of inputs that are mixed with another, where no label is asked for.
+
+    Raises:
+        ConfigError: If a value makes no sense.
+    """
+
+    augment: Augment = "few"
+    mixing: Probability = 0.5
+
+    def augmentation(self, domain: Domain, count: int) -> Augmentation | None:
+        """How so many inputs of a domain are augmented, or `None` if they are not."""
+        if self.augment == "never" or (self.augment == "few" and count >= FEW):
+            return None
+        return Augmentation.for_domain(domain, mixing=self.mixing)
 
 
 class Bank(Synthesizer):
@@ -79,6 +107,39 @@ class Bank(Synthesizer):
             at = wanted == label
             rows[at] = _shuffle(have, int(at.sum()), generator)
         return self.inputs[rows.to(self.inputs.device)], labels
+
+
+class AugmentedBank(Bank):
+    """A bank whose inputs, where they are few, come differently every time.
+
+    Its options are :class:`BankOptions`. Where labels are asked for nothing is mixed, so that each
+    input is still of its label.
+    """
+
+    domain: Domain
+
+    def restore(self, domain: Domain, checkpoints: Checkpoints) -> None:
+        super().restore(domain, checkpoints)
+        self.domain = domain
+
+    @property
+    def distinct(self) -> int | None:
+        """How many different inputs there are, or `None` where they are augmented."""
+        return None if self._augmentation() else super().distinct
+
+    def sample(
+        self, n: int, labels: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        x, y = super().sample(n, labels, generator)
+        change = self._augmentation()
+        if change is not None:
+            change = change if labels is None else change.without_mixing()
+            x = change(x, generator, self.domain)
+        return x, y
+
+    def _augmentation(self) -> Augmentation | None:
+        options: Any = self.options
+        return options.augmentation(self.domain, len(self.inputs))
 
 
 def _shuffle(rows: Tensor, n: int, generator: torch.Generator | None) -> Tensor:

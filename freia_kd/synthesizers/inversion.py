@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import Config, Count, Decay, Natural, Positive, Probability, Size
+from ..config import Count, Decay, Natural, Positive, Probability, Size
 from ..data.datasets import LabelledData
 from ..domain import Domain
 from ..objectives.contract import Terms
 from ..teachers.classifier import Classifier, Teacher, remedies
 from ..training import Checkpoints, Stateful, TrainingLoop, own_generator
-from .bank import Bank
+from .bank import Augment, AugmentedBank, Bank, BankOptions
 
 TENSORS = ("full", "half", "labels", "finished", "finished_labels")  # what a canvas keeps
 # What fits two CPU cores: few steps need larger ones. One core takes, with ResNet14 on 32 x 32
@@ -31,16 +31,19 @@ QUICK: dict[str, Any] = {
     "learning_rate": 0.2,
     "decay": True,
     "jitter": 1,
+    "augment": "few",
 }
 STANDARD: dict[str, Any] = {**QUICK, "images": 512, "steps": 100}
 Loss = Callable[[Tensor, Tensor], Terms]  # of normalised images (B, *shape) and labels (B,)
 
 
 @dataclass(frozen=True)
-class InversionOptions(Config):
+class InversionOptions(BankOptions):
     """How images are optimised; the values are DeepInversion's on CIFAR-10.
 
     Arguments:
+        augment: As of :class:`~freia_kd.synthesizers.bank.BankOptions`; no paper augments images
+            that are finished.
         images: How many images the bank gets, rounded up to whole batches.
         batch_size: Images that are optimised together.
         steps: Steps of Adam for each batch.
@@ -67,9 +70,10 @@ class InversionOptions(Config):
     flip: bool = False
     coarse: Decay = 0.0
     min_probability: Probability = 0.9
+    augment: Augment = "never"
 
 
-class Inversion(Bank):
+class Inversion(AugmentedBank):
     """A bank of images that Adam optimises from Gaussian noise under a loss, batch by batch.
 
     The images are optimised in the units that the teacher takes, from noise of the mean and
@@ -80,6 +84,10 @@ class Inversion(Bank):
 
     With `coarse` the first images have half the size and are enlarged bilinearly before the teacher
     sees them, so that it may be one of a fixed input size.
+
+    A few hundred images are not varied enough to learn from as they are, so that students see them
+    augmented (the options `augment` and `mixing`), by the teacher's answers; :meth:`sample` shows
+    them as they are.
     """
 
     needs_images = True
@@ -131,9 +139,22 @@ class Inversion(Bank):
                 canvas.clip()
             if t == options.steps - 1:
                 canvas.finish()
-        self.inputs = canvas.finished
+        self.inputs, self.domain = canvas.finished, teacher.domain
         self.labels = self.label(teacher, canvas.finished, canvas.finished_labels)
         self.keep(checkpoints)
+
+    def sample(
+        self, n: int, labels: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return Bank.sample(self, n, labels, generator)
+
+    def unanswered(
+        self, n: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Images for the teacher to answer, where they are few augmented and of no class asked."""
+        x, labels = self.sample(n, generator=generator)
+        change = self._augmentation()
+        return (x, labels) if change is None else (change(x, generator, self.domain), None)
 
     def label(self, teacher: Teacher, images: Tensor, labels: Tensor) -> Tensor:
         """The labels of finished images: those that were asked for."""

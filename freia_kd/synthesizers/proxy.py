@@ -14,12 +14,12 @@ from ..data.unlabelled import read_unlabelled
 from ..errors import UsageError
 from ..teachers.classifier import Classifier, Teacher
 from ..training import Checkpoints
+from .bank import AugmentedBank, BankOptions
 from .contract import TEACHER_BATCH_SIZE
-from .samples import AugmentedBank, SamplesOptions
 
 
 @dataclass(frozen=True)
-class ProxyOptions(SamplesOptions):
+class ProxyOptions(BankOptions):
     """Where the images are, and what becomes of them.
 
     Arguments:
@@ -88,3 +88,6 @@ class Proxy(AugmentedBank):
             answers = [teacher(part).argmax(1) for part in self.inputs.split(TEACHER_BATCH_SIZE)]
         self.labels = torch.cat(answers)
         self.keep(checkpoints)
+
+    def diagnose(self, teacher: Teacher, generator: torch.Generator | None = None) -> None:
+        """Nothing: nothing was learned that could have failed."""

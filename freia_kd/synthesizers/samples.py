@@ -3,82 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from ..config import Config, Probability
-from ..data.augment import Augmentation
 from ..data.datasets import LabelledData
-from ..domain import Domain
 from ..errors import UsageError
 from ..teachers.classifier import Classifier, Teacher
 from ..training import Checkpoints
-from .bank import Bank
-
-FEW = 1_000  # samples below which they are augmented
-Augment = Literal["few", "always", "never"]
+from .bank import AugmentedBank, BankOptions
 
 
 @dataclass(frozen=True)
-class SamplesOptions(Config):
-    """What becomes of a few real inputs.
-
-    Arguments:
-        augment: Whether they are augmented (:class:`~freia_kd.data.augment.Augmentation`): where
-            they are fewer than 1,000 (`"few"`), `"always"` or `"never"`.
-        mixing: The share of inputs that are mixed with another, where no label is asked for.
-
-    Raises:
-        ConfigError: If a value makes no sense.
-    """
+class SamplesOptions(BankOptions):
+    """What becomes of a few real inputs: nothing else than of any bank."""
 
     title: ClassVar[str] = "samples"
-    augment: Augment = "few"
-    mixing: Probability = 0.5
-
-    def augmentation(self, domain: Domain, count: int) -> Augmentation | None:
-        """How so many samples of a domain are augmented, or `None` if they are not."""
-        if self.augment == "never" or (self.augment == "few" and count >= FEW):
-            return None
-        return Augmentation.for_domain(domain, mixing=self.mixing)
-
-
-class AugmentedBank(Bank):
-    """A bank of a few inputs that come differently every time, the base class of two kinds.
-
-    Its options are :class:`SamplesOptions`. Where labels are asked for nothing is mixed, so that
-    each input is still of its label.
-    """
-
-    domain: Domain
-
-    def restore(self, domain: Domain, checkpoints: Checkpoints) -> None:
-        super().restore(domain, checkpoints)
-        self.domain = domain
-
-    @property
-    def distinct(self) -> int | None:
-        """How many different inputs there are, or `None` where they are augmented."""
-        return None if self._augmentation() else super().distinct
-
-    def sample(
-        self, n: int, labels: Tensor | None = None, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        x, y = super().sample(n, labels, generator)
-        change = self._augmentation()
-        if change is not None:
-            change = change if labels is None else change.without_mixing()
-            x = change(x, generator, self.domain)
-        return x, y
-
-    def _augmentation(self) -> Augmentation | None:
-        options: Any = self.options
-        return options.augmentation(self.domain, len(self.inputs))
-
-    def diagnose(self, teacher: Teacher, generator: torch.Generator | None = None) -> None:
-        """Nothing: nothing was learned that could have failed."""
 
 
 class Samples(AugmentedBank):

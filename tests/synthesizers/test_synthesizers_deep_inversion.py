@@ -54,6 +54,34 @@ def test_images_are_those_of_the_labels_asked_for():
         assert synthesizer.labels[row].tolist() == [label]
 
 
+def test_students_see_few_images_augmented_and_samples_are_as_they_are(tmp_path):
+    run = Checkpoints(tmp_path, "deepinversion")
+    synthesizer = fit(replace(OPTIONS, augment="few"), run=run)
+    restored = DeepInversion(replace(OPTIONS, augment="few"))
+    restored.restore(DOMAIN, run)
+    for bank in (synthesizer, restored):
+        assert bank.distinct is None
+        x, labels = bank.unanswered(30, generator(1))
+        assert labels is None  # mixed images have none
+        assert x.shape == (30, *DOMAIN.shape)
+        assert 0 <= x.min() <= x.max() <= 1
+        assert len(x.flatten(1).unique(dim=0)) == 30
+        torch.testing.assert_close(x, synthesizer.unanswered(30, generator(1))[0])
+        shown = bank.sample(30, torch.arange(30) % 3, generator(1))[0]
+        assert len(torch.cat([shown, synthesizer.inputs]).flatten(1).unique(dim=0)) == 12
+
+
+@pytest.mark.parametrize(("augment", "images"), [("never", 12), ("few", 1_002)])
+def test_images_that_are_not_augmented_keep_their_labels(augment, images):
+    options = DeepInversionOptions(images=images, batch_size=6, steps=1, augment=augment)
+    synthesizer = fit(options)
+    assert synthesizer.distinct == images
+    x, labels = synthesizer.unanswered(5, generator(1))
+    for image, label in zip(x, labels, strict=True):
+        row = (synthesizer.inputs == image).flatten(1).all(1)
+        assert label in synthesizer.labels[row]
+
+
 def test_labels_are_balanced_over_batches_and_in_random_order():
     canvas = Canvas(DOMAIN, 5, 3, generator())
     labels = []
