@@ -43,7 +43,7 @@ SYNTHESIZERS = Registry(
 
 
 IMAGE_DEFAULT, VECTOR_DEFAULT = "leaves+figures", "bdnf"
-STATISTICS_DEFAULT = f"bdnf+{IMAGE_DEFAULT}"
+STATISTICS_DEFAULT = f"bdnf+deepinversion+{IMAGE_DEFAULT}"
 AUTO = "auto"  # asked for in place of names: a run tries mixtures of these, and chooses
 AUTO_TRIES = ("bdnf", "leaves", "figures")
 
@@ -53,11 +53,12 @@ def default_synthesizer(
 ) -> str:
     """What makes the inputs where nothing else is asked for.
 
-    The flow is part of it where the teacher keeps batch statistics, which hold its images near
-    what the teacher was trained on: of a ResNet14 on Fashion-MNIST student 3 gains 1.8 points by
-    it. Without them the class term alone leads the flow astray: of a LeNet5 on the same data
-    student 3 loses 4.5 points where the flow makes a third of the images (development teachers;
-    `benchmarks/results/recovery-development.md`).
+    The flow and inverted images are part of it where the teacher keeps batch statistics, which hold
+    both near what the teacher was trained on: student 3 of a ResNet14 on Fashion-MNIST gains 1.8
+    points by the flow, and some tenths more by inversions beside it. On one development teacher
+    either is better than the other, so that both are there. Without statistics the class term alone
+    leads the flow astray: of a LeNet5 on the same data student 3 loses 4.5 points where the flow
+    makes a third of the images (`benchmarks/results/recovery-development.md`).
 
     Arguments:
         is_image: Whether the teacher takes images.

@@ -19,7 +19,7 @@ from freia_kd.job import run as job_run
 from freia_kd.report.schema import Comparison
 from freia_kd.report.storage import read_result
 from freia_kd.students import as_specs
-from freia_kd.synthesizers import STATISTICS_DEFAULT
+from freia_kd.synthesizers import IMAGE_DEFAULT, STATISTICS_DEFAULT
 from freia_kd.synthesizers.bdnf import BDNF, BDNFOptions
 from freia_kd.synthesizers.noise import Noise, NoiseOptions, Spectral, Uniform
 from freia_kd.training import Progress
@@ -326,7 +326,8 @@ def test_if_every_method_fails_so_does_the_comparison(run):
 def test_all_are_those_that_can_work_with_the_teacher(teacher):
     able, refused = choose_methods(build_methods("all"), teacher)
     names = {method.name for method in able}
-    assert {STATISTICS_DEFAULT, "bdnf", "kegnet", "dfad", "rdskd", "spectral"} <= names
+    assert {IMAGE_DEFAULT, "bdnf", "kegnet", "dfad", "rdskd", "spectral"} <= names
+    assert "batch normalisation" in refused[STATISTICS_DEFAULT]
     assert "real samples" in refused["samples"]
     assert "bdnf(samples)" not in refused
     few = LabelledData(torch.zeros(4, 1, 32, 32), torch.arange(4), "few")
