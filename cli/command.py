@@ -7,6 +7,7 @@ import difflib
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -24,6 +25,7 @@ from click.shell_completion import CompletionItem
 
 from freia_kd.config import FaultCollector
 from freia_kd.errors import ConfigError, LostError, TrainingError, UsageError
+from freia_kd.version import COMMAND
 
 from .sharing import is_one_of_several, is_silent, leave_last, leave_quietly, sharing
 
@@ -36,6 +38,7 @@ OBJECT_PATH = re.compile(r"(?<![\w./\\])([A-Za-z_]\w*)(?:\.\w+)*:[A-Za-z_]")  # 
 # What a context remembers: faults, what an interruption says, the log's file, and who writes it.
 FAULTS, GO_ON = "freia_kd.faults", "freia_kd.go_on"
 LOG, PROGRESS = "freia_kd.log", "freia_kd.progress"
+TYPED = "freia_kd.typed"  # the command line
 
 # Options that are gone, and what to do instead.
 GONE = {
@@ -196,6 +199,7 @@ class Command(click.Command):
         self.params.append(debug)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[TYPED] = shlex.join(["freiakd", *_names(ctx), *args])
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
@@ -206,8 +210,12 @@ class Command(click.Command):
             ) from None
 
     def invoke(self, ctx: click.Context) -> Any:
-        with sharing():
-            return self._invoke(ctx, ctx.params.pop("debug"))
+        token = COMMAND.set(ctx.meta[TYPED])
+        try:
+            with sharing():
+                return self._invoke(ctx, ctx.params.pop("debug"))
+        finally:
+            COMMAND.reset(token)
 
     def _invoke(self, ctx: click.Context, debug: bool) -> Any:
         try:
@@ -233,6 +241,11 @@ class Command(click.Command):
                 raise
             leave_last(_failure(error))
             raise _logged(ctx, _failure(error)) from error
+
+
+def _names(ctx: click.Context) -> list[str]:
+    """How a command is called, after the name of the program."""
+    return [] if ctx.parent is None else [*_names(ctx.parent), str(ctx.info_name)]
 
 
 def expect_one_process(command: Command) -> None:
@@ -415,6 +428,9 @@ def expect_writable(
     if file is None:
         return
     path = Path(file)
+    log = click.get_current_context().meta.get(LOG)
+    if log is not None and path.absolute() == Path(log).absolute():
+        raise UsageError(f"--log-file: {log} is what {name} writes; choose another file.")
     if suffixes and path.suffix not in suffixes:
         raise UsageError(f"{name}: expected a file {' or '.join(suffixes)}; got {file}.")
     if path.exists():

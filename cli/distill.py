@@ -49,5 +49,5 @@ def command(as_json: bool, verbose: bool, dry_run: bool, **given: Any) -> None:
     if as_json:
         print_json(result.report)
         return
-    terminal(run_document(result.report), details=verbose)
+    terminal(run_document(result.report, str(result.folder)), details=verbose)
     click.echo(f"Report: {result.folder / 'report.html'}")

@@ -28,8 +28,7 @@ def command(path: str, as_json: bool) -> None:
         return
     rows = [[name.replace("_", " "), _text(value)] for name, value in result.items() if value]
     print_table(["", path], rows, numeric=set())
-    if result["kind"] == "run":
-        click.echo(f"Next: freiakd {_next(path, result)}")
+    click.echo(f"Next: freiakd {next_command(path, result)}")
 
 
 def _text(value: Any) -> str:
@@ -45,8 +44,25 @@ def _short(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _next(path: str, run: dict[str, Any]) -> str:
-    """The command that goes on with a run, or uses what it made."""
+def next_command(path: str, held: dict[str, Any]) -> str:
+    """The command that goes on with a run, or uses what it made or what a checkpoint holds.
+
+    Arguments:
+        path: The file or folder.
+        held: What it holds (:func:`freia_kd.inspect`).
+    """
+    return _after_run(path, held) if held["kind"] == "run" else _after_checkpoint(path, held)
+
+
+def _after_checkpoint(path: str, held: dict[str, Any]) -> str:
+    if held["compression"]:
+        return shlex.join(["export", path]) + " --to onnx"
+    missing = [name for name in ("arch", "domain") if held[name] == "not recorded"]
+    needs = f", with {' and '.join(f'--{name}' for name in missing)}" if missing else ""
+    return shlex.join(["distill", "--teacher", path]) + needs
+
+
+def _after_run(path: str, run: dict[str, Any]) -> str:
     if run["made_by"] == "distill":
         does = "export" if "measure" in run["done"] else "distill --resume --out"
         return shlex.join([*does.split(), path]) + (" --to onnx" if does == "export" else "")

@@ -16,7 +16,10 @@ from .options import OBJECT, force_option, seed_option
     option("--count -n N", "How many inputs of each label.", default=10),
     option("--label -l LABEL", "A class; by default all of them.", name="labels", multiple=True),
     seed_option,
-    option(f"--synthesizer {OBJECT}", "Which of the run's synthesizers; by default the first."),
+    option(
+        f"--synthesizer {OBJECT}",
+        "Which of the run's synthesizers; by default the first that can do without the teacher.",
+    ),
     option("--flow MODULE:FUNCTION", "The run's flow, if it is code of your own."),
     option("--out FILE", "A picture, .png, or a file of arrays, .npz.", required=True),
     force_option,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,14 @@ from .evaluation import accuracy, commonest, predict, share_equal
 from .exporting import export as export
 from .files import atomic
 from .job import Plan, make_plan, open_job, reopen_job, run_job
+from .job.measure import by_class
 from .job.opening import Synthesizers, restore_synthesizer
 from .job.run import run_extraction
 from .job.student import write_student
 from .job.teaching import open_training
 from .job.teaching import training_folder as training_folder
 from .report.plots import plot_grid, plot_sensitivity, write_png
-from .report.schema import Proportion, Report
+from .report.schema import ClassScores, Proportion, Report
 from .runs.listing import list_runs as list_runs
 from .runs.store import read_record
 from .students import StudentSpec, as_specs, build, calibration_set
@@ -117,6 +118,7 @@ class Evaluation:
         data: The data, by name.
         agreement: With the teacher, where there is one.
         commonest: The share of inputs to which it gives its commonest answer.
+        per_class: The same of each class: accuracy by label, agreement by what the teacher says.
     """
 
     file: str
@@ -124,6 +126,7 @@ class Evaluation:
     data: str
     agreement: Proportion | None = None
     commonest: float = 0.0
+    per_class: list[ClassScores] = field(default_factory=list)
 
 
 @keeping_threads()
@@ -448,7 +451,10 @@ def evaluate(
     arch: str | None = None,
     domain: Domain | None = None,
 ) -> list[Evaluation]:
-    """The accuracy of a checkpoint, or of every student in a run's folder, on real data.
+    """The accuracy of a checkpoint, or of a run's teacher and every student, on real data.
+
+    Returns:
+        What was measured; of a run the teacher comes first, if its file is still there.
 
     Raises:
         CheckpointError: If a file is not sound, or a folder has no students.
@@ -465,23 +471,33 @@ def evaluate(
         # A run's new nets are not of the teacher's architecture, which may be code that is named.
         classifier = load_classifier(file, recorded if recorded in ARCHITECTURES else arch, domain)
         data = source.load(classifier.domain, "test")
-        said = predict(classifier, data)
         if taught is None and Path(path).is_dir():
-            taught = _teacher_answers(Path(path), arch, data)
-        share = Proportion.of(share_equal(said, data.labels), len(data))
-        agreed = None if taught is None else Proportion.of(share_equal(said, taught), len(data))
-        results.append(Evaluation(os.fspath(file), share, data.name, agreed, commonest(said)))
+            teacher = _teacher_of(Path(path), arch)
+            if teacher is not None:
+                taught = predict(teacher[1], data)
+                results.append(_scored(teacher[0], taught, None, data, teacher[1].domain))
+        said = predict(classifier, data)
+        results.append(_scored(os.fspath(file), said, taught, data, classifier.domain))
     return results
 
 
-def _teacher_answers(folder: Path, arch: str | None, data: LabelledData) -> torch.Tensor | None:
-    """What the teacher of a run says, if its file is still there."""
+def _scored(
+    file: str, said: torch.Tensor, taught: torch.Tensor | None, data: LabelledData, domain: Domain
+) -> Evaluation:
+    share = Proportion.of(share_equal(said, data.labels), len(data))
+    agreed = None if taught is None else Proportion.of(share_equal(said, taught), len(data))
+    classes = by_class(said, taught, domain.classes, data.labels)
+    return Evaluation(file, share, data.name, agreed, commonest(said), classes)
+
+
+def _teacher_of(folder: Path, arch: str | None) -> tuple[str, Teacher] | None:
+    """The teacher of a run with its file, if that is still there."""
     config = read_record(folder, "distill").config
     is_there = Path(config["teacher"]).exists() or is_published(config["teacher"])
     if not is_there or (":" in config["arch"] and config["arch"] != arch):
         return None
     teacher = load_teacher(config["teacher"], config["arch"], Domain.from_dict(config["domain"]))
-    return predict(teacher, data)
+    return config["teacher"], teacher
 
 
 def load_student(path: PathLike, arch: str | None = None) -> Classifier:
@@ -589,8 +605,8 @@ def sample(
         count: Images of each label.
         labels: The classes; all of them if empty.
         seed: The seed of the random numbers.
-        synthesizer: Which of the run's synthesizers, by default the first; it must be given if it
-            is code of its own (`package.module:Class`).
+        synthesizer: Which of the run's synthesizers, by default the first that can do without the
+            teacher; it must be given if it is code of its own (`package.module:Class`).
         flow: The flow of BDNF, if it is code of its own (`package.module:function`).
 
     Returns:

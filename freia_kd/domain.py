@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+GREY_LEVEL = 1 / 255  # of pixels in [0, 1], by which sound ones spread at least
+
 
 @dataclass(frozen=True)
 class Domain:
@@ -51,9 +53,8 @@ class Domain:
         for field in ("mean", "std"):
             values = getattr(self, field)
             if len(values) not in (1, self.shape[0]):
-                raise ValueError(
-                    f"Expected {field} with 1 or {self.shape[0]} entries; got {values}."
-                )
+                number = "1 entry" if self.shape[0] == 1 else f"1 or {self.shape[0]} entries"
+                raise ValueError(f"Expected {field} with {number}; got {values}.")
         if not all(0 < s < math.inf for s in self.std):
             raise ValueError(f"Expected a positive std; got {self.std}.")
         if not all(map(math.isfinite, self.mean)):
@@ -66,9 +67,15 @@ class Domain:
         if min(self.mean) >= 0 and max(self.mean) <= 1 and all(map(_is_std, self.std)):
             return
         message = (
-            "Expected means between 0 and 1 and stds of at most 0.5 (or 1, for none), of pixels "
+            "Expected means between 0 and 1 and stds from 0.004 to 0.5 (or 1, for none), of pixels "
             f"in [0, 1]; got mean {_listed(self.mean)} and std {_listed(self.std)}."
         )
+        if max(self.std) < GREY_LEVEL:
+            mean = self.mean if max(self.mean) > GREY_LEVEL else tuple(255 * m for m in self.mean)
+            raise ValueError(
+                f"{message} Those seem to be divided by 255 once too often; times 255 they are "
+                f"mean {_listed(mean)} and std {_listed(tuple(255 * s for s in self.std))}."
+            )
         scaled = [
             tuple(v / 255 for v in values) if max(values) > 1 else values
             for values in (self.mean, self.std)
@@ -145,7 +152,7 @@ class Domain:
 
 def _is_std(value: float) -> bool:
     """Whether it can be the std of pixels in [0, 1], give or take rounding, or is 1."""
-    return value <= 0.51 or value == 1
+    return GREY_LEVEL <= value <= 0.51 or value == 1
 
 
 def _listed(values: tuple[float, ...]) -> str:

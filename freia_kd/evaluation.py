@@ -58,12 +58,26 @@ def agreement(
         data: Synthetic inputs with the teacher's logits.
         half: Only the inputs with even or with odd indices.
     """
+    return share_equal(*answers(classifier, data, half))
+
+
+def answers(
+    classifier: nn.Module, data: SyntheticSet, half: Literal["even", "odd"] | None = None
+) -> tuple[Tensor, Tensor]:
+    """The classes that a classifier and the teacher name, with shape `(N,)` each.
+
+    Arguments:
+        classifier: The classifier.
+        data: Synthetic inputs with the teacher's logits.
+        half: Only the inputs with even or with odd indices.
+    """
     device = next(classifier.parameters()).device
     rows = torch.arange(len(data))
     rows = rows if half is None else rows[half == "odd" :: 2]
-    same = 0
+    ours, theirs = [], []
     with evaluating(classifier):
         for part in rows.split(BATCH_SIZE):
             x, logits, _ = data.batch(part)
-            same += int((classifier(x.to(device)).argmax(1).cpu() == logits.argmax(1)).sum())
-    return same / len(rows)
+            ours.append(classifier(x.to(device)).argmax(1).cpu())
+            theirs.append(logits.argmax(1))
+    return torch.cat(ours), torch.cat(theirs)

@@ -85,3 +85,13 @@ def test_statistics_that_no_pixels_have_are_refused_with_those_meant(mean, std, 
 def test_statistics_in_use_are_not_refused(mean, std):
     Domain((1, 8, 8), 2, (mean,), (std,))
     Domain((4,), 2, (-77.9,), (82.5,))  # vectors have any
+
+
+def test_a_std_below_a_grey_level_is_refused_with_the_one_meant():
+    """Seen to fail: a std that was divided by 255 twice distilled a saturated teacher."""
+    with pytest.raises(ValueError, match=r"once too often; times 255 .* mean 0\.3 and std 0\.3239"):
+        Domain((1, 8, 8), 10, (0.3,), (0.00127,))
+    with pytest.raises(ValueError, match=r"mean 0\.306 and std 0\.3239"):
+        Domain((1, 8, 8), 10, (0.0012,), (0.00127,))
+    with pytest.raises(ValueError, match="Expected mean with 1 entry; got"):
+        Domain((1, 8, 8), 10, (77, 9), (0.3,))

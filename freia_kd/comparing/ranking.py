@@ -12,6 +12,7 @@ from ..training import Progress
 from .trials import Trial
 
 RESAMPLES = 1000
+SAME = 1e-9  # between agreements that differ by rounding only
 MIN_SEEDS, MIN_JUDGES = 3, 4  # with fewer, the bootstrap overstates how sure it is
 
 
@@ -108,6 +109,10 @@ def rank_methods(verdicts: Sequence[Verdict], seed: int = 0) -> Ranked | None:
     order = np.argsort(-values, kind="stable")
     names = [methods[i] for i in order]
     seeds, judges = len(design.seeds), len(design.judges)
+    level = [m for m, value in zip(methods, values, strict=True) if values.max() - value < SAME]
+    if len(level) > 1:
+        scores = {methods[i]: Spread(float(values[i]), None, seeds) for i in order}
+        return Ranked(scores, _level_ranking(level, seeds, judges))
     if seeds == 1:
         scores = {methods[i]: Spread(float(values[i]), None, 1) for i in order}
         return Ranked(scores, _ranking(names, None, seeds, judges))
@@ -118,6 +123,21 @@ def rank_methods(verdicts: Sequence[Verdict], seed: int = 0) -> Ranked | None:
     filled = np.where(np.isnan(resampled), -np.inf, resampled)
     certainty = float((filled.argmax(1) == order[0]).mean())
     return Ranked(scores, _ranking(names, certainty, seeds, judges))
+
+
+def _level_ranking(names: Sequence[str], seeds: int, judges: int) -> Ranking:
+    *first, last = names
+    return Ranking(
+        winner=None,
+        rival=None,
+        certainty=None,
+        seeds=seeds,
+        judges=judges,
+        sentence=(
+            f"By label-free evidence {', '.join(first)} and {last} are level, and no other is "
+            "better, so no winner is named."
+        ),
+    )
 
 
 def _ranking(names: Sequence[str], certainty: float | None, seeds: int, judges: int) -> Ranking:

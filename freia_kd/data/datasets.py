@@ -80,6 +80,7 @@ class LabelledData(Dataset[tuple[Tensor, int]]):
             raise ValueError(f"{self.name}: expected labels that are integers from 0.")
         self.labels = labels.long()
         if inputs.dtype == torch.uint8 and inputs.ndim == 4:
+            self._expect_light()
             return
         if not inputs.is_floating_point() or inputs.ndim not in (2, 4):
             raise ValueError(
@@ -89,11 +90,26 @@ class LabelledData(Dataset[tuple[Tensor, int]]):
         if not torch.isfinite(inputs).all():
             raise ValueError(f"{self.name}: expected finite inputs; got NaN or infinity.")
         if inputs.ndim == 4 and (inputs.min() < 0 or inputs.max() > 1):
+            remedy = "Divide by 255, or store uint8."
+            if inputs.min() < 0:
+                remedy = "Leave the normalisation out, which is part of the net."
             raise ValueError(
                 f"{self.name}: expected float pixels in [0, 1]; got {inputs.min():.3g} to "
-                f"{inputs.max():.3g}. Divide by 255, or store uint8."
+                f"{inputs.max():.3g}. {remedy}"
             )
         self.inputs = inputs.float()
+        if inputs.ndim == 4:
+            self._expect_light()
+
+    def _expect_light(self) -> None:
+        """Raises if all pixels are black but for one grey level: their scale is another."""
+        most, level = self.inputs.max(), 1 if self.inputs.dtype == torch.uint8 else 1 / 255
+        if 0 < most <= level:
+            whole = "0 to 255" if level == 1 else "0 to 1"
+            raise ValueError(
+                f"{self.name}: expected pixels from {whole}; got none above {most:.3g}, which is "
+                f"all but black. Multiply by 255, or store {'floats' if level == 1 else 'uint8'}."
+            )
 
     def __len__(self) -> int:
         return len(self.inputs)

@@ -12,7 +12,9 @@ from ..compression import compare_costs
 from ..compression.comparison import Comparison as CostComparison
 from ..data.datasets import LabelledData
 from ..data.synthetic import SyntheticSet
-from ..evaluation import BATCH_SIZE, agreement, commonest, predict, share_equal
+from ..errors import UsageError
+from ..evaluation import agreement, commonest, predict, share_equal
+from ..evaluation import answers as answers_of
 from ..files import atomic
 from ..report import provenance
 from ..report.schema import (
@@ -40,7 +42,7 @@ from .synthesis import heldout_set, picture_name
 
 def measure(job: Job) -> Report:
     """The report of a run whose students are all trained; only here are evaluation data read."""
-    data = None if job.evaluation is None else job.evaluation.load(job.teacher.domain, "test")
+    data = _read_evaluation(job)
     answers = None if data is None else predict(job.teacher, data)
     students, judges = [], make_judges(job.teacher, job.config.seed)
     with job.run.stage("measure"):
@@ -83,6 +85,18 @@ def measure(job: Job) -> Report:
     )
 
 
+def _read_evaluation(job: Job) -> LabelledData | None:
+    if job.evaluation is None:
+        return None
+    try:
+        return job.evaluation.load(job.teacher.domain, "test")
+    except UsageError as error:
+        raise UsageError(
+            f"{error} The students are trained and kept in {job.run.folder}; to measure them on "
+            "other data, give those with --resume."
+        ) from error
+
+
 def _choice(job: Job) -> Choice | None:
     """How the synthesizers were chosen, by the run's record."""
     from pydantic import TypeAdapter
@@ -116,11 +130,15 @@ def _measure_student(
         MethodResult(name=part, did=words, agreement=_agreement(student.classifier, heldout))
         for part, words, student in zip(spec.parts, did, trained, strict=True)
     ]
-    change, per_class, confusion = None, None, None
+    change, classes = None, job.teacher.domain.classes
+    ours, theirs = answers_of(after, heldout, "odd")  # which have chosen nothing
     if data is not None and answers is not None and said is not None:
         change = Difference.of(answers.eq(data.labels).tolist(), said.eq(data.labels).tolist())
-        per_class = _per_class(said, answers, data.labels, job.teacher.domain.classes)
-        confusion = _confusion(said, answers, job.teacher.domain.classes)
+        per_class = by_class(said, answers, classes, data.labels)
+        confusion = Confusion(data="evaluation", counts=_counts(said, answers, classes))
+    else:
+        per_class = by_class(ours, theirs, classes)
+        confusion = Confusion(data="held-out", counts=_counts(ours, theirs, classes))
     return StudentResult(
         name=spec.name,
         files=[path.name for path in job.student_files(spec.name)],
@@ -136,7 +154,7 @@ def _measure_student(
         change=change,
         per_class=per_class,
         confusion=confusion,
-        commonest=commonest(torch.cat([heldout.batch(r)[1].argmax(1) for r in _odd(heldout)])),
+        commonest=commonest(theirs),
     )
 
 
@@ -156,15 +174,21 @@ def _differ(untrained: Classifier, trained: Classifier) -> bool:
     return not all(same)
 
 
-def _odd(heldout: SyntheticSet) -> tuple[Tensor, ...]:
-    """The odd indices, which have chosen nothing, in batches."""
-    return torch.arange(1, len(heldout), 2).split(BATCH_SIZE)
+def by_class(
+    said: Tensor, answers: Tensor | None, classes: int, labels: Tensor | None = None
+) -> list[ClassScores]:
+    """The scores of each class: accuracy by label, agreement by what the teacher says.
 
+    Arguments:
+        said: The classes that the student names, with shape `(N,)`.
+        answers: Those that the teacher names, if it is there.
+        classes: The number of classes.
+        labels: The true ones, where they are known.
+    """
 
-def _per_class(said: Tensor, answers: Tensor, labels: Tensor, classes: int) -> list[ClassScores]:
-    """The scores of each class: accuracy by label, agreement by what the teacher says."""
-
-    def share(expected: Tensor, label: int) -> Proportion | None:
+    def share(expected: Tensor | None, label: int) -> Proportion | None:
+        if expected is None:
+            return None
         rows = expected == label
         return _share(said[rows], expected[rows]) if rows.any() else None
 
@@ -174,9 +198,10 @@ def _per_class(said: Tensor, answers: Tensor, labels: Tensor, classes: int) -> l
     ]
 
 
-def _confusion(said: Tensor, answers: Tensor, classes: int) -> Confusion:
-    counts = (answers * classes + said).bincount(minlength=classes**2).view(classes, classes)
-    return Confusion(data="evaluation", counts=counts.tolist())
+def _counts(said: Tensor, answers: Tensor, classes: int) -> list[list[int]]:
+    """How often the student names which class where its teacher names which."""
+    pairs = answers * classes + said
+    return pairs.bincount(minlength=classes**2).view(classes, classes).tolist()
 
 
 def _scores(

@@ -424,7 +424,8 @@ def restore_synthesizer(
     Arguments:
         folder: The run's folder.
         record: Its record.
-        name: Which synthesizer, by default the first; needed if it is code of the user's own.
+        name: Which synthesizer, by default the first that can do without the teacher; needed if it
+            is code of the user's own.
         flow: The flow of BDNF, if it is code of the user's own.
 
     Raises:
@@ -435,8 +436,9 @@ def restore_synthesizer(
     if name is not None and name not in names:
         raise UsageError(f"Expected a synthesizer of this run, {', '.join(names)}; got {name!r}.")
     if name is None:
-        _expect_trusted("synthesizer", names[0])
-    kind = get_synthesizer(name or names[0])
+        name = _first_kept(names)
+        _expect_trusted("synthesizer", name)
+    kind = get_synthesizer(name)
     options = record.config["synthesizers"][kind.name]
     if flow != options.get("flow"):
         _expect_trusted("flow", options.get("flow", ""))
@@ -447,3 +449,9 @@ def restore_synthesizer(
         Domain.from_dict(record.config["domain"]), Checkpoints(folder, next(own, kind.name))
     )
     return source
+
+
+def _first_kept(names: Sequence[str]) -> str:
+    """The first synthesizer that keeps what samples without its teacher; else the first."""
+    own = (n for n in names if ":" in n or get_synthesizer(n).restore is not Synthesizer.restore)
+    return next(own, names[0])

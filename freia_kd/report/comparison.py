@@ -109,10 +109,12 @@ def comparison_document(comparison: Comparison) -> Document:
     """The comparison, what it says about the winner first."""
     pictures = [_picture(row) for row in comparison.rows if row.picture]
     warnings = [f"{row.method}: {said}" for row in comparison.rows for said in row.warnings]
+    has_bars = any(row.independent and row.independent.std for row in comparison.rows)
+    bars = "; the bars are standard deviations of the bootstrap" if has_bars else ""
     plot = Figure(
         "compare.png",
         "The agreement of each method on independent inputs against the minutes that it took",
-        "Agreement against time; the bars are standard deviations of the bootstrap.",
+        f"Agreement against time{bars}.",
     )
     sections = [
         Section("", [comparison_table(comparison), Remarks([*remarks(comparison)])]),
@@ -185,4 +187,5 @@ def remarks(comparison: Comparison) -> Iterator[str]:
 
 
 def _picture(row: MethodRow) -> Block:
-    return Figure(str(row.picture), f"Inputs of {row.method}, one row for each class", row.method)
+    alt = f"Inputs of {row.method}, one row for each class"
+    return Figure(str(row.picture), alt, row.method, is_plot=False)

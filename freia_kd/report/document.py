@@ -42,11 +42,13 @@ class Figure:
         path: The PNG in the document's folder; it is left out where there is none.
         alt: What it shows, for those who cannot see it.
         caption: The line below it.
+        is_plot: Whether it has words, which a narrow page shows in a size that can be read.
     """
 
     path: str
     alt: str
     caption: str
+    is_plot: bool = True
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..ranks import launched
-from ..version import __version__
+from ..version import COMMAND, __version__
 from .schema import Provenance
 
 PACKAGES = ("torch", "torchvision", "FrEIA", "normflows", "tensorly", "numpy")
@@ -27,7 +27,6 @@ def record(
     config: Mapping[str, Any],
     device: torch.device | str,
     seed: int | None = None,
-    command: str | None = None,
 ) -> Provenance:
     """The provenance of what is computed here and now.
 
@@ -35,7 +34,6 @@ def record(
         config: All options, as plain JSON types.
         device: Where it is computed.
         seed: The seed of all random numbers, if there is one.
-        command: The command line, if it was one.
     """
     return Provenance(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -46,5 +44,5 @@ def record(
         processes=launched(),
         versions=versions(),
         config=dict(config),
-        command=command,
+        command=COMMAND.get(),
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 
 from ..evaluation import ONE_SIDED
 from .document import Block, Code, Document, Figure, Remarks, Section, Table
-from .schema import Provenance, Report, Scores, StudentResult
+from .schema import Expectation, Provenance, Report, Scores, StudentResult
 from .student import speed_of, student_sections
 from .words import SAME_SPEED, count, duration, expectation, percent, points, proportion, size
 
@@ -18,15 +19,15 @@ QUESTIONS = (
 )
 
 
-def run_document(report: Report) -> Document:
-    """The report of a run, the result first."""
+def run_document(report: Report, folder: str = "") -> Document:
+    """The report of a run, the result first; arguments as of :func:`files`."""
     made = (
         f"with {report.real_data.samples_count:,} real inputs"
         if report.real_data.samples
         else "without its data"
     )
     sections = [
-        Section("", files(report)),
+        Section("", files(report, folder)),
         Section("How good and how small", [main_table(report), Remarks([*remarks(report)])]),
         *_chosen(report),
         Section("Synthetic inputs", [*_inputs(report)], True),
@@ -46,7 +47,8 @@ def verdict(report: Report, student: StudentResult) -> str:
     """A student in one sentence: how much smaller, how much less accurate, how much faster."""
     before, after = student.costs.before, student.costs.after
     small = before.bytes / after.bytes
-    said = [f"{small:.1f}x smaller" if small >= 1 else f"{1 / small:.1f}x larger"]
+    size_word = f"{small:.1f}x smaller" if small >= 1 else f"{1 / small:.1f}x larger"
+    said = ["as large" if size_word.startswith("1.0x") else size_word]
     scores = student.distilled
     if student.change is not None:
         said.append(points(student.change))
@@ -60,8 +62,11 @@ def verdict(report: Report, student: StudentResult) -> str:
     else:
         agreement = proportion(scores.agreement)
         said.append(f"its teacher's answer on {agreement} of held-out synthetic inputs")
-    if student.expected is not None and scores.real_agreement is None:
-        said.append(f"expected agreement on real data {expectation(student.expected)}")
+    expected = expected_of(student)
+    if expected is not None and scores.real_agreement is None:
+        unlike = " (of little weight: no such student was calibrated on)"
+        beyond = unlike if expected.is_beyond else ""
+        said.append(f"expected agreement on real data {expectation(expected)}{beyond}")
     found = speed_of(student.costs, min(before.latency)) or "speed not measured"
     said.append("no measured speed-up" if found == SAME_SPEED else found)
     return ", ".join(said) + "."
@@ -72,21 +77,32 @@ def is_one_sided(student: StudentResult) -> bool:
     return student.commonest is not None and student.commonest >= ONE_SIDED
 
 
-def files(report: Report) -> list[Block]:
-    """Where the students are, and how to load one."""
+def expected_of(student: StudentResult) -> Expectation | None:
+    """What is to be expected on real data; nothing where the teacher hardly tells inputs apart."""
+    return None if is_one_sided(student) else student.expected
+
+
+def files(report: Report, folder: str = "") -> list[Block]:
+    """Where the students are, and how to load one.
+
+    Arguments:
+        report: The report.
+        folder: What leads to the run's folder from where the reader is.
+    """
     student, domain = report.students[0], report.teacher.domain
     names = "; ".join(f"student {s.name}: {' or '.join(s.files)}" for s in report.students)
-    path = student.spec.get("arch") or report.teacher.arch
-    arch = f", arch={json.dumps(path)}" if ":" in path else ""
+    code = student.spec.get("arch") or report.teacher.arch
+    arch = f", arch={json.dumps(code)}" if ":" in code else ""
+    path, place = os.path.join(folder, student.files[-1]), f" in {folder}" if folder else ""
     shape = ", ".join(map(str, ("N", *domain["shape"])))
     lines = [
         "import freia_kd",
-        f"student = freia_kd.load_student({json.dumps(student.files[-1])}{arch})",
+        f"student = freia_kd.load_student({json.dumps(path)}{arch})",
         f"logits = student(inputs)  # of shape ({shape}), pixels in [0, 1]",
     ]
     if len(domain["shape"]) == 1:
         lines[-1] = lines[-1].removesuffix(", pixels in [0, 1]")
-    return [f"Files, {names}. Each rebuilds the student alone:", Code("\n".join(lines))]
+    return [f"Files{place}, {names}. Each rebuilds the student alone:", Code("\n".join(lines))]
 
 
 def main_table(report: Report) -> Table:
@@ -158,7 +174,7 @@ def remarks(report: Report) -> Iterator[str]:
 
 
 def _expected(student: StudentResult) -> Iterator[str]:
-    expected = student.expected
+    expected = expected_of(student)
     if expected is None:
         return
     judges = " and ".join(expected.evidence["families"])
@@ -243,7 +259,7 @@ def _inputs(report: Report) -> Iterator[Block]:
     for synthesizer in pictures:
         alt = f"Images of {synthesizer.name}, one row for each class, its number to the left"
         caption = f"{synthesizer.name}, one row for each class."
-        yield Figure(str(synthesizer.picture), alt, caption)
+        yield Figure(str(synthesizer.picture), alt, caption, is_plot=False)
     measured = [(s.name, d) for s in report.synthesizers for d in s.diagnostics.values()]
     if measured:
         header = (

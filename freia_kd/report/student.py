@@ -7,7 +7,7 @@ from typing import Any
 
 from ..compression.comparison import Comparison as CostComparison
 from .document import Block, Figure, Remarks, Section, Table
-from .schema import StudentResult
+from .schema import ClassScores, StudentResult
 from .words import count, milliseconds, percent, proportion, ratio, size, speed
 
 SHOWN_SHARES = (0.7, 0.4, 0.2, 0.06)  # of a layer's weights, in the table of sensitivities
@@ -160,11 +160,7 @@ def _search_remarks(search: Mapping[str, Any]) -> Iterator[str]:
 
 def _classes(student: StudentResult) -> Iterator[Block]:
     if student.per_class:
-        rows = [
-            [str(c.label), proportion(c.accuracy), proportion(c.agreement)]
-            for c in student.per_class
-        ]
-        yield Table(("class", "accuracy", "agreement with the teacher"), rows)
+        yield class_table(student.per_class)
     if student.confusion:
         counts = student.confusion.counts
         where = {"evaluation": "the evaluation data", "held-out": "held-out synthetic inputs"}
@@ -184,6 +180,18 @@ def _classes(student: StudentResult) -> Iterator[Block]:
             if pairs
             else "nowhere."
         )
+
+
+def class_table(classes: Sequence[ClassScores]) -> Table:
+    """The scores of each class, with its accuracy where that was measured, and its agreement."""
+    columns = [("accuracy", [c.accuracy for c in classes])]
+    columns += [("agreement with the teacher", [c.agreement for c in classes])]
+    shown = [(title, found) for title, found in columns if any(found)]
+    rows = [
+        [str(c.label), *map(proportion, cells)]
+        for c, *cells in zip(classes, *(f for _, f in shown), strict=True)
+    ]
+    return Table(("class", *(title for title, _ in shown)), rows)
 
 
 def _ranks(ranks: Sequence[int]) -> str:

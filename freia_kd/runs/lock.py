@@ -41,10 +41,7 @@ def locked(folder: Path) -> Iterator[None]:
         # Not at once, since whoever looks whether it is held holds it for a moment.
         lock.acquire(timeout=0.3, poll_interval=0.05)
     except Timeout:
-        raise UsageError(
-            f"Another process works on the run in {folder}{_said(holder(folder))}. Wait until it "
-            "ends, or stop it, or choose another --out."
-        ) from None
+        raise _held(folder) from None
     try:
         write_json(folder / HOLDER, _myself())
         yield
@@ -87,6 +84,26 @@ def is_locked(folder: Path) -> bool:
         return True
     lock.release()
     return False
+
+
+def expect_free(folder: Path) -> None:
+    """Raises if a process works on a folder; nothing in it is changed.
+
+    Arguments:
+        folder: The run's folder.
+
+    Raises:
+        UsageError: If one does; the message says which.
+    """
+    if is_locked(folder):
+        raise _held(folder)
+
+
+def _held(folder: Path) -> UsageError:
+    return UsageError(
+        f"Another process works on the run in {folder}{_said(holder(folder))}. Wait until it "
+        "ends, or stop it, or choose another --out."
+    )
 
 
 def _myself() -> dict[str, Any]:

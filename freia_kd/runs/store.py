@@ -16,7 +16,7 @@ from ..errors import CheckpointError, UsageError
 from ..files import PART, remove_parts, write_json, write_text
 from ..training import Checkpoints, Progress
 from ..version import __version__
-from .lock import HOLDER, LOCK, locked
+from .lock import HOLDER, LOCK, expect_free, locked
 
 VERSION = 2  # of the record; raised when an older run could not go on
 RECORD = "run.json"
@@ -157,6 +157,7 @@ class Run:
                     f"The folder {folder} is not empty and holds no run; choose another --out."
                 )
         elif not _is_blank(folder):
+            expect_free(folder)
             raise UsageError(
                 f"The folder {folder} already holds a run; pass --resume to go on with it, or "
                 "choose another --out."

@@ -256,7 +256,10 @@ class Synthesizer(ABC):
             CheckpointError: If nothing of the kind was kept.
             UsageError: If the method cannot sample without its teacher.
         """
-        raise UsageError(f"The synthesizer {self.name!r} cannot sample without its teacher.")
+        raise UsageError(
+            f"The synthesizer {self.name!r} cannot sample without its teacher; the picture "
+            f"inputs-{self.name}.png and the folder synthetic/ of a run have what it made."
+        )
 
 
 TEACHER_BATCH_SIZE = 128  # larger batches are slower on CPUs

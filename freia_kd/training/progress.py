@@ -59,7 +59,7 @@ class PlainProgress(Progress):
     @contextmanager
     def stage(self, title: str, total: int) -> Iterator[Stage]:
         running = _PlainStage(self, title, total)
-        self.note(f"{title}: {total} steps")
+        self.note(f"{title}: {total} step{'s' if total != 1 else ''}")
         yield running
         self.note(f"{title}: done in {_clock(time.monotonic() - running.start)}")
 

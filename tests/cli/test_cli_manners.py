@@ -6,10 +6,12 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import yaml
 from cli_calls import FLOW, call, fails, faults
 
+from freia_kd.cli.inspect import next_command
 from freia_kd.runs import Run
 from freia_kd.runs.lock import HOLDER, LOCK, locked
 
@@ -240,3 +242,60 @@ def test_what_was_typed_is_named_where_the_default_is_not_there_either(tmp_path,
     assert "'none' does not exist" in fails("runs", "none")
     assert "'file' is a file" in fails("runs", "file")
     assert "'runs' does not exist" in fails("runs")
+
+
+def test_a_report_has_the_command_line(distill, tmp_path):
+    """Seen to fail: provenance had a place for it, which nobody filled."""
+    call(*distill, "--log-file", tmp_path / "a log")
+    made = json.loads((tmp_path / "run" / "report.json").read_text())["provenance"]
+    assert made["command"].startswith("freiakd distill --teacher ")
+    assert f"--log-file '{tmp_path / 'a log'}'" in made["command"]
+    assert made["command"] in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_a_log_is_not_written_to_what_the_command_writes(teacher_file, tmp_path):
+    """Seen to fail: the student replaced the log."""
+    out = tmp_path / "small.pt"
+    said = fails("compress", "--teacher", teacher_file, "--out", out, "--log-file", out)
+    assert "is what --out writes; choose another file" in said
+    assert not out.exists()
+
+
+def test_evaluate_shows_teacher_students_and_classes(distill, teacher_file, evaluation, tmp_path):
+    """Seen to fail: a run's teacher was missing, and so were the classes and the next command."""
+    call(*distill, "--synthesizer", "leaves")
+    data = tmp_path / "data.npz"
+    np.savez(data, x=evaluation.inputs.numpy(), y=evaluation.labels.numpy())
+    run = tmp_path / "run"
+    first, second = json.loads(call("evaluate", run, "--eval-data", data, "--json").stdout)
+    assert (first["file"], first["agreement"]) == (str(teacher_file), None)
+    assert second["agreement"]["count"] == 50
+    own = [c for c in first["per_class"] if c["accuracy"]]
+    right = sum(c["accuracy"]["value"] * c["accuracy"]["count"] for c in own)
+    assert right / 50 == pytest.approx(first["accuracy"]["value"])
+    shown = call("evaluate", run, "--eval-data", data).stdout
+    assert "student-1.pt, by class" in shown
+    assert shown.rstrip().endswith(f"Next: freiakd export {run} --to onnx")
+    teacher_file.unlink()
+    assert "teacher is not where" in call("evaluate", run, "--eval-data", data).stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "following"),
+    [
+        ({}, "distill --teacher net.pt"),
+        ({"domain": "not recorded"}, "distill --teacher net.pt, with --domain"),
+        ({"compression": [{"method": "tucker"}]}, "export net.pt --to onnx"),
+    ],
+)
+def test_a_checkpoint_has_a_next_command(changes, following):
+    held = {"kind": "checkpoint", "arch": "lenet5", "domain": {}, "compression": [], **changes}
+    assert next_command("net.pt", held) == following
+
+
+def test_sample_takes_what_can_sample(distill, tmp_path):
+    """Seen to fail: the first synthesizer of the default mixture cannot, and that was the end."""
+    call(*distill, "--synthesizer", "leaves+bdnf", "--set", "bdnf.steps=2")
+    assert (
+        "20 inputs" in call("sample", tmp_path / "run", "-n", 2, "--out", tmp_path / "s.png").stdout
+    )

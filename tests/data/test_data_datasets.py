@@ -322,10 +322,10 @@ def test_file_names_that_begin_with_the_label(tmp_path):
 
 
 def test_train_and_test_folders_are_the_splits(tmp_path):
-    write_image(tmp_path / "train" / "0_a.png", 1)
-    write_image(tmp_path / "test" / "0_a.png", 2)
+    write_image(tmp_path / "train" / "0_a.png", 10)
+    write_image(tmp_path / "test" / "0_a.png", 20)
     values = [load_dataset(tmp_path, GREY, split).inputs[0, 0, 0, 0] for split in ("train", "test")]
-    assert values == [1, 2]
+    assert values == [10, 20]
 
 
 def test_colours_are_kept_or_made_as_the_domain_asks(tmp_path):
@@ -605,3 +605,23 @@ def test_named_data_that_do_not_fit_a_domain_are_refused():
         load_dataset("digits", DOMAINS["svhn"])
     with pytest.raises(UsageError, match="digits: expected labels below 3; got 9"):
         load_dataset("digits", Domain((1, 32, 32), 3))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (torch.rand(4, 1, 3, 3) / 255, "from 0 to 1; got none above .* Multiply by 255, or store"),
+        (torch.tensor([0, 1] * 18, dtype=torch.uint8).view(4, 1, 3, 3), "from 0 to 255; got none"),
+        (torch.rand(4, 1, 3, 3) - 0.5, "Leave the normalisation out"),
+        (torch.rand(4, 1, 3, 3) * 255, "Divide by 255"),
+    ],
+)
+def test_pixels_of_another_scale_are_refused_with_the_remedy(inputs, message):
+    """Seen to fail: pixels that were divided by 255 twice gave a plain, low accuracy."""
+    with pytest.raises(ValueError, match=message):
+        LabelledData(inputs, torch.arange(4), "scaled")
+
+
+def test_black_images_are_images():
+    LabelledData(torch.zeros(4, 1, 3, 3, dtype=torch.uint8), torch.arange(4), "night")
+    LabelledData(torch.rand(4, 2) / 255, torch.arange(4), "vectors")

@@ -327,3 +327,32 @@ def test_a_picture_of_noise_is_not_sorted_where_that_takes_too_long(tmp_path, mo
         synthesis._plot(job, noise)
     assert shown == [[0, 1, 2, 3], ["", ""]]
     assert sum(asked) <= 2  # to count what a pass costs
+
+
+def test_classes_and_confusions_are_counted_without_real_data_too(tmp_path):
+    """Seen to fail: a run without evaluation data said nothing of single classes."""
+    (student,) = noise(make_teacher(), tmp_path / "run").report.students
+    assert student.confusion.data == "held-out"
+    counts = torch.tensor(student.confusion.counts)
+    agreement = student.distilled.agreement
+    assert counts.sum() == agreement.count
+    assert counts.diagonal().sum() / agreement.count == pytest.approx(agreement.value)
+    for scores, row in zip(student.per_class, counts, strict=True):
+        assert scores.accuracy is None
+        assert (scores.agreement.count if scores.agreement else 0) == row.sum()
+
+
+def test_evaluation_data_that_turn_out_wrong_leave_the_students(tmp_path):
+    """Seen to fail: nothing was said of the students that were trained."""
+    import numpy as np
+
+    shape = make_teacher().domain.shape
+    for name, scale in (("wrong", 255), ("right", 1)):
+        x = scale * np.random.default_rng(0).random((10, *shape), np.float32)
+        np.savez(tmp_path / f"{name}.npz", x=x, y=np.arange(10) % 2)
+    with pytest.raises(UsageError, match=r"Divide by 255.* trained and kept in .*with --resume"):
+        noise(make_teacher(), tmp_path / "run", eval_data=tmp_path / "wrong.npz")
+    again = freia_kd.resume(
+        tmp_path / "run", teacher=make_teacher(), eval_data=tmp_path / "right.npz"
+    )
+    assert again.report.real_data.evaluation_count == 10

@@ -23,6 +23,8 @@ from freia_kd.report.comparison import verdict as comparison_verdict
 from freia_kd.report.document import Code, Table
 from freia_kd.report.run import files, main_table, remarks, run_document, verdict
 from freia_kd.report.schema import (
+    ClassScores,
+    Confusion,
     Difference,
     Expectation,
     Proportion,
@@ -206,6 +208,54 @@ def test_one_sided_answers_are_no_success():
     assert "same answer to 99.1 % of the held-out" in said(unmeasured(dead))
     assert "--mean and --std" in said(unmeasured(dead))
     assert "same answer" not in said(unmeasured(sure))
+
+
+def test_nothing_is_expected_of_agreement_that_shows_nothing():
+    """Seen to fail: "no evidence of how good it is, expected agreement on real data 93 to 98 %"."""
+    sure = student(distilled=scores(None, 1.0), change=None, commonest=0.6, expected=expected())
+    assert "expected agreement on real data 93 to 98 %" in verdict(unmeasured(sure), sure)
+    assert "Calibrated on few." in said(unmeasured(sure))
+    dead = replace(sure, commonest=0.991)
+    assert "expected" not in verdict(unmeasured(dead), dead)
+    assert "Calibrated on few." not in said(unmeasured(dead))
+
+
+def test_an_expectation_beyond_the_calibration_says_so_in_the_verdict():
+    beyond = student(distilled=scores(None, 1.0), change=None, expected=expected(is_beyond=True))
+    assert "93 to 98 % (of little weight: no such" in verdict(unmeasured(beyond), beyond)
+
+
+def test_a_student_of_the_same_size_is_not_called_smaller():
+    """Seen to fail: "1.0x smaller"."""
+    same = costs()
+    same = replace(same, after=replace(same.after, bytes=same.before.bytes - 9))
+    assert verdict(report(), student(costs=same)).startswith("as large, ")
+
+
+def test_classes_are_shown_without_real_data_too():
+    shares = [ClassScores(label=k, agreement=Proportion.of(0.8, 60)) for k in range(3)]
+    counted = Confusion(data="held-out", counts=[[50, 3, 0], [1, 48, 0], [0, 7, 41]])
+    blocks = student_sections(student(per_class=shares, confusion=counted))[1].blocks
+    assert blocks[0].header == ("class", "agreement with the teacher")
+    assert blocks[0].rows[2][0] == "2"
+    assert "on held-out synthetic inputs" in blocks[1]
+
+
+def test_the_lines_that_load_a_student_can_lead_to_its_folder():
+    """Seen to fail: in a terminal they named a file of another folder."""
+    there = [block for block in files(report(), "runs/a") if isinstance(block, Code)]
+    assert 'load_student("runs/a/student-1.safetensors")' in there[0].text
+    assert 'load_student("student-1.safetensors")' in files(report())[1].text
+
+
+def test_one_seed_has_no_bars():
+    def caption(row):
+        shown = comparison_document(replace(comparison(), rows=[row])).sections[1]
+        return shown.blocks[0].caption
+
+    row = comparison().rows[0]
+    assert "bars" in caption(replace(row, independent=Spread(0.9, 0.1, 3)))
+    assert "bars" not in caption(replace(row, independent=Spread(0.9, None, 1)))
 
 
 def test_low_agreement_is_said():

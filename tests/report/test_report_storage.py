@@ -20,6 +20,7 @@ from freia_kd.report.storage import (
     write_report,
     write_table1,
 )
+from freia_kd.version import COMMAND
 
 SCHEMA = Path(__file__).parents[2] / "docs/report-schema.json"
 UPDATE = (
@@ -118,7 +119,10 @@ def test_no_report_is_named_too(tmp_path):
 
 
 def test_provenance_is_of_here_and_now():
-    made = provenance.record({"steps": 3}, torch.device("cpu"), 7, "freiakd distill")
+    token = COMMAND.set("freiakd distill")
+    made = provenance.record({"steps": 3}, torch.device("cpu"), 7)
+    COMMAND.reset(token)
+    assert (made.command, provenance.record({}, "cpu").command) == ("freiakd distill", None)
     assert (made.seed, made.device, made.config) == (7, "cpu", {"steps": 3})
     assert made.created.endswith("+00:00")
     assert {"freia_kd", "python", "torch"} <= set(made.versions)

@@ -63,3 +63,15 @@ def test_a_run_that_another_process_went_on_with_is_read_again(tmp_path):
         pass
     with theirs.locked(), Run.open(tmp_path / "run").stage("second"):
         pass
+
+
+def test_a_new_run_in_a_folder_in_use_is_told_who_uses_it(other, tmp_path):
+    """Seen to fail: it was told to go on with the run."""
+    (tmp_path / "run" / "checkpoints").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    with pytest.raises(UsageError, match=f"Another process works on .*: process {other.pid}"):
+        Run.create(tmp_path / "run", "distill", {})
+    other.kill()
+    other.wait()
+    with pytest.raises(UsageError, match="already holds a run; pass --resume"):
+        Run.create(tmp_path / "run", "distill", {})

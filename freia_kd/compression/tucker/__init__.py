@@ -119,4 +119,5 @@ class Tucker(Compression):
 
     @classmethod
     def describe(cls, step: Mapping[str, Any]) -> str:
-        return f"{len(step['layers'])} layers at lower ranks"
+        count = len(step["layers"])
+        return f"{count} layer{'s' if count != 1 else ''} at lower ranks"
