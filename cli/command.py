@@ -456,8 +456,13 @@ def remember_folder(folder: str, how: str = "to go on, add --resume to the comma
         folder: The folder.
         how: How it goes on.
     """
-    said = f"Interrupted. What was done is kept in {folder}; {how}."
-    click.get_current_context().meta[GO_ON] = lambda: said
+
+    def said() -> str:
+        is_kept = Path(folder).is_dir() and any(Path(folder).iterdir())
+        kept = f"Interrupted. What was done is kept in {folder}; {how}."
+        return kept if is_kept else _nothing_kept()
+
+    click.get_current_context().meta[GO_ON] = said
 
 
 def make_progress(quiet: bool) -> Progress:

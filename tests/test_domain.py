@@ -80,7 +80,15 @@ def test_statistics_that_no_pixels_have_are_refused_with_those_meant(mean, std, 
 
 @pytest.mark.parametrize(
     ("mean", "std"),
-    [(0.0, 1.0), (0.5, 0.5), (0.0, 1 / 255), (0.485, 1 / 255), (0.13, 1.0), (1.0, 0.01)],
+    [
+        (0.0, 1.0),
+        (0.5, 0.5),
+        (0.0, 1 / 255),
+        (0.0, 0.0039),
+        (0.485, 1 / 255),
+        (0.13, 1.0),
+        (1.0, 0.01),
+    ],
 )
 def test_statistics_in_use_are_not_refused(mean, std):
     Domain((1, 8, 8), 2, (mean,), (std,))
@@ -95,3 +103,11 @@ def test_a_std_below_a_grey_level_is_refused_with_the_one_meant():
         Domain((1, 8, 8), 10, (0.0012,), (0.00127,))
     with pytest.raises(ValueError, match="Expected mean with 1 entry; got"):
         Domain((1, 8, 8), 10, (77, 9), (0.3,))
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.3, 0.55), (1.5, 0.3), (-0.1, 0.3), (0.3, 0.003)])
+def test_statistics_just_beyond_what_pixels_have_are_refused(mean, std):
+    with pytest.raises(
+        ValueError, match=r"Expected means between 0 and 1 and stds from 0\.0035 to"
+    ):
+        Domain((1, 8, 8), 10, (mean,), (std,))

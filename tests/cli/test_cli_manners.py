@@ -299,3 +299,17 @@ def test_sample_takes_what_can_sample(distill, tmp_path):
     assert (
         "20 inputs" in call("sample", tmp_path / "run", "-n", 2, "--out", tmp_path / "s.png").stdout
     )
+
+
+def test_an_interruption_that_kept_nothing_says_so(monkeypatch, teacher_file, tmp_path):
+    """Seen to fail: a comparison that was stopped at its plan named a folder that was not there."""
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("freia_kd.api.compare", interrupt)
+    command = ("compare", "--teacher", teacher_file, "--out", tmp_path / "c")
+    assert fails(*command, code=130).strip() == "Error: Interrupted; nothing was written."
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "run.json").write_text("{}")
+    assert "What was done is kept in" in fails(*command, code=130)

@@ -6,6 +6,7 @@ import pytest
 from freia_kd.comparing.ranking import Verdict, _Design, describe, rank_methods
 
 QUALITY = {"good": 0.9, "fair": 0.8, "poor": 0.6}
+NEAR = {"a": 0.951, "b": 0.95}
 EASE = {"easy": 0.08, "hard": -0.2, "middling": 0.0, "fourth": 0.05}
 
 
@@ -189,3 +190,8 @@ def test_methods_that_are_level_have_no_winner(seeds):
     assert "a, b and c are level" in ranking.sentence
     below = [Verdict("d", j, (s, "1"), 0.9) for s in range(seeds) for j in "xy"]
     assert "a, b and c are level, and no other" in rank_methods([*rows, *below]).ranking.sentence
+
+
+def test_a_small_difference_is_not_level():
+    rows = [Verdict(m, j, (s, "1"), v) for s in range(3) for m, v in NEAR.items() for j in "xy"]
+    assert rank_methods(rows).ranking.winner == "a"

@@ -1,6 +1,7 @@
 """The plan: what a run would take, and that it is refused where memory or disk cannot hold it."""
 
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -197,3 +198,17 @@ def test_the_limit_of_memory_ends_with_its_block():
     with pytest.raises(RuntimeError, match="another fault"), memory_limit(100_000_000):
         raise RuntimeError("another fault")
     assert 1e8 < free_memory(torch.device("cpu")) < 1e14
+
+
+def test_some_memory_is_spared(monkeypatch):
+    """Else what other processes want meanwhile would end the run that was said to fit."""
+    limits = []
+
+    @contextmanager
+    def remember(limit):
+        limits.append(limit)
+        yield
+
+    monkeypatch.setattr("freia_kd.job.planning.memory_limit", remember)
+    assert planning.fits_memory(torch.device("cpu"), 1_000, lambda: None)
+    assert limits == [850]

@@ -86,7 +86,8 @@ def test_pages_fit_a_phone_and_can_be_read(dark, pages, tmp_path):
         assert page["dark"] == dark
         assert page["scrolled"] == 0, name
         assert page["broken"] == 0, name
-        assert page["plots"] is None or page["plots"] >= 600, name  # whose words can be read
+        if not name.startswith("table1"):  # which has no plots
+            assert page["plots"] >= 600, name  # whose words can be read
         assert page["asked"] == [], name
 
 
