@@ -73,7 +73,9 @@ def read_record(folder: str | os.PathLike[str], kind: str | None = None) -> RunR
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"Expected the folder of a run; {folder} has no {RECORD}.") from None
+        raise CheckpointError(
+            f"Expected the folder of a run; {folder} has no {RECORD}{_again(path)}."
+        ) from None
     except (ValueError, OSError) as error:
         raise CheckpointError(_unreadable(path, str(error))) from error
     version = fields.get("version", 1) if isinstance(fields, dict) else None
@@ -97,12 +99,15 @@ def read_record(folder: str | os.PathLike[str], kind: str | None = None) -> RunR
 
 def _unreadable(path: Path, reason: str) -> str:
     """What is wrong with a record, and what to do without it."""
-    asked = path.with_name(ASKED)
-    again = f"; --config {asked} has the options that it began with" if asked.exists() else ""
     return (
         f"The file {path} is not the record of a run ({reason}), without which it cannot go on: "
-        f"begin another with another --out{again}."
+        f"begin another with another --out{_again(path)}."
     )
+
+
+def _again(path: Path) -> str:
+    asked = path.with_name(ASKED)
+    return f"; --config {asked} has the options that it began with" if asked.exists() else ""
 
 
 class Run:

@@ -29,7 +29,8 @@ for (const e of document.querySelectorAll('body, p, td, th, li, figcaption, summ
 parent.seen[frameElement.id] = { wide: document.documentElement.scrollWidth, least,
   dark: matchMedia('(prefers-color-scheme: dark)').matches,
   scrolled: (scrollTo(999, 0), scrollX),
-  plots: Math.min(...[...document.querySelectorAll('.plot img')].map(i => i.clientWidth)),
+  plots: Math.min(...[...document.querySelectorAll('.plot img')]
+    .map(i => i.clientWidth / Math.min(i.naturalWidth, 640))),
   broken: [...document.images].filter(i => !i.complete || !i.naturalWidth).length,
   asked: [...new Set([...document.querySelectorAll('[src], link[href]')].map(e => e.src || e.href))]
     .concat(performance.getEntriesByType('resource').map(e => e.name))
@@ -87,7 +88,7 @@ def test_pages_fit_a_phone_and_can_be_read(dark, pages, tmp_path):
         assert page["scrolled"] == 0, name
         assert page["broken"] == 0, name
         if not name.startswith("table1"):  # which has no plots
-            assert page["plots"] >= 600, name  # whose words can be read
+            assert page["plots"] >= 1, name  # whose words can be read
         assert page["asked"] == [], name
 
 

@@ -163,3 +163,13 @@ def test_a_file_is_no_folder_for_a_run(tmp_path, name):
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=r"Expected a folder for the run, .*/file is a file"):
         Run.create(tmp_path / name, "distill", CONFIG)
+
+
+def test_a_folder_that_lost_its_record_says_where_its_options_are(tmp_path):
+    with pytest.raises(CheckpointError, match=r"has no run\.json\.$"):
+        read_record(tmp_path)
+    (tmp_path / "run.yaml").write_text("seed: 1\n")
+    with pytest.raises(
+        CheckpointError, match=r"no run\.json; --config .*run\.yaml has the options"
+    ):
+        read_record(tmp_path)
