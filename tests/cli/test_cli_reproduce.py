@@ -93,6 +93,8 @@ def test_an_interruption_says_where_what_was_trained_is(monkeypatch, tmp_path):
     monkeypatch.setitem(figures.FIGURES, "figure3", stopped)
     monkeypatch.setattr("freia_kd.experiments.figure2.figure2", stopped)
     out = str(tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "teacher.pt").touch()  # which is kept
     for words in (["reproduce", "figure3", "--data", "digits"], ["toy", "--data", "moons"]):
         result = call(*words, "--out", out, code=130)
         assert f"Interrupted. What was done is kept in {out}; " in result.stderr
