@@ -4,8 +4,9 @@
 
 ResNet18, MobileNetV2 and VGG11 of torchvision with random weights, on one thread: the net itself,
 its students of `Tucker(target="latency")`, one for each runtime and both timed in both, and the net
-in 8-bit integers as `export` writes it. All forms take turns, by the time of the processor, which a busy machine hardly changes; ratios are
-medians over rounds with 95 % intervals. Writes `benchmarks/results/latency.json` and `.md`.
+in 8-bit integers as `export` writes it. All forms take turns, by the time of the processor, which a
+busy machine hardly changes; ratios are medians over rounds with 95 % intervals. Writes
+`benchmarks/results/latency.json` and `.md`.
 """
 
 from __future__ import annotations

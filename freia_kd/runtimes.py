@@ -75,15 +75,23 @@ def in_runtime(runtime: Runtime, nets: Sequence[nn.Module], shape: Sequence[int]
     """
     if runtime == "torch":
         return list(nets)
-    onnx, *_ = (require(library, "onnx") for library in LIBRARIES)
+    require_runtime(runtime)
     together = _Together([copy.deepcopy(net).cpu().float() for net in nets])
     names = [f"logits{i}" for i in range(len(nets))]  # one export, which takes its time, for all
     with evaluating(together), explained("the net"):
         model = onnx_model(together, torch.zeros(2, *shape), names)
-    parts = onnx.utils.Extractor(model)
+    from onnx.utils import Extractor
+
+    parts = Extractor(model)
     return [
         InOnnxRuntime(parts.extract_model(["pixels"], [name]).SerializeToString()) for name in names
     ]
+
+
+def require_runtime(runtime: Runtime) -> None:
+    """Raises `ImportError`, which names the extra to install, if a library is missing."""
+    for library in LIBRARIES if runtime == "onnxruntime" else ():
+        require(library, "onnx")
 
 
 def first_line(error: Exception) -> str:

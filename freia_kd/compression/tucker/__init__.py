@@ -10,6 +10,7 @@ from pydantic import SkipValidation
 from torch import Tensor, nn
 
 from ...config import PaperStudent, Runtime, Target
+from ...runtimes import require_runtime
 from ..method import Compressed, Compression, as_usage
 from ..modules import listed, require_sound
 from .papers import student_plan
@@ -86,6 +87,7 @@ class Tucker(Compression):
 
     @as_usage()
     def check(self, net: nn.Module, noise: Tensor, arch: str = "") -> nn.Module:
+        require_runtime(self.runtime)
         if self.target is not None and self.goal is not None:
             expect_reachable(net, noise.shape[1:], self.target, self.goal)
             return net

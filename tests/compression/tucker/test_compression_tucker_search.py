@@ -170,21 +170,21 @@ def test_a_latency_is_that_of_the_runtime_asked_for(net, inputs, monkeypatch):
         return [(runtime, net) for net in nets]
 
     def measure(nets, shapes, batch, seconds, clock):
-        """Linear layers cost most in onnxruntime, convolutions in torch."""
+        """Fewer weights are worth something for one kind of layers, more layers cost always."""
         dear = {"onnxruntime": nn.Linear, "torch": nn.Conv2d}
         times = []
         for runtime, net in nets:
             layers = [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-            cost = [m.weight.numel() * (99 if isinstance(m, dear[runtime]) else 1) for m in layers]
+            cost = [m.weight.numel() if isinstance(m, dear[runtime]) else 100 for m in layers]
             times.append([float(sum(cost))] * 11)
         return times
 
     monkeypatch.setattr(search, "time_rounds", measure)
     monkeypatch.setattr(sensitivity, "time_rounds", measure)
-    for runtime, moved in (("onnxruntime", "head"), ("torch", "body.2")):
+    for runtime, moved in (("onnxruntime", {"head"}), ("torch", {"body.0", "body.2"})):
         found = search_plan(net, inputs, "latency", 0.8, runtime=runtime)
         assert found.runtime == runtime
-        assert set(found.plan.layers) == {moved}
+        assert found.plan.layers.keys() <= moved
         assert found.reached <= 0.8 * search.MARGIN
         with pytest.raises(ValueError, match=f"of the latency in {runtime}: the best found is"):
             search_plan(net, inputs, "latency", 0.01, runtime=runtime)
