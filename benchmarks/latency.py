@@ -80,6 +80,7 @@ def measure(name, side, batches, seconds):
             FORMATS["onnx"].write(
                 form, path, {}
             )  # timed only: answers of random weights mean little
+        found["integer_kernels"] = integer_kernels(paths["int8"])
         runtimes = {
             "torch": nets,
             "onnxruntime": {key: InOnnxRuntime(str(path)) for key, path in paths.items()},
@@ -89,6 +90,21 @@ def measure(name, side, batches, seconds):
             for runtime, forms in runtimes.items()
         }
     return found
+
+
+def integer_kernels(path):
+    """How many of an exported net's convolutions and products onnxruntime computes in integers."""
+    import onnx
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # a warning that the graph is for this processor alone
+    options.optimized_model_filepath = str(path.with_suffix(".seen.onnx"))
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    seen = onnx.load(options.optimized_model_filepath, load_external_data=False)
+    kinds = [node.op_type for node in seen.graph.node]
+    integer = sum(kind in ("QLinearConv", "QGemm", "MatMulIntegerToFloat") for kind in kinds)
+    return [integer, integer + sum(kind in ("Conv", "FusedConv", "Gemm") for kind in kinds)]
 
 
 def compare(forms, shape, batch, seconds):
@@ -129,6 +145,11 @@ def write(path, result):
                 lines.append(line([*cells, *(told(rows.get(key)) for key in (*STUDENTS, "int8"))]))
     lines += [""]
     for net in result["nets"]:
+        integer, layers = net["integer_kernels"]
+        lines.append(
+            f"- {net['net']}, {net['side']} px, int8: {integer} of {layers} layers in integer "
+            "kernels; weights of the others are turned into floats in every pass."
+        )
         for runtime, search in net["searches"].items():
             lines.append(f"- {net['net']}, {net['side']} px, for {runtime}: {described(search)}")
     path.with_suffix(".md").write_text("\n".join(lines) + "\n")
