@@ -76,16 +76,26 @@ def in_runtime(runtime: Runtime, nets: Sequence[nn.Module], shape: Sequence[int]
     if runtime == "torch":
         return list(nets)
     require_runtime(runtime)
-    together = _Together([copy.deepcopy(net).cpu().float() for net in nets])
+    together = _Together([_on_cpu(net) for net in nets])
     names = [f"logits{i}" for i in range(len(nets))]  # one export, which takes its time, for all
     with evaluating(together), explained("the net"):
         model = onnx_model(together, torch.zeros(2, *shape), names)
+    if len(nets) == 1:
+        return [InOnnxRuntime(model.SerializeToString())]
     from onnx.utils import Extractor
 
     parts = Extractor(model)
     return [
         InOnnxRuntime(parts.extract_model(["pixels"], [name]).SerializeToString()) for name in names
     ]
+
+
+def _on_cpu(net: nn.Module) -> nn.Module:
+    """The net itself, or a copy where it computes in something else than float32 on the CPU."""
+    values = [v for v in (*net.parameters(), *net.buffers()) if v.is_floating_point()]
+    if all(v.device.type == "cpu" and v.dtype == torch.float32 for v in values):
+        return net
+    return copy.deepcopy(net).cpu().float()
 
 
 def require_runtime(runtime: Runtime) -> None:

@@ -25,6 +25,14 @@ def test_onnxruntime_gives_what_torch_gives(batch):
         torch.testing.assert_close(form(x), net.eval()(x).detach(), rtol=1e-4, atol=1e-5)
 
 
+def test_nets_of_other_types_are_run_in_float32_and_left_as_they_are():
+    net = nn.Linear(3, 2).double()
+    (form,) = in_runtime("onnxruntime", [net], (3,))
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(form(x), net(x.double()).detach().float())
+    assert net.weight.dtype == torch.float64
+
+
 def test_torch_runs_the_nets_themselves():
     own = nets()
     assert all(a is b for a, b in zip(in_runtime("torch", own, (3, 8, 8)), own, strict=True))
