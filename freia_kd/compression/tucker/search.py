@@ -339,10 +339,12 @@ def _lower(
 
 def _left_alone(net: nn.Module, chosen: Layers, rows: Sequence[Sensitivity]) -> dict[str, str]:
     found, skipped = candidates(net)
-    tried = {row.name for row in rows}
     for name in found:
-        if name not in tried:
+        times = [row.milliseconds for row in rows if row.name == name]
+        if not times:
             skipped[name] = "would not gain at any rank, or is never called"
+        elif all(time is not None and time <= 0 for time in times):
+            skipped[name] = "no lower rank of it was measured to be faster"
         elif name not in chosen:
             skipped[name] = "not needed for the target"
     return skipped

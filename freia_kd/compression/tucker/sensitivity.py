@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...config import Runtime
 from ...modes import evaluating
 from ...runtimes import in_runtime
-from ..cost import LayerUse, affordable, time_rounds, trace_layers, undisturbed_clock
+from ..cost import LayerUse, Speed, affordable, time_rounds, trace_layers, undisturbed_clock
 from ..method import shown
 from ..modules import candidates, copied, require_sound
 from .decompose import Convolution, is_matrix, left_factor, usable_ranks
@@ -342,8 +342,9 @@ def _saved_milliseconds(
 ) -> dict[LayerPlan, float]:
     """The measured milliseconds that each plan saves in one layer at batch 1, or loses.
 
-    The median of differences of passes that took turns, which a busy machine hardly moves; all
-    forms of the layer take turns, so that none has the processor's caches to itself.
+    The median of differences of passes that took turns, which a busy machine hardly moves, and
+    nothing where the interval of the speed leaves open whether any are saved; all forms of the
+    layer take turns, so that none has the processor's caches to itself.
     """
     if not plans:
         return {}
@@ -352,5 +353,8 @@ def _saved_milliseconds(
     clock = undisturbed_clock(runtime, next(layer.parameters()).device)
     nets = in_runtime(runtime, forms, shape)
     before, *afters = time_rounds(nets, [shape] * len(nets), 1, 0.03, clock)
-    gained = (use.calls * float(np.median(np.subtract(before, after))) for after in afters)
-    return dict(zip(plans, gained, strict=True))
+    found = {}
+    for plan, after in zip(plans, afters, strict=True):
+        gained = use.calls * float(np.median(np.subtract(before, after)))
+        found[plan] = gained if Speed.of(before, after).low > 1 else min(gained, 0.0)
+    return found
