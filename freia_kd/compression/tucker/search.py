@@ -188,18 +188,25 @@ class _Search:
         return 1 / Speed.of(before, after).ratio
 
     def _confirmed(self, layers: Layers) -> Layers:
-        """The plan, or the first after it on the path that meets the target in a longer look.
+        """The plan, or one after it on the path that meets the target in a longer look.
 
-        The search may have seen a good moment of a busy machine.
+        The search may have seen a good moment of a busy machine. Steps along the path become
+        longer, so that few plans are looked at.
 
         Raises:
             ValueError: If none does.
         """
-        for plan in self.path[self.path.index(layers) :]:
+        at, step, last = self.path.index(layers), 1, len(self.path) - 1
+        while True:
+            plan = self.path[at]
             self.measured[frozenset(plan.items())] = self._latency(plan, CONFIRM)
+            if at == last:
+                self.bound = self.goal  # there is no more to give for a margin
             if self._meets(plan):
                 return plan
-        raise ValueError(self._too_costly())
+            if at == last:
+                raise ValueError(self._too_costly())
+            at, step = min(at + step, last), 2 * step
 
     def _meets(self, layers: Layers) -> bool:
         return self.measure(layers) <= self.bound

@@ -180,6 +180,22 @@ def test_a_latency_that_a_longer_look_does_not_find_leads_to_a_faster_plan(
     assert count_macs(apply_plan(net, found.plan), shape) <= 0.7 / 1.5 * count_macs(net, shape)
 
 
+def test_a_margin_is_given_up_before_a_target_is(net, inputs, monkeypatch):
+    latency_as_macs(monkeypatch, overhead=0.0)
+    with pytest.raises(ValueError, match="best found is") as error:
+        search_plan(net, inputs, "latency", 0.01)
+    best = float(str(error.value).split("found is ")[1].split("%")[0]) / 100
+    measure = search.time_rounds
+
+    def slower_when_looked_at_longer(nets, shapes, batch, seconds, clock):
+        before, after = measure(nets, shapes, batch, seconds, clock)
+        return [before, [1.05 * t for t in after] if seconds >= search.CONFIRM else after]
+
+    monkeypatch.setattr(search, "time_rounds", slower_when_looked_at_longer)
+    goal = 1.08 * best
+    assert search.MARGIN * goal < search_plan(net, inputs, "latency", goal).reached <= goal
+
+
 def test_a_latency_is_that_of_the_runtime_asked_for(net, inputs, monkeypatch):
     monkeypatch.setattr(search, "in_runtime", lambda runtime, nets, shape: wrapped(runtime, nets))
     monkeypatch.setattr(sensitivity, "in_runtime", search.in_runtime)
