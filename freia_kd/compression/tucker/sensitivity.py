@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from ...config import Runtime
 from ...modes import evaluating
 from ...runtimes import in_runtime
-from ..cost import LayerUse, Speed, affordable, time_rounds, trace_layers, undisturbed_clock
+from ..cost import (
+    LayerUse,
+    Speed,
+    affordable,
+    count_parameters,
+    time_rounds,
+    trace_layers,
+    undisturbed_clock,
+)
 from ..method import shown
 from ..modules import candidates, copied, require_sound
 from .decompose import Convolution, is_matrix, left_factor, usable_ranks
@@ -25,6 +33,7 @@ SHARES = (0.85, 0.7, 0.55, 0.4, 0.3, 0.2, 0.12, 0.06)
 MAX_BATCHES = 160  # forward batches of all trials of layers; more are estimated from these
 JUDGED_MACS, MIN_JUDGED = 32e9, 8  # of a trial, which sees fewer inputs of a large net
 BATCH, BATCH_VALUES = 256, 2**22  # inputs of a batch, and numbers in them
+LARGE = 2**24  # weights of a layer whose forms are not all in memory at once
 BLOCK = 16  # channels that a processor's kernels compute at once
 TINY = 1e-12
 
@@ -71,6 +80,8 @@ class LowRank:
         self.layer = layer
         self.weight = layer.weight.detach().to("cpu", torch.float64)
         outs, ins = self.weight.shape[:2]
+        self.u_out: Tensor | None
+        self.u_in: Tensor | None
         by_out, by_in = self.weight.flatten(1), self.weight.transpose(0, 1).flatten(1)
         # A matrix has the same singular values on both sides: one side is enough.
         self.u_out, s_out = left_factor(by_out) if not self.matrix or outs <= ins else _whole(outs)
@@ -90,10 +101,12 @@ class LowRank:
             in_rank, out_rank = (ins, rank) if outs <= ins else (rank, outs)
         else:
             in_rank, out_rank = plan.ranks
-        u_out, u_in = self.u_out[:, :out_rank], self.u_in[:, :in_rank]
-        flat = self.weight.flatten(2) if self.weight.ndim > 2 else self.weight[..., None]
-        core = torch.einsum("oik,op,iq->pqk", flat, u_out, u_in)
-        return torch.einsum("pqk,op,iq->oik", core, u_out, u_in).reshape(self.weight.shape)
+        found = self.weight
+        for axis, (u, rank) in enumerate(((self.u_out, out_rank), (self.u_in, in_rank))):
+            if u is not None:
+                core = torch.tensordot(u[:, :rank], found, dims=([0], [axis]))
+                found = torch.tensordot(u[:, :rank], core, dims=([1], [0])).movedim(0, axis)
+        return found
 
     def lost(self, plan: LayerPlan) -> float:
         """About the squared norm that the weight loses by the ranks of a plan."""
@@ -118,8 +131,9 @@ class LowRank:
         return list(plans)
 
 
-def _whole(size: int) -> tuple[Tensor, Tensor]:
-    return torch.eye(size, dtype=torch.float64), torch.ones(size, dtype=torch.float64)
+def _whole(size: int) -> tuple[None, Tensor]:
+    """A side of a weight that stays as it is; as a matrix it may be the size of gigabytes."""
+    return None, torch.ones(size, dtype=torch.float64)
 
 
 class Judge:
@@ -344,17 +358,25 @@ def _saved_milliseconds(
 
     The median of differences of passes that took turns, which a busy machine hardly moves, and
     nothing where the interval of the speed leaves open whether any are saved; all forms of the
-    layer take turns, so that none has the processor's caches to itself.
+    layer take turns, so that none has the processor's caches to itself, which those of a large
+    layer do not fit into.
     """
+    found: dict[LayerPlan, float] = {}
+    for some in (plans,) if count_parameters(layer) <= LARGE else ((plan,) for plan in plans):
+        found.update(_saved_together(layer, some, use, runtime))
+    return found
+
+
+def _saved_together(
+    layer: nn.Module, plans: Sequence[LayerPlan], use: LayerUse, runtime: Runtime
+) -> Iterator[tuple[LayerPlan, float]]:
     if not plans:
-        return {}
+        return
     shape = use.inputs[0][1:]
     forms = [layer, *(fresh_layer(layer, plan) for plan in plans)]
     clock = undisturbed_clock(runtime, next(layer.parameters()).device)
     nets = in_runtime(runtime, forms, shape)
     before, *afters = time_rounds(nets, [shape] * len(nets), 1, 0.03, clock)
-    found = {}
     for plan, after in zip(plans, afters, strict=True):
         gained = use.calls * float(np.median(np.subtract(before, after)))
-        found[plan] = gained if Speed.of(before, after).low > 1 else min(gained, 0.0)
-    return found
+        yield plan, gained if Speed.of(before, after).low > 1 else min(gained, 0.0)

@@ -236,6 +236,17 @@ def test_a_latency_in_onnxruntime_is_reached_there():
         assert all(rank % 16 == 0 or rank in (4, 8) for rank in plan.ranks)
 
 
+@pytest.mark.parametrize("size", [(40, 7), (7, 40)])
+def test_a_matrix_at_a_lower_rank_is_its_truncated_svd(size):
+    layer = nn.Linear(*size)
+    low_rank = LowRank(layer)
+    held = [u.numel() for u in (low_rank.u_out, low_rank.u_in) if u is not None]
+    assert held == [7 * 7]  # a square of the larger side would be gigabytes of a VGG16
+    u, s, vh = torch.linalg.svd(layer.weight.detach().double(), full_matrices=False)
+    expected = u[:, :3] * s[:3] @ vh[:3]
+    torch.testing.assert_close(low_rank.at(LayerPlan("svd", (3,))), expected)
+
+
 def test_a_net_of_many_layers_takes_a_bounded_number_of_batches(monkeypatch):
     torch.manual_seed(0)
     net = nn.Sequential(*(layer for _ in range(70) for layer in (nn.Linear(24, 24), nn.ReLU())))
