@@ -96,9 +96,9 @@ def peer(name, folder, command, teacher):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     arguments = [part.format(teacher=Path(teacher).resolve()) for part in shlex.split(command)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        arguments, cwd=folder, env=environment, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{name} ended with {done.returncode}: {done.stderr.strip()[-200:]!r}.")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     found = re.search(r"([\d.]+)\s*%?\s*$", done.stdout)
     if found is None:
@@ -152,12 +152,17 @@ def main():
     parser.add_argument("--known", nargs="*", default=[], metavar="NAME=MINUTES,ACCURACY,WHERE")
     parser.add_argument("--results", type=Path, default=HERE / "benchmarks/results/peers")
     given = parser.parse_args()
+    given_peers = [text.split("=", 1) for text in given.peer]
+    missing = [rest for _, rest in given_peers if not Path(rest.split(":", 1)[0]).is_dir()]
+    if missing:
+        raise SystemExit(
+            f"Expected NAME=FOLDER:COMMAND with a folder that is there; got {missing}."
+        )
     torch.set_num_threads(1)
     teacher = load_teacher(given.teacher)
     test = load_dataset(given.data, teacher.domain, "test", given.data_root)
     rows = [ours(given, teacher, preset, test) for preset in given.presets]
     rows.append(torch_pruning(teacher, rows[0]["parameters"], test))
-    given_peers = [text.split("=", 1) for text in given.peer]
     for name, rest in given_peers:
         folder, command = rest.split(":", 1)
         rows.append(peer(name, folder, command, given.teacher))

@@ -69,7 +69,8 @@ def child(name):
             self.said, self.updates = [], 0
 
         def note(self, message):
-            self.said.append(message)
+            if not message.startswith("Run: "):  # a folder of this machine
+                self.said.append(message)
 
         def stage(self, title, total):
             if title.startswith("try layers"):

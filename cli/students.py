@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from freia_kd.config import PaperStudent
+from freia_kd.config import PaperStudent, Runtime
 from freia_kd.registry import COMPRESSIONS
 
 from .command import Faults, option, options
@@ -19,7 +19,15 @@ if TYPE_CHECKING:
 
 TARGETS = ("target_params", "target_macs", "target_latency", "max_drop")
 OWN = ("students", "layers", "ranks", "plan", *TARGETS)  # of the method tucker
-NAMES = (*OWN, "methods", "keep_ratio", "student_arch", "name", "bn")  # of all these options
+NAMES = (
+    *OWN,
+    "runtime",
+    "methods",
+    "keep_ratio",
+    "student_arch",
+    "name",
+    "bn",
+)  # of all these options
 
 student_options = options(
     option(
@@ -55,7 +63,14 @@ student_options = options(
     ),
     option(
         "--target-latency SHARE",
-        "Find those that leave at most this share of the time of one input, measured here.",
+        "Find those that leave at most this share of the time of one input, measured here in the "
+        "--runtime.",
+    ),
+    option(
+        "--runtime",
+        "Where the student will run, in which --target-latency is measured: torch (the default) or "
+        "onnxruntime (the extra onnx). What is faster in one may be slower in the other.",
+        get_args(Runtime),
     ),
     option(
         "--max-drop POINTS",
@@ -168,6 +183,10 @@ def _choices(faults: Faults, own: Mapping[str, Any]) -> list[dict[str, Any]]:
     from freia_kd.compression import parse_ranks, read_rules
 
     typed = _typed(own)
+    faults.expect(
+        own["runtime"] is None or own["target_latency"] is not None,
+        "--runtime is an option of --target-latency, which is not given.",
+    )
     if len(typed) > 1:
         faults.add(
             f"Pass only one of {' and '.join(typed)}: each says by itself which layers are "
@@ -178,7 +197,8 @@ def _choices(faults: Faults, own: Mapping[str, Any]) -> list[dict[str, Any]]:
         if own[name] is not None:
             faults.names["tucker.goal"] = typed[0]
             target = "drop" if name == "max_drop" else name.removeprefix("target_")
-            return [{"target": target, "goal": own[name]}]
+            where = {"runtime": own["runtime"]} if own["runtime"] else {}
+            return [{"target": target, "goal": own[name], **where}]
     if own["plan"] is not None:
         try:
             return [{"layers": read_rules(own["plan"])}]

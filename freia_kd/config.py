@@ -39,6 +39,7 @@ PaperStudent = Literal[
     "1", "2", "3", "kegnet-1", "kegnet-2", "kegnet-3", "bdnf-1", "bdnf-2", "bdnf-3"
 ]
 Target = Literal["params", "macs", "latency", "drop"]
+Runtime = Literal["torch", "onnxruntime"]
 ExportFormat = Literal["torch", "safetensors", "onnx", "torch-export"]
 
 BOUNDARIES = "activation-boundaries"  # a loss that is asked for by name

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from ..config import Runtime
 from ..modes import evaluating
 from ..teachers.loading import file_state
 from .modules import hooked
@@ -364,14 +365,15 @@ def _timed(net: nn.Module, x: torch.Tensor, clock: Callable[[], float]) -> float
     return 1e3 * (clock() - start)
 
 
-def undisturbed_clock(device: torch.device) -> Callable[[], float]:
+def undisturbed_clock(runtime: Runtime, device: torch.device) -> Callable[[], float]:
     """Seconds that only pass while this thread computes, where one thread does all the work.
 
     What other processes take of the core is no part of a net's latency; on a machine with a load of
     10 on two cores it was nine tenths of the wall time. With several threads, or on a GPU, there is
     nothing but the wall's clock.
     """
-    is_alone = device.type == "cpu" and torch.get_num_threads() == 1
+    on_cpu = runtime != "torch" or device.type == "cpu"
+    is_alone = on_cpu and torch.get_num_threads() == 1
     return time.thread_time if is_alone else time.perf_counter
 
 

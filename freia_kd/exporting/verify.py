@@ -15,8 +15,9 @@ from ..compression.method import Trusted
 from ..errors import ExportError
 from ..files import atomic
 from ..modes import evaluating
+from ..runtimes import first_line
 from ..teachers import Classifier
-from .formats import FORMATS, Answer, Format, first_line
+from .formats import FORMATS, Answer, Format
 from .int8 import is_quantised
 
 PathLike = str | os.PathLike[str]

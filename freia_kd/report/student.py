@@ -149,6 +149,8 @@ def _search_remarks(search: Mapping[str, Any]) -> Iterator[str]:
         reached = f"{search['reached']:.2f} were"
     else:
         what = GOALS.get(search["target"], search["target"])
+        if search["target"] == "latency":
+            what = f"{what} in {search.get('runtime', 'torch')}"
         bound = f"at most {percent(search['goal'])} of the teacher's {what}"
         reached = f"{percent(search['reached'])} reached"
     agreement = percent(search["agreement"])

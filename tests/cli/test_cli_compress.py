@@ -1,6 +1,7 @@
 """Students by layers, by file, by target and by methods, from the commands."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -53,6 +54,22 @@ def test_a_target_with_a_picture(compress, tmp_path):
     assert plot.read_bytes().startswith(b"\x89PNG")
     student = freia_kd.load_student(tmp_path / "small.pt")
     assert count_parameters(student) <= 0.3 * 61_706
+
+
+def test_the_runtime_of_a_target_latency_is_said(compress, monkeypatch):
+    def plan(net, inputs, target, goal, runtime):
+        raise ValueError(f"{target} {goal} in {runtime}")
+
+    monkeypatch.setattr("freia_kd.compression.tucker.search_plan", plan)
+    options = [*compress, "--target-latency", 0.7]
+    assert "latency 0.7 in torch" in call(*options, code=2).stderr
+    assert "latency 0.7 in onnxruntime" in call(*options, "--runtime", "onnxruntime", code=2).stderr
+
+
+def test_a_runtime_that_is_not_installed_is_refused_before_any_work(compress, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    options = ["--target-latency", 0.7, "--runtime", "onnxruntime"]
+    assert "pip install 'freia_kd[onnx]'" in fails(*compress, *options)
 
 
 def test_methods_of_compression_with_their_options(compress, tmp_path):
@@ -144,6 +161,11 @@ USAGE = {
     "large rank": (["--layers", "conv3", "--ranks", "300"], "at most 16, 120; got 300, 300"),
     "no gain": (["--layers", "fc2", "--ranks", "10"], "No layer would gain"),
     "out of reach": (["--target-params", "0.001"], "Cannot reach 0.1% of the parameters"),
+    "no target": (["--runtime", "onnxruntime"], "--runtime is an option of --target-latency"),
+    "no such runtime": (
+        ["--target-latency", ".5", "--runtime", "tvm"],
+        "torch, onnxruntime; got",
+    ),
     "no share": (["--target-params", "3"], "share between 0 and 1"),
     "no ratio": (["--method", "prune", "--keep-ratio", "3"], "--keep-ratio: expected less than 1"),
     "no prune": (["--keep-ratio", "0.3"], "--keep-ratio is an option of --method prune"),

@@ -228,13 +228,14 @@ def test_what_other_processes_take_is_no_part_of_a_latency():
             time.sleep(0.02)
             return x
 
-    clock = undisturbed_clock(torch.device("cpu"))  # the tests have one thread
+    clock = undisturbed_clock("torch", torch.device("cpu"))  # the tests have one thread
     waited, told = (
         time_rounds([Waiting()], [(2,)], 1, 0.0, c)[0] for c in (time.perf_counter, clock)
     )
     assert min(waited) >= 20
     assert max(told) < 10
-    assert undisturbed_clock(torch.device("cuda")) is time.perf_counter
+    assert undisturbed_clock("torch", torch.device("cuda")) is time.perf_counter
+    assert undisturbed_clock("onnxruntime", torch.device("cuda")) is time.thread_time
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from torch import nn
 from torchvision import models
 
 import freia_kd
+from freia_kd import runtimes
 from freia_kd.compression import (
     Quantize,
     apply_plan,
@@ -142,7 +143,7 @@ def test_files_say_what_they_are(format, tmp_path):
     if format == "onnx":
         model = onnx.load(path)
         (opset,) = model.opset_import
-        assert opset.version == formats.OPSET
+        assert opset.version == runtimes.OPSET
         properties = {p.key: p.value for p in model.metadata_props}
         assert properties["classes"] == "4"
         own = json.loads(properties["freia_kd"])

@@ -293,6 +293,13 @@ def test_compression_alone_can_be_shown():
     assert len(unknown) == 2
 
 
+def test_a_target_latency_is_that_of_a_runtime():
+    for runtime in ("torch", "onnxruntime"):
+        search = {**SEARCH, "target": "latency", "runtime": runtime}
+        remarks = str(compression_sections(student().costs, [], [search])[-1])
+        assert f"50.0 % of the teacher's latency in {runtime}; 47.0 % reached" in remarks
+
+
 def test_the_table_of_a_comparison():
     first, baseline, *_ = cells(comparison_table(comparison()))
     assert first == {

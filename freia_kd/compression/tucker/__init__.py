@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from pydantic import SkipValidation
 from torch import Tensor, nn
 
-from ...config import PaperStudent, Target
+from ...config import PaperStudent, Runtime, Target
+from ...runtimes import require_runtime
 from ..method import Compressed, Compression, as_usage
 from ..modules import listed, require_sound
 from .papers import student_plan
@@ -27,6 +28,8 @@ class Tucker(Compression):
         layers: Patterns of layer names and their ranks (:func:`~.plan.make_plan`).
         target: What a search bounds (:func:`~.search.search_plan`), together with
         goal: The bound: a share of the net's cost, or a drop in percentage points.
+        runtime: Where the target latency is measured. Give the one in which the student will run:
+            what is faster in one may be slower in another.
 
     Raises:
         ConfigError: If not exactly one of the three is given, or one makes no sense.
@@ -46,6 +49,7 @@ class Tucker(Compression):
     layers: Mapping[str, SkipValidation[Ranks]] | None = None  # :meth:`faults` says more
     target: Target | None = None
     goal: float | None = None
+    runtime: Runtime = "torch"
 
     def faults(self) -> Iterator[str]:
         choices = {"student": self.student, "layers": self.layers, "target": self.target}
@@ -60,7 +64,9 @@ class Tucker(Compression):
                 yield f"tucker.layers: expected {RANKS} for {pattern!r}; got {ranks!r}."
         if (self.target is None) != (self.goal is None):
             yield "tucker: expected a target together with its goal."
-        elif self.target == "drop" and self.goal is not None and not 0 <= self.goal < 100:
+        if self.target != "latency" and self.runtime != "torch":
+            yield f"tucker.runtime: {self.runtime} measures the target latency, which is not given."
+        if self.target == "drop" and self.goal is not None and not 0 <= self.goal < 100:
             yield f"tucker.goal: expected a drop of 0 to 100 percentage points; got {self.goal}."
         elif self.target not in (None, "drop") and self.goal is not None and not 0 < self.goal < 1:
             yield (
@@ -75,11 +81,13 @@ class Tucker(Compression):
     @property
     def label(self) -> str:
         if self.target is not None:
-            return f"{self.target}-{self.goal:g}"
+            where = "" if self.runtime == "torch" else f"-{self.runtime}"
+            return f"{self.target}-{self.goal:g}{where}"
         return self.student or "custom"
 
     @as_usage()
     def check(self, net: nn.Module, noise: Tensor, arch: str = "") -> nn.Module:
+        require_runtime(self.runtime)
         if self.target is not None and self.goal is not None:
             expect_reachable(net, noise.shape[1:], self.target, self.goal)
             return net
@@ -89,7 +97,7 @@ class Tucker(Compression):
     def apply(self, net: nn.Module, inputs: Tensor, arch: str = "") -> Compressed:
         search = None
         if self.target is not None and self.goal is not None:
-            budget = search_plan(net, inputs, self.target, self.goal)
+            budget = search_plan(net, inputs, self.target, self.goal, runtime=self.runtime)
             plan, search = budget.plan, budget.to_dict()
         else:
             plan = self.plan(net, inputs, arch)
