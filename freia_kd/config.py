@@ -44,6 +44,7 @@ ExportFormat = Literal["torch", "safetensors", "onnx", "torch-export"]
 
 BOUNDARIES = "activation-boundaries"  # a loss that is asked for by name
 BOUNDARY_SHARE = 0.25  # of the steps, where it is
+MOST_SEEDS = 1_000  # of trials, all of which are listed before the first begins
 SMALL = 1_000_000  # multiply-accumulates an input, up to which a net is small
 
 # What pydantic calls a fault, and what we do; `{...}` is what pydantic tells of the bound.

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from ..compression import count_macs, load_teacher
 from ..config import (
+    MOST_SEEDS,
     Config,
     Count,
     Device,
@@ -188,8 +189,8 @@ def open_comparison(
 def _faults(
     seeds: int, students: Sequence[object], reference: bool, evaluation: RealData | None
 ) -> Iterator[str]:
-    if seeds < 1:
-        yield f"seeds: expected at least 1; got {seeds}."
+    if not 1 <= seeds <= MOST_SEEDS:
+        yield f"seeds: expected 1 to {MOST_SEEDS:,}; got {seeds:,}."
     if not students:
         yield "students: expected at least one; got none."
     if reference and evaluation is None:

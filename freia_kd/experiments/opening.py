@@ -14,7 +14,15 @@ from ..comparing.methods import BASELINE, REFERENCE, build_methods
 from ..comparing.runner import worker_faults
 from ..comparing.trials import Trial, TrialOptions
 from ..compression import load_teacher
-from ..config import Config, Device, DistillationOptions, Preset, collect_faults, get_preset
+from ..config import (
+    MOST_SEEDS,
+    Config,
+    Device,
+    DistillationOptions,
+    Preset,
+    collect_faults,
+    get_preset,
+)
 from ..data.datasets import LabelledData, load_dataset
 from ..data.sources import PathLike
 from ..device import choose_device
@@ -196,8 +204,8 @@ def _faults(
         yield unknown(students, STUDENTS, "family of students")
     if preset not in get_args(Size):
         yield unknown(preset, get_args(Size), "preset of the table")
-    if seeds < 1:
-        yield f"seeds: expected at least 1; got {seeds}."
+    if not 1 <= seeds <= MOST_SEEDS:
+        yield f"seeds: expected 1 to {MOST_SEEDS:,}; got {seeds:,}."
     if teacher is not None and len(names) != 1:
         yield (
             "teacher: expected one part of the table that it is a teacher of, "

@@ -224,6 +224,7 @@ def test_a_latency_is_that_of_the_runtime_asked_for(net, inputs, monkeypatch):
             search_plan(net, inputs, "latency", 0.01, runtime=runtime)
 
 
+@pytest.mark.slow
 def test_a_latency_in_onnxruntime_is_reached_there():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(512, 2048), nn.ReLU(), nn.Linear(2048, 512))
