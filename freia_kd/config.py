@@ -24,8 +24,9 @@ from .registry import DIVERGENCES
 Count = Annotated[int, Ge(1)]
 Size = Annotated[int, Ge(2)]  # of a batch that is normalised, or a set that is compared with itself
 Natural = Annotated[int, Ge(0)]
-Positive = Annotated[float, Gt(0)]
-NonNegative = Annotated[float, Ge(0)]
+LARGEST = 3e38  # what float32 can hold, in which all of them end
+Positive = Annotated[float, Gt(0), Le(LARGEST)]
+NonNegative = Annotated[float, Ge(0), Le(LARGEST)]
 Share = Annotated[float, Gt(0), Lt(1)]
 Probability = Annotated[float, Ge(0), Le(1)]
 Decay = Annotated[float, Ge(0), Lt(1)]

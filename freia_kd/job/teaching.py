@@ -6,12 +6,12 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import torch
 
 from .. import ranks
-from ..config import Device
+from ..config import Config, Count, Device, Positive, Size
 from ..data.datasets import (
     LabelledData,
     Split,
@@ -48,6 +48,24 @@ class TeachingData:
         """The inputs of a split, resized where they are asked to be and it is known to what."""
         resize = self.resize and domain is not None
         return load_dataset(self.source, domain, split, self.root, self.download, resize)
+
+
+@dataclass(frozen=True)
+class TeachingConfig(Config):
+    """The options of a training, as its record has them; the data by their hash.
+
+    Raises:
+        ConfigError: If a value makes no sense.
+    """
+
+    title: ClassVar[str] = ""
+    data_sha256: str
+    arch: str
+    epochs: Count
+    batch_size: Size
+    learning_rate: Positive
+    seed: int
+    device: str
 
 
 @dataclass(frozen=True)
@@ -155,16 +173,17 @@ def open_training(
     domain = known or measure_domain(train, Path(place.source).stem)
     arch = arch or ("lenet5" if domain.is_image else "mlp")
     if epochs is None:
-        epochs = EPOCHS if domain.is_image else -(-TABLE_STEPS // max(1, len(train) // batch_size))
-    config: dict[str, Any] = {
-        "data_sha256": fingerprint_of(train),
-        "arch": arch,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "seed": seed,
-        "device": chosen.type,
-    }
+        each = max(1, len(train) // max(1, batch_size))
+        epochs = EPOCHS if domain.is_image else -(-TABLE_STEPS // each)
+    config = TeachingConfig(
+        data_sha256=fingerprint_of(train) or "",
+        arch=arch,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        device=chosen.type,
+    ).to_dict()
     folder, kind = training_folder(out), "train-teacher"
     if resume:
         run = Run.open(folder, kind, progress)

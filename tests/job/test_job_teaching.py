@@ -8,7 +8,7 @@ import torch
 from job_cases import make_data
 
 from freia_kd import api
-from freia_kd.errors import UsageError
+from freia_kd.errors import ConfigError, UsageError
 from freia_kd.job import planning
 from freia_kd.runs.lock import locked
 from freia_kd.training import Progress, Rehearsal, TrainingLoop
@@ -110,3 +110,14 @@ def test_what_the_machine_cannot_hold_is_refused(data, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"stage train needs more memory .*--batch-size 8 would"):
         api.train_teacher(data, tmp_path / "t.pt", **{**OPTIONS, "batch_size": 64})
     assert left(tmp_path) == []
+
+
+def test_options_that_make_no_sense_are_refused_at_once(data, tmp_path):
+    out, wrong = tmp_path / "t.pt", {"epochs": 0, "batch_size": 0, "learning_rate": 1e300}
+    with pytest.raises(ConfigError) as e:
+        api.train_teacher(data, out, **{**OPTIONS, **wrong})
+    assert len(e.value.faults) == 3
+    for rate in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ConfigError, match="learning_rate: expected"):
+            api.train_teacher(data, out, **{**OPTIONS, "learning_rate": rate})
+    assert list(tmp_path.glob("t.pt*")) == []
