@@ -200,6 +200,9 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta[TYPED] = shlex.join(["freiakd", *_names(ctx), *args])
+        broken = next((arg for arg in args if len(arg.splitlines()) > 1), None)
+        if broken is not None:  # no name has one, and an error is one line
+            raise click.UsageError(f"Expected arguments without line breaks; got {broken!r}.", ctx)
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:

@@ -98,12 +98,15 @@ def asked_options() -> dict[str, Any]:
 def _remember_log(ctx: click.Context, parameter: click.Parameter, file: str | None) -> None:
     if file is None:
         return
-    path = Path(file)
-    if path.is_file():
-        with path.open("rb") as stream:
-            start = stream.read(len("2026-01-31 ")).decode("ascii", "replace")
-        if start and not re.match(r"\d{4}-\d\d-\d\d ", start):
-            raise click.BadParameter(f"{file} is there and is no log; choose another file.")
+    path, start = Path(file), ""
+    try:
+        if path.is_file():
+            with path.open("rb") as stream:
+                start = stream.read(len("2026-01-31 ")).decode("ascii", "replace")
+    except OSError as error:
+        raise click.BadParameter(f"{file} cannot be a log ({error.strerror}).") from error
+    if start and not re.match(r"\d{4}-\d\d-\d\d ", start):
+        raise click.BadParameter(f"{file} is there and is no log; choose another file.")
     ctx.meta[LOG] = file
 
 

@@ -129,6 +129,7 @@ def test_a_log_that_cannot_be_written_is_refused_before_any_work(distill, tmp_pa
 def test_nothing_is_logged_into_what_is_no_log(distill, teacher_file, tmp_path):
     before = teacher_file.read_bytes()
     assert "is there and is no log; choose another" in fails(*distill, "--log-file", teacher_file)
+    assert "cannot be a log" in fails(*distill, "--log-file", "a" * 300)
     assert teacher_file.read_bytes() == before
 
 
@@ -313,3 +314,7 @@ def test_an_interruption_that_kept_nothing_says_so(monkeypatch, teacher_file, tm
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "run.json").write_text("{}")
     assert "What was done is kept in" in fails(*command, code=130)
+
+
+def test_no_argument_has_a_line_break():
+    assert "Expected arguments without line breaks; got 'a\\nb'" in fails("inspect", "a\nb")

@@ -145,7 +145,7 @@ def expect_right(folder, printed, extra):
     if "--json" in extra:
         json.loads(printed)
     logs = {Path(file).name for name, file in pairwise(extra) if name == "--log-file"}
-    for path in [path for path in folder.rglob("*") if path.name not in logs]:
+    for path in [p for p in folder.rglob("*") if p.is_file() and p.name not in logs]:
         if path.suffix in (".pt", ".safetensors") and path.parent.name != "checkpoints":
             expect_answers(load_classifier(path))
         elif path.suffix == ".npz":
@@ -156,7 +156,7 @@ def expect_right(folder, printed, extra):
             json.loads(path.read_text())
         elif path.name == "report.json":
             read_report(path.parent)
-        elif path.is_file() and not path.name.startswith("."):
+        elif not path.name.startswith("."):
             assert path.stat().st_size or path.suffix not in (".png", ".html", ".onnx")
 
 
