@@ -219,14 +219,14 @@ def write(path, result):
     """The results, of which a table as Markdown."""
     path.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     heads = ["job", "share of the preset", "threads", "wall, after / before"]
-    heads += ["processor time, after / before", "seconds before", "after"]
+    heads += ["processor time, after / before", "seconds before", "after", "load"]
     lines = ["# The wall time of a job", "", result["about"], "", *head(heads)]
     for row in result["pairs"]:
         cells = [row["case"], f"{row['share']:.3f}", row["threads"]]
         for ratios in row["ratios"].values():
             cells.append(f"{median(ratios):.2f} ({', '.join(map(str, ratios))})")
         cells += [f"{median(row['wall'][k]):.0f}" for k in ("before", "after")]
-        lines.append(line(cells))
+        lines.append(line([*cells, row["load"]]))
     heads = ["job", "wall", *PARTS, "arithmetic", "at full length"]
     lines += ["", LEGEND, "", *head(heads)]
     for row in result["profiles"]:
@@ -263,8 +263,8 @@ def main():
     import torch
 
     result["about"] = (
-        f"{os.cpu_count()} cores ({platform.machine()}) that other processes share, torch "
-        f"{torch.__version__}; before is commit fc4b41fb. Ratios below 1 are faster."
+        f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}; before is "
+        "commit fc4b41fb. Ratios below 1 are faster. The load is the average after the runs."
     )
     for case in given.only:
         share = given.share or CASES[case][2]
@@ -273,13 +273,8 @@ def main():
             result["profiles"] = [*rows, profile(case, share)]
             print(json.dumps(result["profiles"][-1]), flush=True)
         for threads in given.threads if given.before else ():
-            kept = [
-                p
-                for p in result["pairs"]
-                if (p["case"], p["threads"]) != (case, threads or "default")
-            ]
             row = compare(given.before.resolve(), case, share, threads, given.pairs)
-            result["pairs"] = [*kept, row]
+            result["pairs"].append(row)  # rows of other loads stay
             write(given.results, result)
     write(given.results, result)
 

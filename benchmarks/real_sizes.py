@@ -160,7 +160,7 @@ def write(path, result):
     path.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     lines = ["# Nets of real sizes", "", result["about"], ""]
     heads = ["net", "seconds in all", "processor seconds", "peak memory", "MACs", "parameters"]
-    heads += ["batches of the search", "ONNX", "a GPU, preset standard"]
+    heads += ["batches of the search", "ONNX", "a GPU, preset standard", "threads", "load"]
     lines += [line(heads), "|" + "---|" * len(heads)]
     for row in result["nets"]:
         before, after = row["macs"]
@@ -177,6 +177,8 @@ def write(path, result):
                     f"{row['search']['estimated']} told from them)",
                     f"{row['onnx_mb']} MB",
                     f"{sum(row['gpu_estimate'].values()):.0f} s",
+                    row["threads"],
+                    row["load_average"],
                 ]
             )
         )
@@ -213,8 +215,7 @@ def main():
         "about": (
             f"Random weights, 3x224x224, 1,000 classes; {SIZES['steps']} steps of "
             f"{SIZES['batch_size']} inputs, {SIZES['set_size']} inputs to learn from. "
-            f"{os.cpu_count()} cores ({platform.machine()}) that other processes share, torch "
-            f"{torch.__version__}."
+            f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}."
         ),
         "sizes": SIZES,
         "estimate": (

@@ -27,6 +27,7 @@ from .options import (
     device_option,
     domain_options,
     eval_option,
+    expect_together,
     json_option,
     pop_domain,
     preset_option,
@@ -102,14 +103,7 @@ def command(teacher: str, synthesizers: str, dry_run: bool, as_json: bool, **giv
                 asked["synthesizers"] = build_methods(synthesizers, sizes.name, settings)
         asked |= {"students": students, "training": training}
         repairs = given.pop("repair")
-        faults.expect(
-            given["resume"] or not repairs,
-            "--repair is of a comparison that goes on; pass --resume as well.",
-        )
-        faults.expect(
-            not (dry_run and given["dask"]),
-            "--dry-run measures this machine, and --dask has others; pass one of them.",
-        )
+        expect_together(faults, given, "comparison", repairs, dry_run)
     asked = {name: value for name, value in asked.items() if value is not None}
     remember_folder(given["out"])
     from freia_kd import api

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import click
 
-from freia_kd.config import BatchNormMode, Device, PresetName
+from freia_kd.config import BatchNormMode, Device, FaultCollector, PresetName
 from freia_kd.domain import DOMAINS, Domain
 from freia_kd.errors import UsageError
 
@@ -171,6 +171,20 @@ def trial_executor(given: dict[str, Any]) -> Iterator[Executor | None]:
 
     with connect(address, given["out"]) as executor:
         yield executor
+
+
+def expect_together(
+    faults: FaultCollector, given: dict[str, Any], what: str, repair: bool, dry_run: bool
+) -> None:
+    """Collects what the options of a command of trials say against each other."""
+    faults.expect(
+        given["resume"] or not repair,
+        f"--repair is of a {what} that goes on; pass --resume as well.",
+    )
+    faults.expect(
+        not (dry_run and given["dask"]),
+        "--dry-run measures this machine, and --dask has others; pass one of them.",
+    )
 
 
 def pop_domain(given: dict[str, Any]) -> Domain | None:

@@ -26,6 +26,7 @@ from .options import (
     dask_option,
     data_options,
     device_option,
+    expect_together,
     force_option,
     json_option,
     repair_option,
@@ -98,14 +99,7 @@ def table1(
     Example: freiakd reproduce table1 --data mnist --data-root data --download
     """
     with collecting() as faults:
-        faults.expect(
-            given["resume"] or not repair,
-            "--repair is of a table that goes on; pass --resume as well.",
-        )
-        faults.expect(
-            not (dry_run and given["dask"]),
-            "--dry-run measures this machine, and --dask has others; pass one of them.",
-        )
+        expect_together(faults, given, "table", repair, dry_run)
     remember_folder(out)
     from freia_kd.experiments.table1 import plan_table1
     from freia_kd.experiments.table1 import table1 as make
