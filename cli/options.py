@@ -11,11 +11,11 @@ from typing import Any, get_args
 
 import click
 
-from freia_kd.config import BatchNormMode, Device, FaultCollector, PresetName
+from freia_kd.config import BatchNormMode, Device, PresetName
 from freia_kd.domain import DOMAINS, Domain
 from freia_kd.errors import UsageError
 
-from .command import option, options
+from .command import Faults, option, options
 
 DATA = "NAME|FOLDER|FILE.npz"
 OBJECT = "NAME|MODULE:CLASS"
@@ -174,7 +174,7 @@ def trial_executor(given: dict[str, Any]) -> Iterator[Executor | None]:
 
 
 def expect_together(
-    faults: FaultCollector, given: dict[str, Any], what: str, repair: bool, dry_run: bool
+    faults: Faults, given: dict[str, Any], what: str, repair: bool, dry_run: bool
 ) -> None:
     """Collects what the options of a command of trials say against each other."""
     faults.expect(
