@@ -20,6 +20,7 @@ from .. import ranks
 from ..config import DistillationOptions
 from ..device import free_memory, memory_limit, peak_memory
 from ..distillation import train_student
+from ..domain import Domain
 from ..errors import TrainingError, UsageError
 from ..report import words
 from ..students import StudentSpec, seeded_generator
@@ -275,16 +276,28 @@ def _fit(job: Job, source: Synthesizer, free: int | None) -> _Rehearsed:
         fit(type(source)(source.options.changed(batch_size=size)), Rehearsal())
 
     trial, found, start = copy.deepcopy(source), Rehearsal(), time.perf_counter()
-    if not fits_memory(job.device, free, lambda: fit(trial, found)):
-        size = getattr(source.options, "batch_size", 0)
+    size = getattr(source.options, "batch_size", 0)
+    inputs = size * input_bytes(job.teacher.domain)
+    if not fits_memory(job.device, free, lambda: fit(trial, found), inputs):
         remedy = _fewer(job.device, free, f"--set {source.name}.batch_size=", size, fit_fewer)
         raise too_large(source.name, free, [*remedy, "choose another --synthesizer"])
     seconds = found.seconds if found.steps else time.perf_counter() - start
     return _Rehearsed(found.steps, seconds, found.bytes, trial)
 
 
-def fits_memory(device: torch.device, free: int | None, work: Callable[[], object]) -> bool:
-    """Whether memory holds some work; what it held is free again when this returns."""
+def fits_memory(
+    device: torch.device, free: int | None, work: Callable[[], object], inputs: int = 0
+) -> bool:
+    """Whether memory holds some work; what it held is free again when this returns.
+
+    Arguments:
+        device: Where it computes.
+        free: The bytes that are free, if that is known.
+        work: The work, which is not begun if its inputs alone are more than that.
+        inputs: The bytes of a step's inputs.
+    """
+    if free is not None and inputs > free:
+        return False
     limit = None if free is None or device.type != "cpu" else int((1 - SPARED) * free)
     try:
         with memory_limit(limit):
@@ -292,6 +305,11 @@ def fits_memory(device: torch.device, free: int | None, work: Callable[[], objec
     except (MemoryError, torch.cuda.OutOfMemoryError):
         return False
     return True
+
+
+def input_bytes(domain: Domain) -> int:
+    """The bytes of an input in float32."""
+    return 4 * math.prod(domain.shape)
 
 
 def _fewer(
@@ -384,8 +402,9 @@ def _train(
     def train_fewer(size: int) -> None:
         train(options.changed(batch_size=size), Rehearsal())
 
-    if not fits_memory(job.device, free, lambda: train(options, rehearsal)):
-        option, size = "--set student.batch_size=", options.batch_size
+    option, size = "--set student.batch_size=", options.batch_size
+    inputs = size * input_bytes(job.teacher.domain)
+    if not fits_memory(job.device, free, lambda: train(options, rehearsal), inputs):
         remedy = _fewer(job.device, free, option, size, train_fewer)
         raise too_large(name, free, remedy or [f"choose a smaller {option}..."])
     steps = job.config.steps

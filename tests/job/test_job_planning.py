@@ -200,6 +200,19 @@ def test_the_limit_of_memory_ends_with_its_block():
     assert 1e8 < free_memory(torch.device("cpu")) < 1e14
 
 
+@pytest.mark.parametrize("given", [
+    {"training": DistillationOptions(steps=5, batch_size=10**8)},
+    {"synthesizer": BDNF(BDNFOptions(steps=5, batch_size=10**8))},
+])  # fmt: skip
+def test_a_hopeless_batch_is_refused_before_it_is_tried(given, monkeypatch):
+    monkeypatch.setattr(planning, "free_memory", lambda device: 300_000_000)
+    monkeypatch.setattr(planning, "_fewer", lambda *asked: [])
+    monkeypatch.setattr(planning, "train_student", pytest.fail)
+    monkeypatch.setattr(BDNF, "fit", pytest.fail)
+    with pytest.raises(UsageError, match="needs more memory than the 300,000,000 bytes"):
+        plan(**given)
+
+
 def test_some_memory_is_spared(monkeypatch):
     """Else what other processes want meanwhile would end the run that was said to fit."""
     limits = []
@@ -212,3 +225,4 @@ def test_some_memory_is_spared(monkeypatch):
     monkeypatch.setattr("freia_kd.job.planning.memory_limit", remember)
     assert planning.fits_memory(torch.device("cpu"), 1_000, lambda: None)
     assert limits == [850]
+    assert not planning.fits_memory(torch.device("cpu"), 1_000, pytest.fail, inputs=1_001)
