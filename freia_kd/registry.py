@@ -85,7 +85,8 @@ class Registry(Mapping[str, Any]):
         return sum(1 for _ in self)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name in list(self)
+        # Entry points are looked for last: that reads the files of every installed package.
+        return name in self.builtin or any(e.name == name for e in entry_points(group=self.group))
 
 
 # What the options and the command name; the other tables stand beside what they list.

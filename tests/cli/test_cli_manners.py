@@ -48,6 +48,7 @@ def test_a_run_begins_with_its_folder_and_its_plan(distill, tmp_path):
 # --- Options in a file ---
 
 
+@pytest.mark.slow
 def test_what_a_run_writes_can_be_given_back(distill, tmp_path):
     own = ["--student", 1, "--student", 3, "--set", "uniform.tries=3", "--set", "student.mixup=0.5"]
     call(*distill, *own, "--seed", 4)

@@ -132,7 +132,7 @@ def students(folder):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("student-*")}
 
 
-@pytest.mark.parametrize("part", slow_but(("trial.json", "run.json"), PARTS))
+@pytest.mark.parametrize("part", slow_but("trial.json", PARTS))
 def test_what_is_damaged_is_named_and_made_again(part, done, options, monkeypatch):
     out = options["out"]
     shutil.copytree(done, out)

@@ -10,6 +10,7 @@ import torch
 EXAMPLE = Path(__file__).parents[2] / "examples/deploy.py"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_run", [False, True])
 def test_deploy(with_run, finished, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["deploy.py", *([str(finished.folder)] if with_run else [])])

@@ -29,6 +29,7 @@ def test_figure_3_paints_three_flows(tmp_path):
         assert picture.size == size(6, 0)
 
 
+@pytest.mark.slow
 def test_it_begins_with_its_folder_and_what_is_left_to_train(tmp_path):
     class Notes(Progress):
         def __init__(self):

@@ -36,6 +36,7 @@ from freia_kd.synthesizers.bdnf import BDNF
 from freia_kd.synthesizers.noise import Noise
 from freia_kd.teachers import Classifier, build_net, save_classifier, train_new
 from freia_kd.training import Progress
+from pace import slow_but
 
 TINY = Preset("quick", 8, 4, DistillationOptions(steps=1, batch_size=4))
 TINY_RECIPE = {
@@ -397,7 +398,7 @@ PARTS = {
 }
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", slow_but("teachers/svhn-0.pt", PARTS))
 def test_what_is_damaged_is_named_and_made_again(part, little, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(little, folder)

@@ -37,6 +37,7 @@ def test_a_run_has_the_fastest_number_and_keeps_it(
     assert torch.get_num_threads() == 2
 
 
+@pytest.mark.slow
 def test_who_says_a_number_is_obeyed(teacher_file, tiny, tmp_path, two_threads, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     monkeypatch.setattr(threads, "fastest_threads", None)
