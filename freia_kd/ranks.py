@@ -210,10 +210,17 @@ def moments(features: Tensor) -> tuple[Tensor, Tensor]:
     """
     features = features if features.dtype.itemsize > 2 else features.float()
     values = features.transpose(0, 1).flatten(1)  # (C, N)
-    count = sum_over(values.new_tensor(float(values.shape[1])))
-    mean = sum_over(values.sum(1)) / count
-    variance = sum_over((values - mean[:, None]).square().sum(1)) / count
-    return mean, variance
+    own = values.new_tensor(float(values.shape[1]))
+    mean = values.sum(1) / own
+    variance = (values - mean[:, None]).square().sum(1) / own
+    if count() == 1:
+        return mean, variance
+    # All in one exchange, of which there is one for each layer.
+    found = whole(torch.cat([own[None], mean, variance])[None])
+    shares = found[:, :1] / found[:, :1].sum()
+    means, variances = found[:, 1:].chunk(2, 1)
+    mean = (shares * means).sum(0)
+    return mean, (shares * (variances + (means - mean).square())).sum(0)
 
 
 def average(tensors: Iterable[Tensor]) -> None:
