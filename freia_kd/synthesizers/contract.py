@@ -126,7 +126,7 @@ class Synthesizer(ABC):
             UsageError: If they do not, or processes cannot share the batches evenly.
         """
         del teacher
-        if self.is_shared:
+        if self.is_shared and "batch_size" in self.known_options():
             ranks.share(self.options.batch_size, f"{self.name}.batch_size")
 
     @abstractmethod
