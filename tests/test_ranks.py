@@ -20,7 +20,8 @@ from stopping import Stopping
 def test_one_process_has_everything_to_itself():
     value, generator = torch.ones(3, requires_grad=True), torch.Generator()
     assert (ranks.launched(), ranks.count(), ranks.is_first()) == (1, 1, True)
-    assert ranks.sum_over(value) is value
+    for combine in (ranks.sum_over, ranks.mean_over, ranks.whole):
+        assert combine(value) is value
     assert ranks.own_noise(generator) is generator
     assert ranks.mean([1.5]) == [1.5]
     assert ranks.share(7) == slice(0, 7)
