@@ -18,13 +18,11 @@ from freia_kd.training import TrainingLoop
 from stopping import Stopping
 
 DOMAIN = Domain((1, 8, 8), 3, (0.4,), (0.3,), "tiny")
-# Small rates, since Adam makes whole steps of gradients that are zero but for rounding.
-GAME = {"steps": 2, "batch_size": 8, "latents": 6, "channels": (4, 3), "learning_rate": 1e-3}
-BANK = {"images": 8, "batch_size": 8, "steps": 2, "learning_rate": 1e-3}
-KEGNET = {"steps": 2, "batch_size": 8, "generators": 2, "latents": 4, "learning_rate": 1e-5}
+GAME = {"steps": 2, "batch_size": 8, "latents": 6, "channels": (4, 3)}
+BANK = {"images": 8, "batch_size": 8, "steps": 2}
 SYNTHESIZERS = {
     "bdnf": {"steps": 2, "batch_size": 8, "flow": "nice", "prior": True, "clip": 1e3},
-    "kegnet": KEGNET,
+    "kegnet": {"steps": 2, "batch_size": 8, "generators": 2, "latents": 4},
     "dfad": {**GAME, "student_steps": 2, "snapshots": 2},
     "rdskd": {**GAME, "epoch": 1},
     "deepinversion": {**BANK, "coarse": 0.5, "flip": True, "variation": 1e-2, "norm": 1e-2},
@@ -89,7 +87,18 @@ class Recorder:
 
 
 def synthesize(kind, checkpoints=None, **changes):
-    """Inputs of a synthesizer that has learned."""
+    """Inputs of a synthesizer that has learned.
+
+    In float64: Adam makes whole steps of gradients that are zero but for rounding.
+    """
+    torch.set_default_dtype(torch.float64)
+    try:
+        return _synthesize(kind, checkpoints, changes)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def _synthesize(kind, checkpoints, changes):
     source = get_synthesizer(kind).build("best", {**SYNTHESIZERS[kind], **changes})
     student = Classifier(seeded(3), DOMAIN, "tiny")
     student.is_new = True  # so that it learns batch statistics in the game
