@@ -151,12 +151,76 @@ def mine(numbers: Iterable[int]) -> list[int]:
 def sum_over(value: Tensor) -> Tensor:
     """The sum of the processes' values; gradients flow through it, as `DistributedDataParallel`
     expects them: their average over processes is the gradient of the whole."""
-    if count() == 1:
-        return value
-    from torch.distributed.nn.functional import all_reduce
+    return value if count() == 1 else _Sum.apply(value)
 
-    with connected():
-        return all_reduce(value)
+
+class _Sum(torch.autograd.Function):
+    """The sum over processes, whose gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(value: Tensor) -> Tensor:
+        total = value.clone(memory_format=torch.contiguous_format)
+        with connected():
+            torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def setup_context(ctx: object, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        return None
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return _Sum.apply(gradient)
+
+
+def mean_over(value: Tensor) -> Tensor:
+    """The mean of the processes' values; gradients flow through it as through :func:`sum_over`.
+
+    What is not linear in the mean over a batch needs that of the whole batch.
+    """
+    return value if count() == 1 else sum_over(value) / count()
+
+
+def whole(rows: Tensor) -> Tensor:
+    """The whole batch of which each process has its :func:`share`.
+
+    Arguments:
+        rows: This process's rows, with shape `(B, ...)`, as many as each of the others has.
+
+    Returns:
+        The rows of all processes with shape `(N B, ...)`; gradients flow through them as through
+        :func:`sum_over`.
+    """
+    if count() == 1:
+        return rows
+    batch = rows.new_zeros(count() * len(rows), *rows.shape[1:])
+    batch[share(len(batch))] = rows
+    return sum_over(batch)
+
+
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel over the batch, all positions and all processes.
+
+    Arguments:
+        features: Features with shape `(B, C, ...)`, of which processes may have different numbers.
+
+    Returns:
+        The mean and the variance, both with shape `(C,)`; gradients flow through them as through
+        :func:`sum_over`.
+    """
+    features = features if features.dtype.itemsize > 2 else features.float()
+    values = features.transpose(0, 1).flatten(1)  # (C, N)
+    own = values.new_tensor(float(values.shape[1]))
+    mean = values.sum(1) / own
+    variance = (values - mean[:, None]).square().sum(1) / own
+    if count() == 1:
+        return mean, variance
+    # All in one exchange, of which there is one for each layer.
+    found = whole(torch.cat([own[None], mean, variance])[None])
+    shares = found[:, :1] / found[:, :1].sum()
+    means, variances = found[:, 1:].chunk(2, 1)
+    mean = (shares * means).sum(0)
+    return mean, (shares * (variances + (means - mean).square())).sum(0)
 
 
 def average(tensors: Iterable[Tensor]) -> None:

@@ -1,5 +1,7 @@
 """What one of two processes does; apart, so that its process imports little."""
 
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -9,17 +11,42 @@ from freia_kd.data.datasets import LabelledData
 from freia_kd.data.synthetic import quantise
 from freia_kd.distillation import train_student
 from freia_kd.domain import Domain
-from freia_kd.synthesizers.bdnf import BDNF, BDNFOptions
+from freia_kd.synthesizers import get_synthesizer
 from freia_kd.synthesizers.on_the_fly import OnTheFlySet
 from freia_kd.teachers import Classifier, Teacher, train_classifier
 from freia_kd.training import TrainingLoop
+from stopping import Stopping
 
 DOMAIN = Domain((1, 8, 8), 3, (0.4,), (0.3,), "tiny")
+GAME = {"steps": 2, "batch_size": 8, "latents": 6, "channels": (4, 3)}
+BANK = {"images": 8, "batch_size": 8, "steps": 2}
+SYNTHESIZERS = {
+    "bdnf": {"steps": 2, "batch_size": 8, "flow": "nice", "prior": True, "clip": 1e3},
+    "kegnet": {"steps": 2, "batch_size": 8, "generators": 2, "latents": 4},
+    "dfad": {**GAME, "student_steps": 2, "snapshots": 2},
+    "rdskd": {**GAME, "epoch": 1},
+    "deepinversion": {**BANK, "coarse": 0.5, "flip": True, "variation": 1e-2, "norm": 1e-2},
+    "adaptive-deepinversion": BANK,
+    "kw-inception": BANK,
+    "kw-bns": BANK,
+    "kw-mixture": BANK,
+}
+KINDS = ["student", "mix", "new", "teacher", *SYNTHESIZERS]
 
 
 def net(channels=4):
-    layers = [nn.Conv2d(1, channels, 3), nn.BatchNorm2d(channels), nn.ReLU(), nn.Flatten()]
+    layers = [
+        nn.Conv2d(1, channels, 3, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+        nn.Flatten(),
+    ]
     return nn.Sequential(*layers, nn.Linear(36 * channels, 3))
+
+
+def seeded(channels=4):
+    torch.manual_seed(2)
+    return net(channels)
 
 
 def make_teacher():
@@ -42,13 +69,14 @@ class Inputs(OnTheFlySet):
 class Recorder:
     """The gradients and losses of every step of all loops."""
 
-    def __init__(self, monkeypatch=None):
+    def __init__(self):
         self.gradients, self.losses, backward = [], [], TrainingLoop.backward
 
-        def recording(loop, loss):
-            backward(loop, loss)
-            named = (p for group in loop.optimizer.param_groups for p in group["params"])
-            self.gradients.append(torch.cat([p.grad.reshape(-1) for p in named]))
+        def recording(loop, loss, optimizer=None):
+            backward(loop, loss, optimizer)
+            groups = (optimizer or loop.optimizer).param_groups
+            found = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+            self.gradients.append(torch.cat([gradient.reshape(-1) for gradient in found]))
             self.losses.append(loop.last_values)
 
         self.backward = backward
@@ -58,42 +86,79 @@ class Recorder:
         TrainingLoop.backward = self.backward
 
 
-def learn(kind):
-    """Two steps of a student or of a flow: gradients, losses, and the weights that come out."""
-    teacher, recorder = make_teacher(), Recorder()
-    generator = torch.Generator().manual_seed(0)
+def synthesize(kind, checkpoints=None, **changes):
+    """Inputs of a synthesizer that has learned.
+
+    In float64: Adam makes whole steps of gradients that are zero but for rounding.
+    """
+    torch.set_default_dtype(torch.float64)
     try:
-        if kind == "flow":
-            options = BDNFOptions(steps=2, batch_size=8, flow="nice", prior=True, clip=1e3)
-            source = BDNF(options)
-            source.fit(teacher, generator=generator)
-            weights = source.flow.state_dict()
+        return _synthesize(kind, checkpoints, changes)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def _synthesize(kind, checkpoints, changes):
+    source = get_synthesizer(kind).build("best", {**SYNTHESIZERS[kind], **changes})
+    student = Classifier(seeded(3), DOMAIN, "tiny")
+    student.is_new = True  # so that it learns batch statistics in the game
+    generator = torch.Generator().manual_seed(0)
+    source.fit(make_teacher(), None, checkpoints, generator, student)
+    return {"inputs": source.sample(12, generator=generator)[0]}
+
+
+def learn(kind):
+    """Two steps or more: gradients, losses, and the weights or inputs that come out."""
+    recorder, generator = Recorder(), torch.Generator().manual_seed(0)
+    try:
+        if kind in SYNTHESIZERS:
+            made = synthesize(kind)
         elif kind == "teacher":
-            torch.manual_seed(2)
-            made, y = net(), torch.arange(16) % 3
+            classifier, y = seeded(), torch.arange(16) % 3
             x = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(3))
             data = LabelledData(quantise(x), y, "noise")
-            train_classifier(made, data, DOMAIN, 1, 8, generator=generator)
-            weights = made.state_dict()
+            train_classifier(classifier, data, DOMAIN, 1, 8, generator=generator)
+            made = classifier.state_dict()
         else:
-            torch.manual_seed(2)
-            student = Classifier(net(3), DOMAIN, "tiny")
+            teacher, student = make_teacher(), Classifier(seeded(3), DOMAIN, "tiny")
+            student.is_new = kind == "new"
             options = DistillationOptions(steps=2, batch_size=8, mixup=0.5 if kind == "mix" else 0)
             data = Inputs([], teacher, 0, chunk=8)
             train_student(student, data, options, generator, teacher=teacher)
-            weights = student.state_dict()
+            made = student.state_dict()
     finally:
         recorder.stop()
-    flat = torch.cat([w.reshape(-1).double() for w in weights.values()])
+    flat = torch.cat([value.reshape(-1).double() for value in made.values()])
     return recorder.gradients, recorder.losses, flat
 
 
-def learn_together(rank, path, results, kind):
+def learn_together(rank, folder, results):
+    with two_ranks(rank, folder):
+        for kind in KINDS:
+            gradients, losses, made = learn(kind)
+            results[kind, rank] = ([g.tolist() for g in gradients], losses, made.tolist())
+
+
+def stop(kind, folder, at):
+    """Goes on with what is in a folder up to a step."""
+    try:
+        synthesize(kind, Stopping(folder, "stage", at), steps=3)
+    except KeyboardInterrupt:
+        return
+    raise AssertionError("there was nothing left to do")
+
+
+def stop_together(rank, folder, kinds, at):
+    with two_ranks(rank, folder):
+        for kind in kinds:
+            stop(kind, folder / kind, at)
+
+
+@contextmanager
+def two_ranks(rank, folder):
     torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{path}", rank=rank, world_size=2
-    )
+    store = f"file://{folder / 'store'}"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     assert ranks.count() == 2
-    gradients, losses, weights = learn(kind)
-    results[rank] = ([g.tolist() for g in gradients], losses, weights.tolist())
+    yield
     torch.distributed.destroy_process_group()

@@ -1,7 +1,8 @@
 """What flows and students are trained by; every part works on any :class:`ConditionalFlow`."""
 
+from ..ranks import moments
 from .activation_boundaries import ActivationBoundaries, boundary_layers
-from .batchnorm import BatchStatistics, LayerStatistics, moments, normalization_layers
+from .batchnorm import BatchStatistics, LayerStatistics, normalization_layers
 from .bidirectional import Bidirectional
 from .contract import Batch, Objective, Terms
 from .distill import Distill, Exact, cross_entropy, vary_contrast

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from ..ranks import sum_over
+from ..ranks import moments
 
 Form = Literal["norms", "divergence"]
 FLOOR = 1e-3  # of a layer's mean running variance, which is added to every variance
@@ -46,24 +46,6 @@ def normalization_layers(teacher: nn.Module) -> dict[str, nn.Module]:
         return known and all(isinstance(s, Tensor) for s in statistics)
 
     return {name: module for name, module in teacher.named_modules() if remembers(module)}
-
-
-def moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each channel over the batch, all positions and all ranks.
-
-    Arguments:
-        features: Features with shape `(B, C, ...)`.
-
-    Returns:
-        The mean and the variance, both with shape `(C,)`. When `torch.distributed` is
-        initialised they are those of the batch of all ranks together; gradients flow through.
-    """
-    features = features if features.dtype.itemsize > 2 else features.float()
-    values = features.transpose(0, 1).flatten(1)  # (C, N)
-    count = sum_over(values.new_tensor(float(values.shape[1])))
-    mean = sum_over(values.sum(1)) / count
-    variance = sum_over((values - mean[:, None]).square().sum(1)) / count
-    return mean, variance
 
 
 def gaussian_divergence(record: LayerStatistics) -> Tensor:

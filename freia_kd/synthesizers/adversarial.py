@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .. import ranks
 from ..config import Config, Count, Decay, NonNegative, Size
 from ..data.datasets import LabelledData
 from ..errors import UsageError
@@ -74,6 +75,7 @@ class DFAD(Unconditional):
     """
 
     name = "dfad"
+    is_shared = True
     Options = DFADOptions
     needs_student = True
     presets: ClassVar = {
@@ -165,31 +167,34 @@ def play(
     loop = TrainingLoop(title, steps, parts, generator, sgd, checkpoints, ["kept"], advice)
     for step in loop:
         learned = [
-            imitate(student, teacher, _inputs(net, options, generator), sgd)
+            imitate(student, teacher, _inputs(net, options, generator), loop)
             for _ in range(options.student_steps)
         ]
         x = _inputs(net, options, generator, differentiable=True)
-        discrepancy = l1(student(x), teacher(x))
+        discrepancy = ranks.mean_over(l1(student(x), teacher(x)))
         loss = generation_loss(discrepancy, options.log)
         terms = {"discrepancy": discrepancy, "student": torch.stack(learned).mean()}
         if loop.accept(loss, terms.items()):
-            adam.zero_grad()
-            loss.backward(inputs=list(net.parameters()))  # the two nets get no gradients
+            loop.backward(loss, adam)  # the two nets get no gradients
             adam.step()
         _keep(kept, net, step, options.steps)
     return kept.eval()
 
 
-def imitate(
-    student: nn.Module, teacher: nn.Module, x: Tensor, optimizer: torch.optim.Optimizer
-) -> Tensor:
-    """One step of the student down the discrepancy on inputs `x`; returns what it was."""
+def imitate(student: nn.Module, teacher: nn.Module, x: Tensor, loop: TrainingLoop) -> Tensor:
+    """One step of the student down the discrepancy on inputs `x`; returns what it was.
+
+    Arguments:
+        student: Trained by the loop's optimizer.
+        teacher: What it imitates.
+        x: Inputs with shape `(B, *shape)`.
+        loop: The game.
+    """
     with torch.no_grad():
         wanted = teacher(x)
     loss = l1(student(x), wanted)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
+    loop.backward(loss)
+    loop.optimizer.step()
     return loss.detach()
 
 
@@ -206,10 +211,11 @@ def generation_loss(discrepancy: Tensor, log: bool = True) -> Tensor:
 def _inputs(
     net: nn.Module, options: Any, generator: torch.Generator, differentiable: bool = False
 ) -> Tensor:
+    """The generator's inputs for this process's rows of a batch of fresh latents."""
     shape = (options.batch_size, options.latents)
     z = torch.randn(shape, generator=generator, device=generator.device)
     with torch.set_grad_enabled(differentiable):
-        return net(z)
+        return net(z[ranks.share(len(z))])
 
 
 def _keep(kept: nn.ModuleList, net: nn.Module, step: int, steps: int) -> None:

@@ -158,7 +158,7 @@ class BDNF(Synthesizer):
 
     def check(self, teacher: Teacher) -> None:
         """Builds the flow, whose name or file may be wrong."""
-        ranks.share(self.options.batch_size, "bdnf.batch_size")
+        super().check(teacher)
         self._build(teacher.domain, torch.Generator().manual_seed(0))
 
     def fit(

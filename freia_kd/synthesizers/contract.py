@@ -9,6 +9,7 @@ from typing import Any, ClassVar, get_args
 import torch
 from torch import Tensor
 
+from .. import ranks
 from ..config import Config, PresetName
 from ..data.datasets import LabelledData
 from ..domain import Domain
@@ -122,9 +123,11 @@ class Synthesizer(ABC):
         """Raises, before any work, unless the options make sense for a teacher.
 
         Raises:
-            UsageError: If they do not.
+            UsageError: If they do not, or processes cannot share the batches evenly.
         """
         del teacher
+        if self.is_shared and "batch_size" in self.known_options():
+            ranks.share(self.options.batch_size, f"{self.name}.batch_size")
 
     @abstractmethod
     def fit(

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import ranks
 from ..config import NonNegative, Positive
 from ..errors import UsageError
 from ..objectives.batchnorm import BatchStatistics, Form
@@ -108,13 +109,17 @@ class DeepInversion(Inversion):
         return lambda x, y: self.terms(teacher, x, y)[0]
 
     def terms(self, teacher: Teacher, x: Tensor, y: Tensor) -> tuple[Terms, Tensor]:
-        """The weighted terms of normalised images and their labels, and the teacher's logits."""
+        """The weighted terms of normalised images and their labels, and the teacher's logits.
+
+        Of a batch that processes share the logits are those of this process's rows.
+        """
         options, statistics = self.options, BatchStatistics(self.options.form)
+        own = ranks.share(len(x))
         with statistics.observe(teacher.net) as records:
-            logits = teacher.net(x)
+            logits = teacher.net(x[own])
         scaled = x / unit(teacher.domain)
         terms = Terms(
-            cls=F.cross_entropy(logits, y),
+            cls=F.cross_entropy(logits, y[own]),
             statistics=options.statistics * statistics.loss(records),
             variation=options.variation * total_variation(scaled),
             norm=options.norm * torch.linalg.vector_norm(scaled),
@@ -153,7 +158,7 @@ class AdaptiveDeepInversion(DeepInversion):
 
         def loss(x: Tensor, y: Tensor) -> Terms:
             terms, logits = self.terms(teacher, x, y)
-            pixels = teacher.domain.denormalize(x)
+            pixels = teacher.domain.denormalize(x)[ranks.share(len(x))]
             # The divergence has a factor of the squared temperature, which the paper has not.
             divergence = jensen_shannon(student(pixels), logits, options.temperature)
             share = 1 - divergence / options.temperature**2

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import ranks
 from ..config import Count, Decay, Natural, Positive, Probability, Size
 from ..data.datasets import LabelledData
 from ..domain import Domain
@@ -34,7 +35,9 @@ QUICK: dict[str, Any] = {
     "augment": "few",
 }
 STANDARD: dict[str, Any] = {**QUICK, "images": 512, "steps": 100}
-Loss = Callable[[Tensor, Tensor], Terms]  # of normalised images (B, *shape) and labels (B,)
+# Of normalised images (B, *shape) and labels (B,). Processes that share them all have the whole
+# batch, of which each asks the teacher for its rows.
+Loss = Callable[[Tensor, Tensor], Terms]
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,16 @@ class Inversion(AugmentedBank):
 
     needs_images = True
     family = "inversion"
+    is_shared = True
 
     @property
     def min_probability(self) -> float:
         return self.options.min_probability
+
+    def check(self, teacher: Teacher) -> None:
+        few = self.options.images < self.options.batch_size
+        option = "images" if few else "batch_size"
+        ranks.share(getattr(self.options, option), f"{self.name}.{option}")
 
     @abstractmethod
     def loss(self, teacher: Teacher, student: Classifier | None) -> Loss:
@@ -133,8 +142,7 @@ class Inversion(AugmentedBank):
             x = augment(canvas.whole(), options.jitter, options.flip, generator)
             terms = loss(x, canvas.labels)
             if loop.accept(terms.total, terms.items()):
-                optimizer.zero_grad()
-                terms.total.backward()
+                loop.backward(terms.total)
                 optimizer.step()
                 canvas.clip()
             if t == options.steps - 1:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import ranks
 from ..config import Config, Count, Natural, NonNegative, Positive, Size
 from ..data.datasets import LabelledData
 from ..domain import Domain
@@ -62,7 +63,8 @@ def diversity(z: Tensor, u: Tensor) -> Tensor:
 
     .. math:: \exp\Big( -\frac{1}{B^2} \sum_{ij} d_z(z_i, z_j)\, d_u(u_i, u_j) \Big)
 
-    where :math:`d_z` is the mean squared and :math:`d_u` the mean absolute difference.
+    where :math:`d_z` is the mean squared and :math:`d_u` the mean absolute difference, over all
+    pairs of the batch that processes share.
 
     Arguments:
         z: Noises with shape `(B, latents)`.
@@ -72,9 +74,9 @@ def diversity(z: Tensor, u: Tensor) -> Tensor:
         A scalar.
     """
     flat = u.flatten(1)
-    apart = torch.cdist(flat, flat, p=1) / flat.shape[1]
-    noise = (z[:, None] - z[None]).square().mean(2)
-    return torch.exp(-(noise * apart).mean())
+    apart = torch.cdist(flat, ranks.whole(flat), p=1) / flat.shape[1]
+    noise = (z[:, None] - ranks.whole(z)[None]).square().mean(2)
+    return torch.exp(-ranks.mean_over((noise * apart).mean()))
 
 
 class KegNet(Synthesizer):
@@ -106,6 +108,7 @@ class KegNet(Synthesizer):
 
     name = "kegnet"
     varying: ClassVar = {"beta": 2}
+    is_shared = True
     Options = KegNetOptions
     presets: ClassVar = {
         "quick": {"generators": 2, "steps": 300, "batch_size": 64},
@@ -153,8 +156,7 @@ class KegNet(Synthesizer):
         for _ in loop:
             terms = self._losses(net, decoder, teacher, generator)
             if loop.accept(terms.total, terms.items()):
-                optimizer.zero_grad()
-                terms.total.backward()
+                loop.backward(terms.total)
                 optimizer.step()
         return net.eval()
 
@@ -164,6 +166,7 @@ class KegNet(Synthesizer):
         options, domain = self.options, teacher.domain
         c = sample_labels(options.batch_size, domain.classes, None, generator)
         z = torch.randn(len(c), options.latents, generator=generator, device=c.device)
+        c, z = c[ranks.share(len(c))], z[ranks.share(len(c))]
         x = as_inputs(net(z, c), domain)
         y, u = as_distribution(c, domain.classes), domain.normalize(x)
         terms = {

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from scipy import optimize, stats
 from torch import Tensor
 
+from .. import ranks
 from ..config import NonNegative, Positive
 from ..data.datasets import LabelledData
 from ..domain import Domain
@@ -117,15 +118,16 @@ class KnowledgeWithin(Inversion):
         options, statistics = self.options, BatchStatistics()
 
         def loss(x: Tensor, y: Tensor) -> Terms:
+            own = ranks.share(len(x))
             with statistics.observe(teacher.net) as records:
-                logits = teacher.net(x)
+                logits = teacher.net(x[own])
             scaled = x / unit(teacher.domain)
             terms: dict[str, Tensor] = {}
             if "statistics" in self.terms:
                 terms["statistics"] = options.statistics * gaussian_divergence(records)
             if "inception" in self.terms:
                 scores = logits if options.target == "logit" else F.log_softmax(logits, 1)
-                terms["inception"] = -options.inception * scores.gather(1, y[:, None]).mean()
+                terms["inception"] = -options.inception * scores.gather(1, y[own, None]).mean()
                 terms["smoothness"] = options.smoothness * roughness(scaled, options.blur)
             return Terms(**terms)
 

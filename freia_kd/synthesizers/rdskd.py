@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from annotated_types import Ge, MultipleOf
 from torch import Tensor
 
+from .. import ranks
 from ..config import Config, Count, Positive
 from ..data.datasets import LabelledData
 from ..objectives.contract import Terms
@@ -70,6 +71,7 @@ class RDSKD(Unconditional):
     """
 
     name = "rdskd"
+    is_shared = True
     Options = RDSKDOptions
     presets: ClassVar = {
         "quick": {"steps": 240, "batch_size": 128, "channels": (64, 32)},
@@ -98,11 +100,10 @@ class RDSKD(Unconditional):
         )
         for step in loop:
             z = torch.randn(options.batch_size, options.latents, generator=generator, device=device)
-            terms = losses(teacher, net(z))
+            terms = losses(teacher, net(z[ranks.share(len(z))]))
             loss = penalty(terms) if options.penalty else terms.total
             if loop.accept(loss, terms.items()):
-                optimizer.zero_grad()
-                loss.backward()
+                loop.backward(loss)
                 optimizer.step()
                 if step % options.epoch == 0:
                     penalty.refer_to(terms)
@@ -112,9 +113,11 @@ class RDSKD(Unconditional):
 def losses(teacher: Teacher, x: Tensor) -> Terms:
     """The three losses of inputs `x` with shape `(B, *shape)`, B even.
 
-    Images are compared in the units that the teacher's net takes, as in the authors' code.
+    Images are compared in the units that the teacher's net takes, as in the authors' code. The
+    losses are those of the whole batch where processes share it.
     """
-    logits, u = teacher(x), teacher.domain.normalize(x)
+    # Not by rows: norms and entropies are of a whole batch, as is what is exponentiated later.
+    logits, u = ranks.whole(teacher(x)), ranks.whole(teacher.domain.normalize(x))
     return Terms(
         authenticity=authenticity(logits),
         class_diversity=class_diversity(logits),

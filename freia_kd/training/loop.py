@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import ranks
 from ..errors import TrainingError
+from .batchnorm import WholeBatchNorm
 from .checkpoints import Checkpoints
 
 SAVE_COST = 0.5  # seconds that a state may take; those that take longer are kept less often
@@ -88,7 +87,8 @@ class TrainingLoop:
     ```
 
     Where processes share the work (:mod:`freia_kd.ranks`) each has its rows of the batch; what is
-    logged, judged and learned from is of the whole, and the first process keeps the states.
+    logged, judged and learned from is of the whole, the statistics that layers learn included, and
+    the first process keeps the states.
 
     A non-finite loss puts everything back to the last good state, halves the learning rate of
     `optimizer` (schedules that multiply it, like the cosine, keep that), and goes on with fresh
@@ -174,6 +174,8 @@ class TrainingLoop:
                 if self.checkpoints
                 else None
             )
+            if ranks.count() > 1:
+                stack.enter_context(WholeBatchNorm())
             every = self.checkpoints.every if self.checkpoints else math.inf
             save_at = time.monotonic() + every
             while self.step < self.steps:
@@ -203,25 +205,21 @@ class TrainingLoop:
         """Makes the present step the last one."""
         self.steps = self.step + 1
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Makes the gradients of the optimizer's parameters those of a loss.
+    def backward(self, loss: torch.Tensor, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Makes the gradients of an optimizer's parameters those of a loss.
 
-        They are averaged over the processes that share the batch, and so are the statistics that
-        layers have just learned.
+        They are averaged over the processes that share the batch.
+
+        Arguments:
+            loss: The scalar to be minimised.
+            optimizer: Another than the loop's, whose parameters alone get gradients.
         """
-        self.optimizer.zero_grad()
+        groups = (optimizer or self.optimizer).param_groups
+        parameters = [p for group in groups for p in group["params"]]
+        (optimizer or self.optimizer).zero_grad()
         with ranks.connected():
-            loss.backward()
-        if ranks.count() > 1:
-            groups = self.optimizer.param_groups
-            gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-            ranks.average([*gradients, *self._learned_statistics()])
-
-    def _learned_statistics(self) -> Iterator[torch.Tensor]:
-        nets = [part for part in self.parts.values() if isinstance(part, nn.Module)]
-        for layer in (layer for net in nets for layer in net.modules() if layer.training):
-            if isinstance(layer, _BatchNorm) and layer.track_running_stats:
-                yield from (s for s in (layer.running_mean, layer.running_var) if s is not None)
+            loss.backward(inputs=parameters if optimizer else None)
+        ranks.average(p.grad for p in parameters if p.grad is not None)
 
     def accept(self, loss: torch.Tensor, terms: Any = ()) -> bool:
         """Whether the loss is finite; if not, everything is put back to the last good state.

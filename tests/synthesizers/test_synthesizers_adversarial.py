@@ -16,7 +16,7 @@ from freia_kd.synthesizers.adversarial import (
 )
 from freia_kd.teachers import Teacher
 from freia_kd.teachers.mlp import MLP
-from freia_kd.training import Checkpoints
+from freia_kd.training import Checkpoints, TrainingLoop
 from freia_kd.training.checkpoints import read_metrics
 
 OPTIONS = DFADOptions(steps=1, student_steps=1, batch_size=16, latents=4, snapshots=1)
@@ -97,7 +97,7 @@ def test_imitation_is_the_mean_absolute_difference_of_logits(shape):
     with torch.no_grad():
         s, t = student(x).numpy().ravel(), teacher(x).numpy().ravel()
     optimizer = torch.optim.SGD(student.parameters(), 0.0)
-    loss = imitate(student, teacher, x, optimizer)
+    loss = imitate(student, teacher, x, TrainingLoop("game", 1, {}, generator(), optimizer))
     assert loss.item() == pytest.approx(np.mean(np.abs(s - t)), rel=1e-5)
     assert not loss.requires_grad
 
@@ -109,7 +109,7 @@ def test_the_students_step_is_momentum_and_weight_decay_by_hand():
     (reference(x) - teacher(x)).abs().mean().backward()
     expected = [p.detach() - 0.1 * (p.grad + 0.2 * p.detach()) for p in reference.parameters()]
     optimizer = torch.optim.SGD(student.parameters(), 0.1, momentum=0.9, weight_decay=0.2)
-    imitate(student, teacher, x, optimizer)
+    imitate(student, teacher, x, TrainingLoop("game", 1, {}, generator(), optimizer))
     for p, value in zip(student.parameters(), expected, strict=True):
         assert torch.allclose(p, value, atol=1e-7)
 

@@ -318,6 +318,25 @@ def test_options_that_make_no_sense_are_refused(row):
 
 
 @of_all
+def test_processes_share_what_learns(row, monkeypatch):
+    kind, teacher = kind_of(row), teacher_of()
+    assert kind.is_shared == (row in TRAINED)
+    monkeypatch.setattr("freia_kd.ranks.count", lambda: 4)
+    if not kind.is_shared:
+        build(row).check(teacher)  # which the first process fits
+        return
+    size = (
+        {"batch_size": 6, "images": 90} if "images" in kind.known_options() else {"batch_size": 6}
+    )
+    refused = rf"{kind.name}\.batch_size: .* 4 processes .* got 6 inputs"
+    with pytest.raises(UsageError, match=refused):
+        kind.build("best", size).check(teacher)
+    if "images" in size:
+        with pytest.raises(UsageError, match=rf"{kind.name}\.images: .* got 6 inputs"):
+            kind.build("best", {"batch_size": 8, "images": 6}).check(teacher)
+
+
+@of_all
 def test_presets_are_known_ones(row):
     kind = kind_of(row)
     made = {name: kind.build(name).options for name in ("quick", "standard", "best", "paper")}
