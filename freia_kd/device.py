@@ -1,4 +1,4 @@
-"""Where to compute, by how many threads, and how much memory there is."""
+"""Where to compute, how tensors get there, by how many threads, and how much memory there is."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 import torch
+from torch import Tensor
 
 from .config import Device
 from .errors import ConfigError, UsageError
@@ -32,6 +33,18 @@ def choose_device(name: Device) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("There is no CUDA device here; use --device cpu.")
     return torch.device(name)
+
+
+def send(value: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor on a device; where that is a GPU, without waiting until it has arrived there.
+
+    Arguments:
+        value: The tensor, wherever it is.
+        device: Where it is wanted.
+    """
+    if torch.device(device).type == "cuda" and value.device.type == "cpu":
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device)
 
 
 def fastest_threads(work: Callable[[], object]) -> int:

@@ -7,6 +7,7 @@ import json
 import mmap
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..device import free_memory, send
 from ..domain import Domain
 from ..errors import CheckpointError
 from ..files import atomic, write_json
 
 _ARRAYS = ("inputs", "logits", "conditions")
 RESIDENT = 512 * 2**20  # bytes of a set's files that may stay mapped into this process's memory
+HELD = 0.25  # of a device's free memory, which a set may take that is held there
 AROUND = 2 * 2**20  # bytes that Linux maps where one is read, at the most
 
 
@@ -146,6 +149,7 @@ class SyntheticSet(Dataset):
         self._bytes = sum(array.nbytes for shard in self.shards for array in shard)
         self._asked = 0  # rows that were asked for
         self._whole: list[np.ndarray] | None = None
+        self._held: list[Tensor] | None = None
 
     def __reduce__(self) -> tuple[type[SyntheticSet], tuple[Path]]:
         return SyntheticSet, (self.folder,)
@@ -166,19 +170,46 @@ class SyntheticSet(Dataset):
         """The teacher's logits `(n, classes)` of each shard, as memory maps."""
         return [shard[_ARRAYS.index("logits")] for shard in self.shards]
 
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def hold(self, device: torch.device | str) -> bool:
+        """Puts the whole set onto a device, if a quarter of what is free there can take it.
+
+        Arguments:
+            device: The device, from which all batches come then.
+
+        Returns:
+            Whether it has been put onto one.
+        """
+        device = torch.device(device)
+        if self._held is None and self._bytes <= HELD * (free_memory(device) or 0):
+            self._held = [_together(arrays, device) for arrays in zip(*self.shards, strict=True)]
+            self._unmap()
+        return self._held is not None
+
+    def batch(
+        self, indices: Tensor, device: torch.device | str = "cpu"
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs (pixels in [0, 1] for images), teacher logits and conditions at `indices` `(B,)`.
+
+        Arguments:
+            indices: The rows, on the CPU.
+            device: Where the three are wanted; pixels go there as bytes.
 
         Raises:
             IndexError: If an index is out of range.
         """
-        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self):
-            raise IndexError(f"Expected indices below {len(self)}; got {indices.tolist()}.")
+        wanted = indices.numpy()
+        if len(wanted) and not 0 <= wanted.min() <= wanted.max() < len(self):
+            raise IndexError(f"Expected indices below {len(self)}; got {wanted.tolist()}.")
+        inputs, logits, conditions = (send(part, device) for part in self._rows(indices))
+        return dequantise(inputs), logits, conditions
+
+    def _rows(self, indices: Tensor) -> list[Tensor]:
+        if self._held is not None:
+            return [part[send(indices, part.device)] for part in self._held]
         wanted = indices.numpy()
         parts = [a[wanted] for a in self._kept()] or self._read(wanted)
         self._asked += len(wanted)
-        inputs, logits, conditions = (torch.from_numpy(p) for p in parts)
-        return dequantise(inputs), logits, conditions
+        return [torch.from_numpy(part) for part in parts]
 
     def _kept(self) -> list[np.ndarray]:
         """The whole set in memory, if it is small and all of it may be asked for again; else none.
@@ -220,6 +251,15 @@ class SyntheticSet(Dataset):
         for array in (array for shard in self.shards for array in shard):
             if hasattr(mmap, "MADV_DONTNEED"):
                 array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+
+
+def _together(arrays: Sequence[np.ndarray], device: torch.device) -> Tensor:
+    """The rows of all shards in one tensor."""
+    like = torch.from_numpy(np.array(arrays[0][:1]))
+    whole = like.new_empty((sum(map(len, arrays)), *like.shape[1:]), device=device)
+    for part, array in zip(whole.split([len(a) for a in arrays]), arrays, strict=True):
+        part.copy_(torch.from_numpy(np.array(array)))
+    return whole
 
 
 def quantise(x: Tensor) -> Tensor:
