@@ -85,7 +85,8 @@ def train_student(
             those of even index, the later ones of equals. Without them it ends with the last
             weights.
         teacher: The teacher on the same device, for options that need it.
-        precision: `"bf16"` computes in bfloat16 where torch finds that safe; weights are float32.
+        precision: `"bf16"` computes in bfloat16 where torch finds that safe; else it is float32,
+            as weights always are.
 
     Raises:
         TrainingError: If the loss stays non-finite.
