@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from freia_kd.errors import TrainingError
 from freia_kd.training import Checkpoints, MovingAverage, TrainingLoop
@@ -147,6 +148,48 @@ def test_every_state_that_is_kept_has_been_looked_at(deferred, looks):
     assert [state["step"] for state in run.states] == [*range(1, STEPS + 1), STEPS]
     assert looks == list(range(1, STEPS + 1))
     assert all(bool(s["parts"]["net"]["weight"].isfinite().all()) for s in run.states)
+
+
+def test_an_end_that_a_bad_step_has_led_to_is_taken_back(deferred):
+    whole, stop, calls = train(bad={33}), TrainingLoop.stop, []
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            TrainingLoop, "stop", lambda loop: calls.append(1) or len(calls) > 1 or stop(loop)
+        )
+        assert equal(train(bad={33}, stop_after=36, seen=seen), whole)
+    assert [step for step, _ in seen][34:40] == [34, 35, 36, 33, 34, 35]
+
+
+def test_several_processes_read_and_keep_at_the_same_steps(deferred, looks, monkeypatch):
+    monkeypatch.setattr(looping.ranks, "count", lambda: 2)
+    monkeypatch.setattr(looping.ranks, "average", lambda tensors: None)
+    monkeypatch.setattr(looping.ranks, "mean", list)
+    monkeypatch.setattr(looping, "LOOK_EVERY", 0.0)
+    run = Kept()
+    train(run)
+    assert looks == [20, 40, 60, 80, 100, 120, 130]
+    assert [state["step"] for state in run.states] == [*looks, STEPS]
+
+
+def test_the_moving_average_is_that_of_torch():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    ours = MovingAverage(net, 0.9)
+    theirs = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    for step in range(4):
+        if step == 2:
+            again = MovingAverage(net, 0.9)
+            again.load_state_dict(ours.state_dict())
+            ours = again
+        with torch.no_grad():
+            for weight in net.parameters():
+                weight.add_(torch.randn(weight.shape))
+        net(torch.randn(8, 3))  # which changes buffers
+        ours.update_parameters(net)
+        theirs.update_parameters(net)
+        for name, value in theirs.state_dict().items():
+            assert torch.equal(ours.state_dict()[name], value), name
 
 
 def test_killed_and_resumed_is_the_same_bit_for_bit(deferred):

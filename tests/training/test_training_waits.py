@@ -128,6 +128,7 @@ TRAINED = [name for name, kind in SYNTHESIZERS.items() if hasattr(kind.Options, 
 def test_a_synthesizer_waits_for_nothing(name, teacher, waits):
     (source,) = build_synthesizers(name, "quick")
     sizes = {"steps": STEPS, "batch_size": 8, "images": 8, "generators": 1, "channels": (8, 4)}
+    sizes["epoch"] = 2
     known = {key: value for key, value in sizes.items() if hasattr(source.options, key)}
     source = type(source)(source.options.changed(**known))
     x = torch.rand(9, 1, 8, 8, generator=torch.Generator().manual_seed(0))
