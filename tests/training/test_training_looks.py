@@ -199,3 +199,15 @@ def test_killed_and_resumed_is_the_same_bit_for_bit(deferred):
     assert run.load()["step"] == 57
     run.every = 1e9
     assert equal(train(run), train())
+
+
+@pytest.mark.slow
+def test_two_processes_take_a_step_of_one_of_them_again(tmp_path):
+    from looks_ranks import train_together
+
+    with torch.multiprocessing.Manager() as manager:
+        results = manager.dict()
+        torch.multiprocessing.spawn(train_together, (str(tmp_path / "store"), results), nprocs=2)
+        (first, late), (second, late_too) = results[0], results[1]
+    assert first[0] == 2
+    assert first == second == late == late_too
