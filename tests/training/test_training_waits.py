@@ -68,10 +68,10 @@ def waits(monkeypatch):
                     stack.close()
 
     def reading(read):
-        def noted(value):
-            if found.is_watching:
+        def noted(value, *arguments, **options):
+            if found.is_watching and options.get("device") != "cpu":
                 found.note()
-            return read(value)
+            return read(value, *arguments, **options)
 
         return noted
 
@@ -81,7 +81,8 @@ def waits(monkeypatch):
     monkeypatch.setattr(feed, "AHEAD", ("cpu",))
     monkeypatch.setattr(feed.SyntheticSet, "hold", lambda data, device: False)
     monkeypatch.setattr("freia_kd.flows.contract.readable", lambda value: False)
-    for name in ("tolist", "cpu"):  # which torch does not show to modes
+    # What torch does not show to modes; and what sends numbers to a GPU, and waits for them there.
+    for name in ("tolist", "cpu", "new_tensor"):
         monkeypatch.setattr(torch.Tensor, name, reading(getattr(torch.Tensor, name)))
     return found
 
