@@ -23,7 +23,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from freia_kd.config import DistillationOptions
-from freia_kd.data import synthetic
 from freia_kd.data.synthetic import SyntheticSet, SyntheticWriter
 from freia_kd.distillation import train_student
 from freia_kd.domain import Domain
@@ -108,7 +107,6 @@ def main():
         "count": given.count,
         "shape": list(domain.shape),
         "set_mb": round(disk / 1e6),
-        "resident_limit_mb": round(synthetic.RESIDENT / 1e6),
         "at_start_mb": round(start / 1e6),
         "stages": found,
         "threads": torch.get_num_threads(),

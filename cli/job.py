@@ -93,8 +93,8 @@ run_options = options(
     device_option,
     option(
         "--amp",
-        "Let the teacher and the students compute in bfloat16 while they work; flows, and what the "
-        "report measures, stay in float32.",
+        "Let the teacher and the students compute in bfloat16 while they work, the default on GPUs "
+        "that have it, or in float32; flows, and what the report measures, stay in float32.",
         get_args(Precision),
         name="precision",
     ),

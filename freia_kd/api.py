@@ -259,9 +259,9 @@ def distill(
         preset: How much work to do.
         set_size: How many synthetic inputs to make, if not as many as the preset says.
         on_the_fly: Whether the students see new inputs in every step, instead of a stored set.
-        precision: `"bf16"` lets the teacher and the students compute in bfloat16 while they work;
-            the report measures them in float32. Flows always have float32, in which they can be
-            inverted.
+        precision: `"bf16"` lets the teacher and the students compute in bfloat16 while they work,
+            which is the default on GPUs that have it; `"float32"` does not. The report measures
+            them in float32. Flows always have float32, in which they can be inverted.
         samples: A few labelled real inputs to train on as well (paper eq. 9): a folder of images,
             an npz file, or a map-style data set of (image, label) that does not normalise.
         resize: Whether to resize samples of another size.

@@ -33,7 +33,7 @@ Decay = Annotated[float, Ge(0), Lt(1)]
 
 Self = TypeVar("Self", bound="Config")
 Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["bf16"]  # of the nets, where it is not float32
+Precision = Literal["bf16", "float32"]  # of the nets while they work
 PresetName = Literal["quick", "standard", "best", "paper"]
 BatchNormMode = Literal["match", "freeze"]
 PaperStudent = Literal[

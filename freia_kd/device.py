@@ -1,4 +1,4 @@
-"""Where to compute, by how many threads, and how much memory there is."""
+"""Where to compute, how tensors get there, by how many threads, and how much memory there is."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import get_args
+from typing import TypeVar, get_args
 
 import torch
+from torch import Tensor, nn
 
-from .config import Device
+from .config import Device, Precision
 from .errors import ConfigError, UsageError
 
+Net = TypeVar("Net", bound=nn.Module)
+CHANNELS_LAST = ("cuda",)  # devices on which all nets have their channels last
 ROUNDS = 5  # in which work is timed by each number of threads
 HOPELESS = 2.0  # times slower than another number of threads, from where one is timed only twice
 CLEARLY = 0.9  # of the time, which more threads must stay below to be taken
@@ -32,6 +35,40 @@ def choose_device(name: Device) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("There is no CUDA device here; use --device cpu.")
     return torch.device(name)
+
+
+def choose_precision(name: Precision | None, device: torch.device) -> Precision | None:
+    """In what nets compute: where it is left open, in bfloat16 on GPUs that have it.
+
+    Returns:
+        `"bf16"`, or `None` for float32.
+
+    Example:
+        >>> cpu = torch.device("cpu")
+        >>> [choose_precision(name, cpu) for name in (None, "float32", "bf16")]
+        [None, None, 'bf16']
+    """
+    if name is None and device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else None
+    return None if name == "float32" else name
+
+
+def place(net: Net, device: torch.device) -> Net:
+    """Moves a net to a device; convolutions get the layout that is fast on GPUs, channels last."""
+    net = net.to(device)
+    return net.to(memory_format=torch.channels_last) if device.type in CHANNELS_LAST else net
+
+
+def send(value: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor on a device; where that is a GPU, without waiting until it has arrived there.
+
+    Arguments:
+        value: The tensor, wherever it is.
+        device: Where it is wanted.
+    """
+    if torch.device(device).type == "cuda" and value.device.type == "cpu":
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device)
 
 
 def fastest_threads(work: Callable[[], object]) -> int:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from . import ranks
 from .compression.batchnorm import batchnorm_layers
 from .compression.cost import count_macs
 from .config import DistillationOptions, Precision
 from .data.balance import class_balance, draw_rows
+from .data.feed import Feed
 from .data.synthetic import SyntheticSet
+from .device import send
 from .errors import UsageError
 from .evaluation import agreement
 from .objectives.activation_boundaries import ActivationBoundaries, boundary_layers
@@ -24,6 +26,7 @@ from .teachers.classifier import Classifier, Teacher, autocasting, remedies
 from .training import (
     Best,
     Checkpoints,
+    MovingAverage,
     Stateful,
     TrainingLoop,
     channels_last,
@@ -39,6 +42,7 @@ NEW_RATE = 5e-3
 GENTLE_RATE = 2e-4  # the same for students whose batch normalisation stays as it is
 
 Batches = Callable[[int], tuple[Tensor, Tensor]]  # from a step to inputs and the teacher's logits
+Rows = Callable[[int, torch.Generator], Tensor]  # from a step to the numbers of its inputs
 
 
 def learning_rate(options: DistillationOptions, student: Classifier) -> float:
@@ -81,7 +85,8 @@ def train_student(
             those of even index, the later ones of equals. Without them it ends with the last
             weights.
         teacher: The teacher on the same device, for options that need it.
-        precision: `"bf16"` computes in bfloat16 where torch finds that safe; weights are float32.
+        precision: `"bf16"` computes in bfloat16 where torch finds that safe; else it is float32,
+            as weights always are.
 
     Raises:
         TrainingError: If the loss stays non-finite.
@@ -101,18 +106,20 @@ def train_student(
     best = Best(student, untrained)
     steps = options.count(count_macs(student, student.domain.shape))
     early, late = _phases(options, steps)
-    rows = _rows(data, options, generator)
-
-    def batches(step: int) -> tuple[Tensor, Tensor]:
-        return _batch(student, data, rows(step), options, generator, teacher)
-
-    def later(step: int) -> tuple[Tensor, Tensor]:
-        return batches(step + early)
-
-    with channels_last(student), autocasting(student, precision):
+    device = next(student.parameters()).device
+    with (
+        Feed(data, device) as feed,
+        channels_last(student),
+        autocasting(student, precision),
+    ):
+        batches = partial(_batch, feed, _rows(data, options), options, generator, teacher)
         if early and teacher is not None:
             part = checkpoints and checkpoints.part("boundaries")
             _learn_boundaries(student, teacher, batches, early, options, generator, part)
+
+        def later(step: int) -> tuple[Tensor, Tensor]:
+            return batches(step + early)
+
         _learn_logits(student, later, late, options, generator, checkpoints, heldout, best)
     student.is_new = False
     student.eval()
@@ -124,35 +131,37 @@ def _phases(options: DistillationOptions, steps: int) -> tuple[int, int]:
     return early, steps - early
 
 
-def _rows(
-    data: SyntheticSet | OnTheFlySet, options: DistillationOptions, generator: torch.Generator
-) -> Callable[[int], Tensor]:
+def _rows(data: SyntheticSet | OnTheFlySet, options: DistillationOptions) -> Rows:
     """Which rows of the data a step learns from."""
     size = options.batch_size
     if not isinstance(data, SyntheticSet):
-        return lambda step: torch.arange(step * size, (step + 1) * size)
+        return lambda step, generator: torch.arange(step * size, (step + 1) * size)
     if not options.balanced:
-        return lambda step: torch.randint(len(data), (size,), generator=generator)
+        return lambda step, generator: torch.randint(len(data), (size,), generator=generator)
     ends = class_balance(data.logits).cumsum(0)
-    return lambda step: draw_rows(ends, size, generator)
+    return lambda step, generator: draw_rows(ends, size, generator)
 
 
 def _batch(
-    student: Classifier,
-    data: SyntheticSet | OnTheFlySet,
-    rows: Tensor,
+    feed: Feed,
+    rows: Rows,
     options: DistillationOptions,
     generator: torch.Generator,
     teacher: Teacher | None,
+    step: int,
 ) -> tuple[Tensor, Tensor]:
     """This process's inputs of a step and the teacher's logits, on the student's device."""
-    device = next(student.parameters()).device
-    own, mixes = ranks.share(len(rows), "student.batch_size"), options.mixup > 0
-    x, logits, _ = (t.to(device) for t in data.batch(rows if mixes else rows[own]))
+    own, mixes = ranks.share(options.batch_size, "student.batch_size"), options.mixup > 0
+    wanted = slice(None) if mixes else own
+    x, logits, _ = feed.batch(rows(step, generator)[wanted])
     if mixes and teacher is not None:
         x = mix(x, options.mixup, generator)[own]
         with torch.no_grad():
             logits = teacher(x)
+    if feed.is_ahead:  # by a copy of the generator, whose state is kept as if nothing were read
+        ahead = torch.Generator()
+        ahead.set_state(generator.get_state())
+        feed.expect(rows(step + 1, ahead)[wanted])
     return x, logits
 
 
@@ -173,7 +182,7 @@ def mix(x: Tensor, a: float, generator: torch.Generator) -> Tensor:
     # torch draws no Beta from a generator; numpy does.
     seed = int(torch.randint(2**62, (), generator=generator))
     share = float(np.random.default_rng(seed).beta(a, a))
-    order = torch.randperm(len(x), generator=generator).to(x.device)
+    order = send(torch.randperm(len(x), generator=generator), x.device)
     return share * x + (1 - share) * x[order]
 
 
@@ -247,7 +256,7 @@ def _learn_logits(
     """Trains the student on the teacher's logits, and leaves it with the weights to be kept."""
     start = [best.weights[name] for name, _ in student.named_parameters()]
     divergence = DIVERGENCES[options.divergence]
-    averaged = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(options.ema)).eval()
+    averaged = MovingAverage(student, options.ema).eval()
     optimizer = torch.optim.Adam(student.parameters(), learning_rate(options, student), fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     keep_layout(optimizer)

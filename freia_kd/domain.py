@@ -131,7 +131,9 @@ class Domain:
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         view = (-1,) + (1,) * (len(self.shape) - 1)
-        return x.new_tensor(self.mean).view(view), x.new_tensor(self.std).view(view)
+        both = (x.new_tensor(v, device="cpu").view(view) for v in (self.mean, self.std))
+        mean, std = (v.to(x.device, non_blocking=True) for v in both)  # never waits for a GPU
+        return mean, std
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON types."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .data.datasets import LabelledData
 from .data.synthetic import SyntheticSet
+from .device import send
 from .modes import evaluating
 
 ONE_SIDED = 0.95  # the share of one answer from which on agreeing shows nothing
@@ -19,8 +20,8 @@ def predict(classifier: nn.Module, data: LabelledData) -> Tensor:
     """The predicted class of every input, with shape `(N,)`."""
     device = next(classifier.parameters()).device
     with evaluating(classifier):
-        parts = [classifier(x.to(device)).argmax(1).cpu() for x, _ in data.batches(BATCH_SIZE)]
-    return torch.cat(parts)
+        parts = [classifier(send(x, device)).argmax(1) for x, _ in data.batches(BATCH_SIZE)]
+    return torch.cat(parts).cpu()
 
 
 def share_equal(ours: Tensor, theirs: Tensor) -> float:
@@ -77,7 +78,7 @@ def answers(
     ours, theirs = [], []
     with evaluating(classifier):
         for part in rows.split(BATCH_SIZE):
-            x, logits, _ = data.batch(part)
-            ours.append(classifier(x.to(device)).argmax(1).cpu())
+            x, logits, _ = data.batch(part, device)
+            ours.append(classifier(x).argmax(1))
             theirs.append(logits.argmax(1))
-    return torch.cat(ours), torch.cat(theirs)
+    return torch.cat(ours).cpu(), torch.cat(theirs).cpu()

@@ -210,7 +210,7 @@ def moments(features: Tensor) -> tuple[Tensor, Tensor]:
     """
     features = features if features.dtype.itemsize > 2 else features.float()
     values = features.transpose(0, 1).flatten(1)  # (C, N)
-    own = values.new_tensor(float(values.shape[1]))
+    own = values.new_full((), float(values.shape[1]))
     mean = values.sum(1) / own
     variance = (values - mean[:, None]).square().sum(1) / own
     if count() == 1:

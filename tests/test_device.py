@@ -57,3 +57,28 @@ def test_the_number_is_put_back(four_threads):
     with pytest.raises(ValueError, match="stopped"), keeping_threads():
         fail()
     assert torch.get_num_threads() == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "has_it", "chosen"),
+    [
+        (None, "cuda", True, "bf16"),
+        (None, "cuda", False, None),
+        ("float32", "cuda", True, None),
+        ("bf16", "cuda", False, "bf16"),
+        (None, "cpu", True, None),
+    ],
+)
+def test_bfloat16_is_the_default_on_gpus_that_have_it(name, kind, has_it, chosen, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_it)
+    assert device.choose_precision(name, torch.device(kind)) == chosen
+
+
+def test_nets_have_their_channels_last_where_that_is_fast(monkeypatch):
+    def strides():
+        placed = device.place(torch.nn.Conv2d(3, 4, 5), torch.device("cpu"))
+        return placed.weight.is_contiguous(memory_format=torch.channels_last)
+
+    assert not strides()
+    monkeypatch.setattr(device, "CHANNELS_LAST", ("cpu",))
+    assert strides()

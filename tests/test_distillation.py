@@ -209,7 +209,7 @@ def test_inputs_on_the_fly_differ_in_every_step(teacher, data, monkeypatch):
     seen = []
     endless = on_the_fly(teacher)
     original = endless.batch
-    monkeypatch.setattr(endless, "batch", lambda rows: seen.append(rows) or original(rows))
+    monkeypatch.setattr(endless, "batch", lambda rows, at: seen.append(rows) or original(rows, at))
     weights(teacher, endless, boundaries=0.5)  # both phases
     assert torch.equal(torch.cat(seen), torch.arange(6 * 8))
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..device import send
 from ..domain import Domain
 
 AT_ONCE = 1_024  # images that are bent together, which bounds memory
@@ -113,7 +114,7 @@ class Augmentation:
             changed = self._recolour(changed, generator).clamp(0, 1)
         else:
             noise = torch.randn(x.shape, generator=generator, device=x.device)
-            scale = 1.0 if domain is None else torch.tensor(domain.std, device=x.device)
+            scale = 1.0 if domain is None else send(torch.tensor(domain.std), x.device)
             changed = x + self.noise * scale * noise
         return self._mix(changed, generator)
 

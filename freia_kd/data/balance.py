@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .stored import StoredArray
+
 FLOOR = 0.02  # of an even share: a class that inputs hardly show is not forced upon the student
 
 
-def class_balance(logits: Sequence[Tensor | np.ndarray]) -> Tensor:
+def class_balance(logits: Sequence[Tensor | np.ndarray | StoredArray]) -> Tensor:
     r"""How often to draw each input, so that the teacher's classes come up alike.
 
     .. math:: w(x) = \sum_k \frac{p(k \mid x)}{\bar p_k + \phi / K}, \qquad
@@ -23,7 +25,7 @@ def class_balance(logits: Sequence[Tensor | np.ndarray]) -> Tensor:
 
     Arguments:
         logits: The teacher's logits `(n, K)`, shard after shard, N rows together; each is read
-            twice, so that memory maps may be larger than memory.
+            twice, so that those in files may be larger than memory.
 
     Returns:
         The weights `(N,)`, of which only ratios count, as float64.
@@ -58,6 +60,6 @@ def draw_rows(ends: Tensor, size: int, generator: torch.Generator | None = None)
     return torch.searchsorted(ends, at, right=True).clamp_(max=len(ends) - 1)
 
 
-def _probabilities(logits: Tensor | np.ndarray) -> Tensor:
-    rows = torch.tensor(logits) if isinstance(logits, np.ndarray) else logits
+def _probabilities(logits: Tensor | np.ndarray | StoredArray) -> Tensor:
+    rows = logits if isinstance(logits, Tensor) else torch.tensor(np.asarray(logits))
     return rows.double().softmax(1)

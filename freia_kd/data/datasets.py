@@ -121,6 +121,10 @@ class LabelledData(Dataset[tuple[Tensor, int]]):
         """Float inputs and labels at the indices `rows` `(B,)`."""
         return _to_float(self.inputs[rows]), self.labels[rows]
 
+    def to(self, device: torch.device | str) -> LabelledData:
+        """The same data on a device, where `rows` are to be as well."""
+        return LabelledData(self.inputs.to(device), self.labels.to(device), self.name)
+
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of one input."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
-import mmap
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..device import free_memory, send
 from ..domain import Domain
 from ..errors import CheckpointError
 from ..files import atomic, write_json
+from .stored import StoredArray
 
 _ARRAYS = ("inputs", "logits", "conditions")
-RESIDENT = 512 * 2**20  # bytes of a set's files that may stay mapped into this process's memory
-AROUND = 2 * 2**20  # bytes that Linux maps where one is read, at the most
+KEPT = 2**28  # bytes of a set that is kept in memory once all of it may be asked for again
+HELD = 0.25  # of a device's free memory, which a set may take that is held there
 
 
 class SyntheticWriter:
@@ -109,12 +111,13 @@ def check_shard(record: Path) -> None:
 
 
 class SyntheticSet(Dataset):
-    """Reads a synthetic set through memory maps; a torch `Dataset`, for a `DataLoader` too.
+    """Reads rows of a synthetic set from its files; a torch `Dataset`, for a `DataLoader` too.
 
     Any row may be asked for at any time, so that rows drawn at random, or in the order of a
     `DataLoader` with `shuffle=True`, are shuffled over the whole set and not within shards. However
-    large the set is, about half a gigabyte of it is resident. Where processes of another start
-    method than `fork` get it, each opens the folder itself.
+    large the set is, at most a quarter of a gigabyte of it is in memory, and none of its files
+    stays open. Where processes of another start method than `fork` get it, each opens the folder
+    itself.
 
     Arguments:
         folder: The folder of the set.
@@ -133,7 +136,7 @@ class SyntheticSet(Dataset):
                 for path in sorted(self.folder.glob("shard-*.json"))
             }
             self.shards = [
-                [np.load(self.folder / f"{stem}.{name}.npy", mmap_mode="r") for name in _ARRAYS]
+                [StoredArray(self.folder / f"{stem}.{name}.npy") for name in _ARRAYS]
                 for stem in counts
             ]
         except (KeyError, TypeError, ValueError, OSError) as error:
@@ -142,10 +145,10 @@ class SyntheticSet(Dataset):
             if any(len(a) != count for a in arrays) or arrays[0].shape[1:] != self.shape:
                 raise CheckpointError(f"Damaged synthetic set in {self.folder}: shard {stem}.")
         self.ends = np.cumsum(list(counts.values()))
-        self._mapped = 0  # bytes, at the most, of what has been read and may be resident still
         self._bytes = sum(array.nbytes for shard in self.shards for array in shard)
         self._asked = 0  # rows that were asked for
         self._whole: list[np.ndarray] | None = None
+        self._held: list[Tensor] | None = None
 
     def __reduce__(self) -> tuple[type[SyntheticSet], tuple[Path]]:
         return SyntheticSet, (self.folder,)
@@ -162,33 +165,58 @@ class SyntheticSet(Dataset):
         return list(zip(*self.batch(torch.tensor(indices)), strict=True))
 
     @property
-    def logits(self) -> list[np.ndarray]:
-        """The teacher's logits `(n, classes)` of each shard, as memory maps."""
+    def logits(self) -> list[StoredArray]:
+        """The teacher's logits `(n, classes)` of each shard, which stay in their files."""
         return [shard[_ARRAYS.index("logits")] for shard in self.shards]
 
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def hold(self, device: torch.device | str) -> bool:
+        """Puts the whole set onto a device, if a quarter of what is free there can take it.
+
+        Arguments:
+            device: The device, from which all batches come then.
+
+        Returns:
+            Whether it has been put onto one.
+        """
+        device = torch.device(device)
+        if self._held is None and self._bytes <= HELD * (free_memory(device) or 0):
+            self._held = [_together(arrays, device) for arrays in zip(*self.shards, strict=True)]
+        return self._held is not None
+
+    def batch(
+        self, indices: Tensor, device: torch.device | str = "cpu"
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs (pixels in [0, 1] for images), teacher logits and conditions at `indices` `(B,)`.
+
+        Arguments:
+            indices: The rows, on the CPU.
+            device: Where the three are wanted; pixels go there as bytes.
 
         Raises:
             IndexError: If an index is out of range.
         """
-        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self):
-            raise IndexError(f"Expected indices below {len(self)}; got {indices.tolist()}.")
+        wanted = indices.numpy()
+        if len(wanted) and not 0 <= wanted.min() <= wanted.max() < len(self):
+            raise IndexError(f"Expected indices below {len(self)}; got {wanted.tolist()}.")
+        inputs, logits, conditions = (send(part, device) for part in self._rows(indices))
+        return dequantise(inputs), logits, conditions
+
+    def _rows(self, indices: Tensor) -> list[Tensor]:
+        if self._held is not None:
+            return [part[send(indices, part.device)] for part in self._held]
         wanted = indices.numpy()
         parts = [a[wanted] for a in self._kept()] or self._read(wanted)
         self._asked += len(wanted)
-        inputs, logits, conditions = (torch.from_numpy(p) for p in parts)
-        return dequantise(inputs), logits, conditions
+        return [torch.from_numpy(part) for part in parts]
 
     def _kept(self) -> list[np.ndarray]:
         """The whole set in memory, if it is small and all of it may be asked for again; else none.
 
         A batch of rows of 32 shards takes 2 ms, and of one array a tenth of that.
         """
-        is_small = 0 < self._bytes <= RESIDENT // 2
+        is_small = 0 < self._bytes <= KEPT
         if self._whole is None and self._asked >= len(self) and is_small:
             self._whole = [np.concatenate(arrays) for arrays in zip(*self.shards, strict=True)]
-            self._unmap()
         return self._whole or []
 
     def _read(self, wanted: np.ndarray) -> list[np.ndarray]:
@@ -199,27 +227,20 @@ class SyntheticSet(Dataset):
         for s in np.unique(shard):
             rows = np.flatnonzero(shard == s)
             for i, array in enumerate(self.shards[s]):
-                values = array[wanted[rows] - starts[s]]
-                self._mapped += min(array.nbytes, len(rows) * AROUND)
+                values = array.rows(wanted[rows] - starts[s])
                 if parts[i] is None:
                     parts[i] = np.empty((len(wanted), *values.shape[1:]), values.dtype)
                 parts[i][rows] = values  # type: ignore[index]
-        self._let_go()
         return [part for part in parts if part is not None]
 
-    def _let_go(self) -> None:
-        """Unmaps what was read once it is much: a file's pages count as this process's memory.
 
-        They stay in the system's cache as long as there is room.
-        """
-        if min(self._mapped, self._bytes) > RESIDENT:
-            self._unmap()
-            self._mapped = 0
-
-    def _unmap(self) -> None:
-        for array in (array for shard in self.shards for array in shard):
-            if hasattr(mmap, "MADV_DONTNEED"):
-                array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+def _together(arrays: Sequence[StoredArray], device: torch.device) -> Tensor:
+    """The rows of all shards in one tensor."""
+    like = torch.from_numpy(arrays[0].rows(np.arange(1)))
+    whole = like.new_empty((sum(map(len, arrays)), *like.shape[1:]), device=device)
+    for part, array in zip(whole.split([len(a) for a in arrays]), arrays, strict=True):
+        part.copy_(torch.from_numpy(np.asarray(array)))
+    return whole
 
 
 def quantise(x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.datasets import LabelledData
+from ..device import send
 from ..objectives.batchnorm import BatchStatistics, LayerStatistics, normalization_layers
 from ..objectives.contract import Terms
 from ..objectives.distill import cross_entropy
@@ -220,7 +221,7 @@ def _latents(
 ) -> tuple[Tensor, Tensor]:
     c = torch.randint(flow.classes, (n,), generator=generator)
     z = recipe.latent_std * torch.randn(n, *flow.shape, generator=generator)
-    return z.to(flow.device), c.to(flow.device)
+    return send(z, flow.device), send(c, flow.device)
 
 
 def _show(

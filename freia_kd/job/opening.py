@@ -19,7 +19,7 @@ from ..compression.cost import count_macs
 from ..config import Device, DistillationOptions, Precision, Preset, collect_faults, get_preset
 from ..data.datasets import LabelledData
 from ..data.sources import PathLike, RealData, Source
-from ..device import choose_device, free_memory, memory_limit
+from ..device import choose_device, choose_precision, free_memory, memory_limit, place
 from ..domain import Domain
 from ..errors import CheckpointError, UsageError
 from ..runs import Run, RunRecord
@@ -123,7 +123,7 @@ def open_job(
         set_size=sizes.count(macs) if set_size is None else set_size,
         heldout_size=sizes.heldout_size,
         on_the_fly=on_the_fly,
-        precision=precision,
+        precision=choose_precision(precision, chosen_device),
         seed=seed,
         device=chosen_device.type,
         minutes=minutes,
@@ -132,7 +132,7 @@ def open_job(
     _check_specs(specs, teacher)
     folder = Path(out) if out is not None else new_folder(path)
     run = Run.create(folder, "distill", config.to_dict(), progress, asked)
-    job = Job(teacher.to(chosen_device), run, config, specs, synthesizers, few, evaluation)
+    job = Job(place(teacher, chosen_device), run, config, specs, synthesizers, few, evaluation)
     settle_threads(run, job.teacher, config.training.batch_size)
     budget = None if minutes is None else Budget(minutes, has_size=set_size is not None)
     if partners is None:
@@ -242,7 +242,9 @@ def reopen_job(
         set_size=old.set_size if set_size is None else set_size,
         heldout_size=preset.heldout_size if isinstance(preset, Preset) else old.heldout_size,
         on_the_fly=old.on_the_fly if on_the_fly is None else on_the_fly,
-        precision=precision or old.precision,
+        precision=choose_precision(
+            precision or old.precision or "float32", torch.device(old.device)
+        ),
         seed=old.seed if seed is None else seed,
         device=old.device if device is None else choose_device(device).type,
         minutes=old.minutes if minutes is None else minutes,
@@ -278,7 +280,7 @@ def reopen_job(
         if not Path(remembered["source"]).exists():
             _expect_trusted("eval-data", remembered["source"])
         evaluation = RealData(**remembered)
-    loaded = loaded.to(torch.device(old.device))
+    loaded = place(loaded, torch.device(old.device))
     job = Job(loaded, run, config, list(specs.values()), synthesizers, few, evaluation)
     if not job.is_finished:
         job.expect_evaluation()

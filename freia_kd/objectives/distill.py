@@ -168,7 +168,7 @@ class Exact:
             cls=self.sharpness * cls,
             volume=-ladj.mean(),
             prior=-prior.log_prob(u).mean(),
-            labels=cls.new_tensor(-math.log(flow.classes)),
+            labels=cls.new_full((), -math.log(flow.classes)),
             base=flow.base_log_prob(batch.z, batch.c).mean(),
         )
 

@@ -64,7 +64,7 @@ class GaussianPrior:
             raise ValueError(f"Expected a positive std; got {self.std}.")
 
     def __call__(self, flow: ConditionalFlow, u: Tensor, x: Tensor, ladj: Tensor) -> Tensor:
-        scale = torch.tensor(self.std, dtype=x.dtype, device=x.device)
+        scale = x.new_full((), self.std)
         return (
             torch.distributions.Normal(0.0, scale, validate_args=False)
             .log_prob(x)

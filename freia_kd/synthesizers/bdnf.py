@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .. import ranks
 from ..config import Config, Count, Decay, NonNegative, Positive
@@ -26,7 +25,7 @@ from ..objectives.distill import Distill
 from ..objectives.image_priors import BasePrior
 from ..objectives.monitors import Diagnostics, diagnose_flow
 from ..teachers.classifier import Classifier, Teacher, remedies
-from ..training import Checkpoints, Stateful, TrainingLoop, own_generator
+from ..training import Checkpoints, MovingAverage, Stateful, TrainingLoop, own_generator
 from .contract import Synthesizer, sample_labels
 
 
@@ -174,8 +173,9 @@ class BDNF(Synthesizer):
         options = self.options
         if samples is not None:
             samples.check(teacher.domain)
+            samples = samples.to(device)
         flow = self._build(teacher.domain, generator).to(device)
-        averaged = AveragedModel(flow, multi_avg_fn=get_ema_multi_avg_fn(options.ema))
+        averaged = MovingAverage(flow, options.ema)
         objective = options.objective(samples is not None)
         optimizer = torch.optim.Adam(flow.parameters(), options.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
@@ -210,7 +210,9 @@ class BDNF(Synthesizer):
         state = checkpoints.load()
         if state is None or state["step"] < state["steps"]:
             raise CheckpointError(f"The run in {checkpoints.folder} has no trained flow yet.")
-        averaged = AveragedModel(self._build(domain, torch.Generator().manual_seed(0)))
+        averaged = MovingAverage(
+            self._build(domain, torch.Generator().manual_seed(0)), self.options.ema
+        )
         try:
             averaged.load_state_dict(state["parts"]["averaged"])
         except RuntimeError as error:
@@ -251,13 +253,12 @@ class BDNF(Synthesizer):
         # As many as there are: more would cost time and tell nothing new, unless augmented.
         few = min(n, max(len(samples), n // 4 if self.options.augment else 1))
         rows = torch.randint(len(samples), (few,), generator=generator, device=generator.device)
-        x, y = samples.take(rows.cpu())
-        x = x.to(z.device)
+        x, y = samples.take(rows)
         if self.options.augment:
             x = Augmentation.for_domain(domain, mixing=0.0)(x, generator, domain)
         # Where they are too few to be shared evenly, every process learns from all.
         own = slice(None) if few % ranks.count() else ranks.share(few)
-        return Batch(z, c, x[own], y[own].to(z.device), ranks.own_noise(generator))
+        return Batch(z, c, x[own], y[own], ranks.own_noise(generator))
 
     @property
     def chosen(self) -> str | None:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..domain import Domain
+from ..flows.contract import one_hot
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -200,7 +200,7 @@ class _PassThrough(torch.autograd.Function):
 
 def as_distribution(c: Tensor, classes: int) -> Tensor:
     """Labels as distributions with shape `(B, classes)`: indices become one-hot."""
-    return F.one_hot(c, classes).float() if c.ndim == 1 else c
+    return one_hot(c, classes).float() if c.ndim == 1 else c
 
 
 def build_seeded(build: Callable[[], Net], generator: torch.Generator) -> Net:

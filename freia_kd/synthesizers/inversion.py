@@ -274,9 +274,12 @@ def augment(x: Tensor, jitter: int, flip: bool, generator: torch.Generator) -> T
     device = generator.device
     if jitter:
         shifts = torch.randint(-jitter, jitter + 1, (2,), generator=generator, device=device)
-        x = torch.roll(x, shifts.tolist(), (2, 3))
-    if flip and torch.rand((), generator=generator, device=device) < 0.5:
-        x = x.flip(3)
+        for dim, shift in zip((2, 3), shifts, strict=True):  # torch.roll would wait for them
+            places = torch.arange(x.shape[dim], device=device)
+            x = x.index_select(dim, (places - shift) % x.shape[dim])
+    if flip:
+        is_mirrored = torch.rand((), generator=generator, device=device) < 0.5
+        x = torch.where(is_mirrored, x.flip(3), x)
     return x
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..data.balance import class_balance, draw_rows
 from ..data.synthetic import dequantise, quantise
+from ..device import send
 from ..teachers.classifier import Teacher
 from .contract import TEACHER_BATCH_SIZE, Synthesizer
 
@@ -72,8 +73,14 @@ class OnTheFlySet:
         self.seed, self.chunk = seed, chunk
         self._last: tuple[int, tuple[Tensor, Tensor, Tensor]] | None = None
 
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def batch(
+        self, indices: Tensor, device: torch.device | str = "cpu"
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs (pixels in [0, 1] for images), teacher logits and labels at `indices` `(B,)`.
+
+        Arguments:
+            indices: The numbers of the inputs, on the CPU.
+            device: Where the three are wanted; they are made on the teacher's.
 
         Raises:
             IndexError: If an index is negative.
@@ -83,13 +90,14 @@ class OnTheFlySet:
         order = torch.argsort(indices, stable=True)
         chunks, counts = torch.unique_consecutive(indices[order] // self.chunk, return_counts=True)
         parts = [
-            [array[rows % self.chunk] for array in self._make(number)]
+            [array[send(rows % self.chunk, array.device)] for array in self._make(number)]
             for number, rows in zip(
                 chunks.tolist(), indices[order].split(counts.tolist()), strict=True
             )
         ]
-        back = torch.argsort(order)
-        inputs, logits, labels = (torch.cat(arrays)[back] for arrays in zip(*parts, strict=True))
+        back = send(torch.argsort(order), parts[0][0].device)
+        made = (torch.cat(arrays)[back] for arrays in zip(*parts, strict=True))
+        inputs, logits, labels = (send(array, device) for array in made)
         return dequantise(inputs), logits, labels
 
     def _make(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,6 +113,6 @@ class OnTheFlySet:
                 order = draw_rows(class_balance([arrays[1].cpu()]).cumsum(0), self.chunk, own)
             else:
                 order = torch.randperm(self.chunk, generator=own)
-            inputs, logits, labels = (a.cpu()[order] for a in arrays)
+            inputs, logits, labels = (a[send(order, a.device)] for a in arrays)
             self._last = (number, (inputs, logits, labels))
         return self._last[1]

@@ -175,7 +175,7 @@ class IncrementPenalty:
     penalised = ("authenticity", "class_diversity")
 
     def __init__(self) -> None:
-        self.references = dict.fromkeys(self.penalised, 0.0)
+        self.references: dict[str, float | Tensor] = dict.fromkeys(self.penalised, 0.0)
 
     def __call__(self, terms: Terms) -> Tensor:
         """The loss to be minimised, a scalar."""
@@ -186,7 +186,7 @@ class IncrementPenalty:
 
     def refer_to(self, terms: Terms) -> None:
         """Compares with these losses from now on."""
-        self.references = {k: float(v.detach()) for k, v in terms.items() if k in self.penalised}
+        self.references = {k: v.detach() for k, v in terms.items() if k in self.penalised}
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs."""

@@ -71,9 +71,10 @@ def autocasting(classifier: Classifier, precision: Precision | None) -> Iterator
 
     Arguments:
         classifier: The net.
-        precision: `"bf16"`, or `None` for float32.
+        precision: `"bf16"`, or else float32.
     """
-    before, classifier.precision = classifier.precision, precision
+    before = classifier.precision
+    classifier.precision = "bf16" if precision == "bf16" else None
     try:
         yield
     finally:
@@ -87,7 +88,7 @@ def remedies(rate: str, net: nn.Module) -> Remedies:
         rate: The option of the learning rate, such as `bdnf.learning_rate`.
         net: The net.
     """
-    others = ("leave out --amp",) if getattr(net, "precision", None) else ()
+    others = ("compute in float32 (--amp float32)",) if getattr(net, "precision", None) else ()
     return Remedies(f"--set {rate}=", others)
 
 

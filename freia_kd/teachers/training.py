@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ranks
+from ..device import send
 from ..domain import Domain
 from ..evaluation import accuracy
 from ..training import (
@@ -55,8 +57,8 @@ def train_classifier(
         learning_rate: The learning rate of the first step; it falls to zero.
         generator: The source of the order of the data, on the CPU; by default one that torch's
             global generator seeds. Dropout draws from torch's global generator.
-        on_step: Called after each step with `epoch`, `step`, `steps`, `loss` and
-            `learning_rate`.
+        on_step: Called after each step with `epoch`, `step`, `steps`, `learning_rate` and the
+            `loss` that was read last, on a GPU one of up to twenty steps ago.
         device: Where to train.
         heldout: Data that choose the weights: of those after every epoch, the net ends with the
             most accurate ones, the latest of equal ones. Without them it ends with the last ones.
@@ -107,7 +109,7 @@ def train_classifier(
                 order.rows = torch.randperm(len(train), generator=generator)
             first = step % per_epoch * batch_size
             x, y = train.take(order.rows[first : first + batch_size][own])
-            loss = F.cross_entropy(classifier(x.to(device)), y.to(device))
+            loss = F.cross_entropy(classifier(send(x, device)), send(y, device))
             rate = float(schedule.get_last_lr()[0])
             if loop.accept(loss):
                 loop.backward(loss)
@@ -116,7 +118,8 @@ def train_classifier(
             if on_step is not None:
                 epoch = step // per_epoch + 1
                 said = {"epoch": epoch, "step": step + 1, "steps": steps}
-                on_step({**said, "loss": loss.item(), "learning_rate": rate})
+                known = loop.last_values.get("loss", math.nan)
+                on_step({**said, "loss": known, "learning_rate": rate})
             if heldout is not None and (step + 1) % per_epoch == 0:
                 best.offer(*ranks.mean([accuracy(classifier, heldout)]))
         if heldout is not None:

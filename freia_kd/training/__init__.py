@@ -4,12 +4,13 @@ from .checkpoints import Checkpoints
 from .loop import Remedies, Stateful, TrainingLoop, own_generator
 from .progress import LoggedProgress, PlainProgress, Progress, RichProgress
 from .rehearsal import Rehearsal
-from .weights import Best, channels_last, keep_layout
+from .weights import Best, MovingAverage, channels_last, keep_layout
 
 __all__ = [
     "Best",
     "Checkpoints",
     "LoggedProgress",
+    "MovingAverage",
     "PlainProgress",
     "Progress",
     "Rehearsal",

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 
 class Best:
@@ -38,6 +39,38 @@ class Best:
         """The inverse of :meth:`state_dict`."""
         self.score, self.weights = state_dict["score"], state_dict["weights"]
         self.stale = state_dict["stale"]
+
+
+class MovingAverage(AveragedModel):
+    r"""The moving average of weights, :math:`\bar w \leftarrow d\,\bar w + (1 - d)\,w`.
+
+    The first update takes the weights as they are; buffers are always those of the net. (Torch's
+    own sends a count to the device in each step, and waits until it is there.)
+
+    Arguments:
+        net: The net, of which it has a copy.
+        decay: The decay d, from 0 to less than 1.
+    """
+
+    def __init__(self, net: nn.Module, decay: float) -> None:
+        super().__init__(net)
+        self.decay, self._is_fresh = decay, True
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Takes in the net's present weights."""
+        share = 1.0 if self._is_fresh else 1 - self.decay
+        torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), share)
+        for ours, theirs in zip(self.module.buffers(), model.buffers(), strict=True):
+            ours.copy_(theirs)
+        self.n_averaged += 1
+        self._is_fresh = False
+
+    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
+        """As of any module."""
+        found = super().load_state_dict(*arguments, **options)
+        self._is_fresh = not self.n_averaged
+        return found
 
 
 @contextmanager

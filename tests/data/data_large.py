@@ -20,8 +20,8 @@ def peak():
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
 
 
-def main(folder, limit):
-    synthetic.RESIDENT = int(limit)
+def main(folder, kept):
+    synthetic.KEPT = int(kept)
     domain = Domain(SHAPE, 10, (0.5,) * 3, (0.25,) * 3)
     writer, generator = SyntheticWriter(folder, domain), torch.Generator().manual_seed(0)
     peaks = [peak()]

@@ -1,4 +1,6 @@
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,11 +56,25 @@ def test_a_shard_without_its_record_does_not_count(tmp_path):
     assert SyntheticWriter(tmp_path, DOMAIN).shards == 1
 
 
-def test_images_stay_on_disk(tmp_path):
-    import numpy as np
-
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux")
+def test_images_stay_on_disk_and_no_file_stays_open(tmp_path):
     write(tmp_path)
-    assert all(isinstance(a, np.memmap) for arrays in SyntheticSet(tmp_path).shards for a in arrays)
+    before = os.listdir("/proc/self/fd")
+    data = SyntheticSet(tmp_path)
+    data.batch(torch.tensor([0, 11, 5]))
+    assert data._whole is None
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_file_that_is_cut_later_is_told(tmp_path):
+    write(tmp_path)
+    data, path = SyntheticSet(tmp_path), tmp_path / "shard-000-00000.logits.npy"
+    path.write_bytes(path.read_bytes()[:-4])
+    data.batch(torch.tensor([3]))
+    with pytest.raises(OSError, match="ends too early"):
+        data.batch(torch.tensor([4]))
+    with pytest.raises(CheckpointError, match="Damaged"):
+        SyntheticSet(tmp_path)
 
 
 def test_damage_is_reported(tmp_path):

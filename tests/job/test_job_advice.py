@@ -69,7 +69,7 @@ def test_a_student_names_its_learning_rate_and_its_precision(precision, broken, 
     option, value, was, text = advice(training=training, precision=precision, out=tmp_path / "run")
     assert (option, was) == ("student.learning_rate", 3e-4)
     assert DistillationOptions().changed(learning_rate=value).learning_rate == 3e-5
-    assert ("leave out --amp" in text) == (precision is not None)
+    assert ("--amp float32" in text) == (precision is not None)
 
 
 def test_a_rate_that_is_too_large_is_found_by_itself(tmp_path):
