@@ -13,8 +13,8 @@ programs of others say so. Without such lines what it prints must end in the acc
 exceeds its limit (of the processor) by two minutes is ended, and what it had reached is taken.
 
 Checkouts that were not given are named as such. torch-pruning has no training of its own: it prunes
-the teacher to the parameters of our student. Rows of `--known` are taken as they are told, and
-marked so. Times are those of the processor. Other processes lengthen them as well, by what they
+the teacher to the parameters of our first student. Rows of `--known` are taken as they are told,
+and marked so. Times are those of the processor. Other processes lengthen them as well, by what they
 take of caches and of a shared core, so that a fixed piece of work is timed before and after each
 row. Writes `benchmarks/results/peers.json` and `.md`, anew after every row; what was stopped goes
 on with `--resume`.
@@ -251,10 +251,12 @@ def rows(given, teacher, test, kept):
     def row(name, student, measure, *arguments):
         return kept.get((name, student)) or measure(*arguments)
 
+    sizes = []
     for student in given.students:
         made = row(f"freia_kd, preset {first}", student, ours, student, teacher, first, test)
+        sizes.append(made["parameters"])
         yield made
-        yield torch_pruning(teacher, made["parameters"], test)
+    yield torch_pruning(teacher, sizes[0], test)
     for (name, student, *rest), limit in zip(given.peer, limits, strict=True):
         yield row(name, student, peer, name, student, *rest, given.teacher, limit)
     yield from map(known, given.known)
