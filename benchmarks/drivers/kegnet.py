@@ -81,7 +81,7 @@ def look(net, loader, loss_func):
     return found.get(kind, (0.0, 0.0))
 
 
-# Its weight is 0 for MNIST, and its code computes it all the same: 256^2 x 256 x 1,024 numbers a step.
+# Its weight is 0 for MNIST, and its code computes it all the same, 67 million numbers a step.
 loss.DiversityLoss.forward = lambda self, noises, layer: torch.zeros(())
 data.MNIST.to_loaders = loaders
 train.update, students.eval_classifier = counted_update, look
