@@ -79,7 +79,7 @@ def test_figure_4_is_painted_and_measured_and_not_trained_again(tmp_path, monkey
     monkeypatch.setattr(figures, "train_new", None)  # must not be called again
     steps = []
     loss = torch.Tensor.backward
-    monkeypatch.setattr(torch.Tensor, "backward", lambda *a: steps.append(1) or loss(*a))
+    monkeypatch.setattr(torch.Tensor, "backward", lambda *a, **k: steps.append(1) or loss(*a, **k))
     assert figures.figure4("digits", **common) == made
     assert not steps
     assert len(figures.figure4("digits", gammas=[0.5], **common).rows) == 2
