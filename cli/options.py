@@ -176,7 +176,15 @@ def trial_executor(given: dict[str, Any]) -> Iterator[Executor | None]:
 def expect_together(
     faults: Faults, given: dict[str, Any], what: str, repair: bool, dry_run: bool
 ) -> None:
-    """Collects what the options of a command of trials say against each other."""
+    """Collects what the options of a command of trials say against each other.
+
+    Arguments:
+        faults: What collects them.
+        given: The other options.
+        what: What goes on with `--resume`, as "table".
+        repair: Whether `--repair` was given.
+        dry_run: Whether `--dry-run` was.
+    """
     faults.expect(
         given["resume"] or not repair,
         f"--repair is of a {what} that goes on; pass --resume as well.",

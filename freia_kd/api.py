@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -645,7 +644,7 @@ def sample(
 
 def _expect_room(count: int, labels: int, domain: Domain, free: int | None) -> None:
     """Refuses more samples than memory can hold."""
-    per_label = labels * (4 * SAMPLE_COPIES * math.prod(domain.shape) + 8)
+    per_label = labels * (SAMPLE_COPIES * domain.float_bytes + 8)
     if free is not None and count * per_label > free:
         raise UsageError(
             f"{count * labels:,} inputs need about {count * per_label:,} bytes of memory, and "

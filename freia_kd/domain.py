@@ -94,6 +94,16 @@ class Domain:
         return len(self.shape) == 3
 
     @property
+    def float_bytes(self) -> int:
+        """The bytes of one input in float32.
+
+        Example:
+            >>> Domain((1, 32, 32), 10).float_bytes
+            4096
+        """
+        return 4 * math.prod(self.shape)
+
+    @property
     def is_measured(self) -> bool:
         """Whether mean and std can be those of images; not so, say, where pixels are 0 to 255.
 

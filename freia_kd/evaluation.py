@@ -59,13 +59,13 @@ def agreement(
         data: Synthetic inputs with the teacher's logits.
         half: Only the inputs with even or with odd indices.
     """
-    return share_equal(*answers(classifier, data, half))
+    return share_equal(*predict_with_teacher(classifier, data, half))
 
 
-def answers(
+def predict_with_teacher(
     classifier: nn.Module, data: SyntheticSet, half: Literal["even", "odd"] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The classes that a classifier and the teacher name, with shape `(N,)` each.
+    """The classes that a classifier and the teacher predict, with shape `(N,)` each.
 
     Arguments:
         classifier: The classifier.

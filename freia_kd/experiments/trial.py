@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -163,7 +162,7 @@ class PublishedTrial:
             if found.steps:  # else it is over in a moment
                 stages.append(PlannedStage(name, count * found.steps, count * found.seconds))
             kept += 2 * count * found.bytes  # the last state, and the next while it is written
-        per_input = 4 * (math.prod(teacher.domain.shape) + teacher.domain.classes)
+        per_input = teacher.domain.float_bytes + 4 * teacher.domain.classes
         disk = kept + self.recipe.set_size * per_input
         room = shutil.disk_usage(existing(self.folder)).free
         plan = Plan(

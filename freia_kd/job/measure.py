@@ -13,8 +13,7 @@ from ..compression.comparison import Comparison as CostComparison
 from ..data.datasets import LabelledData
 from ..data.synthetic import SyntheticSet
 from ..errors import UsageError
-from ..evaluation import agreement, commonest, predict, share_equal
-from ..evaluation import answers as answers_of
+from ..evaluation import agreement, commonest, predict, predict_with_teacher, share_equal
 from ..files import atomic
 from ..report import provenance
 from ..report.schema import (
@@ -131,7 +130,7 @@ def _measure_student(
         for part, words, student in zip(spec.parts, did, trained, strict=True)
     ]
     change, classes = None, job.teacher.domain.classes
-    ours, theirs = answers_of(after, heldout, "odd")  # which have chosen nothing
+    ours, theirs = predict_with_teacher(after, heldout, "odd")  # which have chosen nothing
     if data is not None and answers is not None and said is not None:
         change = Difference.of(answers.eq(data.labels).tolist(), said.eq(data.labels).tolist())
         per_class = by_class(said, answers, classes, data.labels)

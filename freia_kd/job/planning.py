@@ -20,7 +20,6 @@ from .. import ranks
 from ..config import DistillationOptions
 from ..device import free_memory, memory_limit, peak_memory
 from ..distillation import train_student
-from ..domain import Domain
 from ..errors import TrainingError, UsageError
 from ..report import words
 from ..students import StudentSpec, seeded_generator
@@ -277,7 +276,7 @@ def _fit(job: Job, source: Synthesizer, free: int | None) -> _Rehearsed:
 
     trial, found, start = copy.deepcopy(source), Rehearsal(), time.perf_counter()
     size = getattr(source.options, "batch_size", 0)
-    inputs = size * input_bytes(job.teacher.domain)
+    inputs = size * job.teacher.domain.float_bytes
     if not fits_memory(job.device, free, lambda: fit(trial, found), inputs):
         remedy = _fewer(job.device, free, f"--set {source.name}.batch_size=", size, fit_fewer)
         raise too_large(source.name, free, [*remedy, "choose another --synthesizer"])
@@ -305,11 +304,6 @@ def fits_memory(
     except (MemoryError, torch.cuda.OutOfMemoryError):
         return False
     return True
-
-
-def input_bytes(domain: Domain) -> int:
-    """The bytes of an input in float32."""
-    return 4 * math.prod(domain.shape)
 
 
 def _fewer(
@@ -403,7 +397,7 @@ def _train(
         train(options.changed(batch_size=size), Rehearsal())
 
     option, size = "--set student.batch_size=", options.batch_size
-    inputs = size * input_bytes(job.teacher.domain)
+    inputs = size * job.teacher.domain.float_bytes
     if not fits_memory(job.device, free, lambda: train(options, rehearsal), inputs):
         remedy = _fewer(job.device, free, option, size, train_fewer)
         raise too_large(name, free, remedy or [f"choose a smaller {option}..."])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -145,7 +144,7 @@ def shard_size(domain: Domain) -> int:
         >>> [shard_size(Domain((3, side, side), 10)) for side in (32, 64, 224)]
         [4096, 4096, 445]
     """
-    return max(1, min(SHARD, SHARD_BYTES // (4 * math.prod(domain.shape))))
+    return max(1, min(SHARD, SHARD_BYTES // domain.float_bytes))
 
 
 @torch.no_grad()
