@@ -45,6 +45,9 @@ class Latency:
 
 
 WIDE = 4  # times as fast at one end of an interval as at the other: the machine was too busy
+# Times as fast, up to which the next run may say the opposite: of one pair of nets two runs said
+# 1.03 times slower (1.02 to 1.04) and faster. The interval of one run knows nothing of that.
+REPEATABLE = 1.05
 MIN_ROUNDS = 11  # of passes in turn; with fewer the interval of a median is hardly one
 LONG_ROUND = 2.0  # seconds, from where `FEW_ROUNDS` are enough: the least that have an interval
 FEW_ROUNDS = 6
@@ -68,8 +71,9 @@ class Speed:
 
     @property
     def is_measurable(self) -> bool:
-        """Whether the interval leaves out equal speed, and is narrow enough to say something."""
-        return (self.low > 1 or self.high < 1) and self.high < WIDE * self.low
+        """Whether the interval leaves out what may be equal speed, and is narrow enough."""
+        differs = self.low > REPEATABLE or self.high < 1 / REPEATABLE
+        return differs and self.high < WIDE * self.low
 
     @classmethod
     def of(cls, before: Sequence[float], after: Sequence[float]) -> Speed:

@@ -116,8 +116,8 @@ def speed(gain: Speed) -> str:
         >>> quick, slow = Speed(2.0, 1.9, 2.14, 99), Speed(0.5, 0.45, 0.55, 99)
         >>> speed(quick), speed(slow), speed(Speed(1.1, 0.98, 1.2, 99))
         ('2.0x faster (1.9 to 2.1)', '2.0x slower (1.8 to 2.2)', 'no measurable difference')
-        >>> speed(Speed(1.02, 1.01, 1.03, 99)), speed(Speed(30.0, 28.0, 31.0, 99))
-        ('1.02x faster (1.01 to 1.03)', '30x faster (28 to 31)')
+        >>> speed(Speed(1.08, 1.07, 1.09, 99)), speed(Speed(30.0, 28.0, 31.0, 99))
+        ('1.08x faster (1.07 to 1.09)', '30x faster (28 to 31)')
     """
     if not gain.is_measurable:
         return SAME_SPEED
