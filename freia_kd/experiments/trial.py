@@ -34,7 +34,15 @@ from ..runs.store import RECORD, RESULT
 from ..students import as_specs, build, calibration_set, seeded_generator
 from ..synthesizers.kegnet import KegNetOptions
 from ..teachers import Classifier, Teacher
-from ..training import Checkpoints, Progress, Rehearsal, Stateful, TrainingLoop
+from ..training import (
+    Checkpoints,
+    Progress,
+    Rehearsal,
+    Stateful,
+    TrainingLoop,
+    channels_last,
+    keep_layout,
+)
 from ..training.state import load_state, save_state
 from .inputs import Made, flow_inputs, kegnet_inputs, noise_inputs, sample_inputs
 from .recipes import Recipe
@@ -327,32 +335,34 @@ def train_on(
     size = len(trial.samples) if trial.row == "samples" and trial.samples else recipe.student_batch
     per_epoch = -(-len(u) // size)
     steps, every = recipe.epochs * per_epoch, recipe.check_every * per_epoch
-    weights = [p for p in student.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(weights, recipe.student_rate)
-    curve = Curve()
-    parts: dict[str, Stateful] = {"student": student, "optimizer": optimizer, "curve": curve}
-    device = next(student.parameters()).device
-    loop = TrainingLoop(
-        f"train {checkpoints.stage}",
-        steps,
-        parts,
-        torch.Generator(),
-        optimizer,
-        checkpoints,
-    )
-    student.eval()
-    if not curve.values:
-        curve.values.append(accuracy(student, trial.test))
-    for step in loop:
-        start = step % per_epoch * size
-        x, target = (part[start : start + size].to(device) for part in (u, labels))
-        loss = divergence(student.net, x, target)
-        if loop.accept(loss):
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        if (step + 1) % every == 0 or step + 1 == steps:
+    with channels_last(student):
+        weights = [p for p in student.parameters() if p.requires_grad]
+        optimizer = torch.optim.Adam(weights, recipe.student_rate)
+        keep_layout(optimizer)
+        curve = Curve()
+        parts: dict[str, Stateful] = {"student": student, "optimizer": optimizer, "curve": curve}
+        device = next(student.parameters()).device
+        loop = TrainingLoop(
+            f"train {checkpoints.stage}",
+            steps,
+            parts,
+            torch.Generator(),
+            optimizer,
+            checkpoints,
+        )
+        student.eval()
+        if not curve.values:
             curve.values.append(accuracy(student, trial.test))
+        for step in loop:
+            start = step % per_epoch * size
+            x, target = (part[start : start + size].to(device) for part in (u, labels))
+            loss = divergence(student.net, x, target)
+            if loop.accept(loss):
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            if (step + 1) % every == 0 or step + 1 == steps:
+                curve.values.append(accuracy(student, trial.test))
     return curve.values
 
 
