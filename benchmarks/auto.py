@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace, name: str, recipe: dict, seed: int) -> di
     """One teacher: the evidence on every mixture, by each judge alone, and the accuracy."""
     train = load_split(arguments, recipe, "train")
     real = some(train, IMAGES, 0)
-    teacher = load_teacher(make_teacher(arguments, name, recipe, 0, train))
+    teacher = load_teacher(make_teacher(Path(arguments.teachers), name, recipe, 0, train))
     with TemporaryDirectory() as folder:
         training = DistillationOptions()
         job = open_job(

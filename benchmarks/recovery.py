@@ -1,13 +1,16 @@
 """How much of what real images give a student has without any: recovery, on teachers made here.
 
-    python benchmarks/recovery.py --role development --data-root FOLDER --synthesizer leaves
+    python benchmarks/recovery.py --role development --data-root FOLDER
+    python benchmarks/recovery.py --role test --data-root FOLDER --cifar10 FOLDER \\
+        --methods ours ten real --out benchmarks/results/recovery-test
 
-Teachers are named in `recovery-teachers.json`, trained from scratch and kept in `--teachers`.
-Recovery is (student - Tucker only) / (real images - Tucker only) in accuracy, where "Tucker only"
-is untrained and "real images" the same training on the real training images; both come from
-`freiakd.distill`, as users call it. Settings are to be chosen with `--role development`, which
-judges on training images so that no test image is ever in view; `--role test` is for the end.
-CIFAR-10 may be a folder of images (`--cifar10`).
+Teachers are named in `recovery-teachers.json`, trained from scratch and kept in `--work`, and so is
+every student that was measured: a second call makes what is missing, several may work at a time on
+different teachers, and the tables are made of all that is there. Recovery is (student - Tucker
+only) / (real images - Tucker only) in accuracy, where "Tucker only" is untrained and `real` the
+same training on the real training images; all come from `freiakd.distill`, as users call it.
+Settings are to be chosen with `--role development`, which judges on training images so that no test
+image is ever in view; `--role test` is for the end. CIFAR-10 may be a folder of images.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import os
 import statistics
 import time
 from dataclasses import asdict
+from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -29,10 +33,31 @@ from freia_kd.data.datasets import LabelledData, load_dataset
 from freia_kd.domain import DOMAINS, Domain
 from freia_kd.files import write_json, write_text
 from freia_kd.report.schema import StudentResult, recovery
+from freia_kd.synthesizers import build_synthesizers
+from freia_kd.synthesizers.bdnf import PUBLISHED
 from freia_kd.teachers import Classifier, build_net, save_classifier, train_classifier
 
 NAMED = Path(__file__).with_name("recovery-teachers.json")
 JUDGED = 10_000  # images, at most
+
+# What students learn from: synthesizers, their options, and how many real images a class.
+METHODS = {
+    "ours": (None, {}, 0),
+    "ten": (None, {}, 1),
+    "real": ("samples", {"augment": "never"}, None),
+    "noise": ("normal", {}, 0),
+    "kegnet": ("kegnet", {}, 0),
+    "bdnf, as published": ("bdnf", PUBLISHED, 0),
+    "deepinversion": ("deepinversion", {}, 0),
+}
+TITLES = {
+    "ours": "no data",
+    "ten": "ten images, one a class",
+    "noise": "normal noise",
+    "kegnet": "KegNet",
+    "bdnf, as published": "BDNF as published",
+    "deepinversion": "DeepInversion",
+}
 
 
 def some(data: LabelledData, count: int, seed: int, per_class: bool = False) -> LabelledData:
@@ -59,11 +84,9 @@ def load_split(arguments: argparse.Namespace, recipe: dict, split: str) -> Label
     return load_dataset(source, domain_of(recipe), split, arguments.data_root)
 
 
-def make_teacher(
-    arguments: argparse.Namespace, name: str, recipe: dict, seed: int, train: LabelledData
-) -> Path:
+def make_teacher(folder: Path, name: str, recipe: dict, seed: int, train: LabelledData) -> Path:
     """The teacher of a recipe and a seed, from its file or trained from scratch."""
-    path = Path(arguments.teachers) / f"{name}-{seed}.pt"
+    path = folder / f"{name}-{seed}.pt"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         domain, start = domain_of(recipe), time.process_time()
@@ -81,27 +104,31 @@ def make_teacher(
 
 def distil(
     arguments: argparse.Namespace,
+    method: str,
+    recipe: dict,
     teacher: Path,
-    judge: LabelledData,
+    students: list[str],
     seed: int,
-    samples: LabelledData | None,
-    synthesizer: str | None,
+    train: LabelledData,
+    judge: LabelledData,
 ) -> dict:
     """What `freiakd.distill` makes, and the CPU time that it takes, in minutes."""
-    start = time.process_time()
+    names, options, per_class = METHODS[method]
     preset = freia_kd.config.get_preset(arguments.preset)
-    training = preset.training.changed(**arguments.training)
-    real = samples is not None and synthesizer == "samples"
+    start = time.process_time()
+    if per_class is None:
+        samples = train
+    else:
+        samples = some(train, per_class, seed, per_class=True) if per_class else None
+    if method in ("ours", "ten"):
+        names, options = arguments.synthesizer, arguments.set
     with TemporaryDirectory() as folder:
         result = freia_kd.distill(
             teacher,
-            students=arguments.students,
-            synthesizer=freia_kd.synthesizers.build_synthesizers(
-                synthesizer, arguments.preset, {"augment": "never"} if real else arguments.set
-            )
-            if synthesizer
-            else None,
-            preset=preset.changed(training=training),
+            arch=recipe["arch"] if ":" in recipe["arch"] else None,
+            students=students,
+            synthesizer=build_synthesizers(names, arguments.preset, options) if names else None,
+            preset=preset.changed(training=preset.training.changed(**arguments.training)),
             set_size=arguments.size,
             samples=samples,
             eval_data=judge,
@@ -129,82 +156,124 @@ def scores(student: StudentResult) -> dict:
     }
 
 
-def run(arguments: argparse.Namespace, name: str, recipe: dict, seed: int) -> dict:
-    """One teacher: its students of the synthesizers, and of real images."""
+def run(
+    arguments: argparse.Namespace, name: str, recipe: dict, seed: int, methods: list[str]
+) -> None:
+    """The students of one teacher by each method that have not been made."""
+    todo = {}
+    for method in methods:
+        path = arguments.work / arguments.role / f"{name}-{seed}-{method}.json"
+        known = json.loads(path.read_text()) if path.exists() else []
+        own = [k for k in known if k["settings"] == arguments.settings]
+        made = {student for entry in own for student in entry["students"]}
+        left = [student for student in arguments.students if student not in made]
+        if left:
+            todo[method] = (path, known, left)
+    if not todo:
+        return
     train = load_split(arguments, recipe, "train")
     source = train if arguments.role == "development" else load_split(arguments, recipe, "test")
     judge = some(source, JUDGED, 0)
-    teacher = make_teacher(arguments, name, recipe, seed, train)
-    samples = some(train, arguments.samples, seed, per_class=True) if arguments.samples else None
-    made = distil(arguments, teacher, judge, seed, samples, arguments.synthesizer)
-    print(name, seed, {k: v["accuracy"] for k, v in made["students"].items()}, flush=True)
-    real = reference(arguments, name, seed, teacher, train, judge)
-    row = {"teacher": name, "seed": seed, **made, "real": real}
-    for student, found in row["students"].items():
-        best = real["students"][student]["accuracy"]
-        found["recovery"] = recovery(found["before"], found["accuracy"], best)
-    return row
+    teacher = make_teacher(arguments.work, name, recipe, seed, train)
+    for method, (path, known, left) in todo.items():
+        found = distil(arguments, method, recipe, teacher, left, seed, train, judge)
+        entry = {
+            "settings": arguments.settings,
+            "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "torch": torch.__version__,
+            "load_average": os.getloadavg(),
+            **found,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, [*known, entry])
+        accuracies = {k: v["accuracy"] for k, v in found["students"].items()}
+        print(name, seed, method, accuracies, f"{found['minutes']:.1f} minutes", flush=True)
 
 
-def reference(
-    arguments: argparse.Namespace,
-    name: str,
-    seed: int,
-    teacher: Path,
-    train: LabelledData,
-    judge: LabelledData,
-) -> dict:
-    """What the same training gives on real images; kept, since it is asked for again and again."""
-    settings = {
-        "role": arguments.role,
-        "preset": arguments.preset,
-        "size": arguments.size,
-        "training": arguments.training,
-        "students": arguments.students,
-    }
-    path = Path(arguments.teachers) / f"{name}-{seed}-real.json"
-    known = json.loads(path.read_text()) if path.exists() else []
-    for entry in known:
-        if entry["settings"] == settings:
-            return entry["found"]
-    found = distil(arguments, teacher, judge, seed, train, "samples")
-    write_json(path, [*known, {"settings": settings, "found": found}])
-    return found
+def collect(arguments: argparse.Namespace, named: dict) -> list[dict]:
+    """Every student that has been measured with these settings, as a row of its own."""
+    rows = []
+    for name, seeds in named[arguments.role].items():
+        for seed in seeds:
+            for method in METHODS:
+                path = arguments.work / arguments.role / f"{name}-{seed}-{method}.json"
+                for entry in json.loads(path.read_text()) if path.exists() else []:
+                    if entry["settings"] != arguments.settings:
+                        continue
+                    shared = {k: v for k, v in entry.items() if k not in ("students", "settings")}
+                    shared["minutes"] /= len(entry["students"])
+                    for student, found in entry["students"].items():
+                        of = {"teacher": name, "seed": seed, "method": method, "student": student}
+                        rows.append({**of, **found, **shared})
+    best = {key_of(row): row["accuracy"] for row in rows if row["method"] == "real"}
+    for row in rows:
+        real = best.get(key_of(row))
+        row["real"] = real
+        known = real is not None and row["method"] != "real"
+        row["recovery"] = recovery(row["before"], row["accuracy"], real) if known else None
+    return rows
 
 
-def table(conditions: dict, rows: list[dict]) -> str:
+def key_of(row: dict) -> tuple[str, int, str]:
+    return row["teacher"], row["seed"], row["student"]
+
+
+def tables(arguments: argparse.Namespace, rows: list[dict]) -> str:
+    """A table of each method, a line for each student of a teacher."""
     lines = [
-        f"Synthesizer `{rows[0]['synthesizer']}`, preset `{conditions['preset']}`, "
-        f"{conditions['role']} teachers; {json.dumps(conditions['training'])}; mean and standard "
-        "deviation over seeds.",
-        "",
-        "| teacher | seeds | accuracy | student | Tucker only | real images | **student** "
-        "| agreement | expected agreement, from no data | **recovery** | CPU minutes |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        f"Preset `{arguments.preset}`, {arguments.role} teachers; {json.dumps(arguments.settings)};"
+        " mean and standard deviation over seeds; students' accuracy and agreement in %. Minutes "
+        "are of the processor, for a student with everything that it takes, report included.",
     ]
-    for name in dict.fromkeys(r["teacher"] for r in rows):
-        chosen = [r for r in rows if r["teacher"] == name]
-        seeds = ", ".join(str(r["seed"]) for r in chosen)
-        for student in chosen[0]["students"]:
-            own = [r["students"][student] for r in chosen]
-            cells = [
-                percent([r["teacher_accuracy"] for r in chosen]),
-                student,
-                percent([s["before"] for s in own]),
-                percent([r["real"]["students"][student]["accuracy"] for r in chosen]),
-                percent([s["accuracy"] for s in own]),
-                percent([s["agreement"] for s in own]),
-                expected([s["expected"] for s in own]),
-                share([s["recovery"] for s in own]),
-                f"{statistics.mean(r['minutes'] / len(r['students']) for r in chosen):.1f}",
-            ]
-            lines.append(f"| {name} | {seeds} | " + " | ".join(cells) + " |")
+    for method, title in TITLES.items():
+        chosen = [row for row in rows if row["method"] == method]
+        if chosen:
+            lines += ["", f"## {title[0].upper()}{title[1:]}", "", *table(chosen)]
     return "\n".join(lines) + "\n"
 
 
-def percent(values: list[float]) -> str:
-    deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * statistics.mean(values):.1f}{deviation}"
+def table(rows: list[dict]) -> list[str]:
+    lines = [
+        "| teacher | seeds | accuracy | student | Tucker only | real images | **student** "
+        "| agreement | expected agreement, from no data | **recovery** | minutes |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, student in sorted({(r["teacher"], r["student"]) for r in rows}):
+        own = [r for r in rows if (r["teacher"], r["student"]) == (name, student)]
+        cells = [
+            name,
+            ", ".join(str(r["seed"]) for r in own),
+            percent([r["teacher_accuracy"] for r in own]),
+            student,
+            percent([r["before"] for r in own]),
+            percent([r["real"] for r in own]),
+            percent([r["accuracy"] for r in own]),
+            percent([r["agreement"] for r in own]),
+            expected([r["expected"] for r in own]),
+            share([r["recovery"] for r in own]),
+            f"{statistics.mean(r['minutes'] for r in own):.1f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, "", prediction(rows)]
+
+
+def prediction(rows: list[dict]) -> str:
+    """How far the agreement that reports expect is from what it is."""
+    known = [(r["expected"], r["agreement"]) for r in rows if r["expected"] is not None]
+    if not known:
+        return "Nothing is expected of these students."
+    error = 100 * statistics.mean(abs(e["value"] - agreement) for e, agreement in known)
+    inside = sum(e["low"] <= agreement <= e["high"] for e, agreement in known)
+    return (
+        f"The expected agreement is {error:.1f} points off in the mean; {inside} of {len(known)} "
+        "lie within their intervals."
+    )
+
+
+def percent(values: list[float | None]) -> str:
+    known = [100 * value for value in values if value is not None]
+    deviation = f" ± {statistics.stdev(known):.1f}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):.1f}{deviation}" if known else "not run"
 
 
 def expected(found: list[dict | None]) -> str:
@@ -228,44 +297,38 @@ def main() -> None:
     parser.add_argument("--role", choices=["development", "test"], default="development")
     parser.add_argument("--only", nargs="+", help="teachers by name; all of the role if left out")
     parser.add_argument("--seeds", type=int, nargs="+", help="of those named; all if left out")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["ours", "real"])
+    parser.add_argument("--students", nargs="+", default=["1", "2", "3"])
     parser.add_argument("--data-root")
     parser.add_argument("--cifar10", help="a folder of images with train/ and test/")
-    parser.add_argument("--teachers", default="teachers", help="where teachers are kept")
+    parser.add_argument("--work", type=Path, default=Path("recovery"), help="where all is kept")
     parser.add_argument("--synthesizer", help="the product's default if left out")
     parser.add_argument("--preset", default="standard")
     parser.add_argument("--set", nargs="*", default=[], help="NAME=VALUE, student.NAME=VALUE")
-    parser.add_argument("--samples", type=int, default=0, help="real images of each class")
-    parser.add_argument("--students", nargs="+", default=["1", "2", "3"])
     parser.add_argument("--size", type=int, help="inputs to learn from, if not the preset's")
-    parser.add_argument("--out", type=Path, help="where to write, without suffix")
+    parser.add_argument("--out", type=Path, help="where the tables go, without suffix")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    settings = {k: yaml.safe_load(v) for k, v in (s.split("=", 1) for s in arguments.set)}
-    own = {k.removeprefix("student."): v for k, v in settings.items() if k.startswith("student.")}
+    chosen = {k: yaml.safe_load(v) for k, v in (s.split("=", 1) for s in arguments.set)}
+    own = {k.removeprefix("student."): v for k, v in chosen.items() if k.startswith("student.")}
     arguments.training = own
-    arguments.set = {k: v for k, v in settings.items() if not k.startswith("student.")}
+    arguments.set = {k: v for k, v in chosen.items() if not k.startswith("student.")}
+    asked = {"synthesizer": arguments.synthesizer, "size": arguments.size, "set": chosen}
+    arguments.settings = {"preset": arguments.preset, **{k: v for k, v in asked.items() if v}}
     named = json.loads(NAMED.read_text())
-    conditions = {
-        **{k: v for k, v in vars(arguments).items() if k not in ("data_root", "cifar10", "out")},
-        "threads": 1,
-        "torch": torch.__version__,
-        "cores": os.cpu_count(),
-    }
-    rows = []
     for name, seeds in named[arguments.role].items():
         if arguments.only and name not in arguments.only:
             continue
         for seed in seeds:
-            if arguments.seeds and seed not in arguments.seeds:
-                continue
-            row = run(arguments, name, named["recipes"][name], seed)
-            rows.append(row)
-            print(name, seed, json.dumps(row["students"]), flush=True)
-            if arguments.out:
-                now = {**conditions, "load_average": os.getloadavg()}
-                write_json(arguments.out.with_suffix(".json"), {"conditions": now, "rows": rows})
-                write_text(arguments.out.with_suffix(".md"), table(conditions, rows))
-    print(table(conditions, rows))
+            if not arguments.seeds or seed in arguments.seeds:
+                run(arguments, name, named["recipes"][name], seed, arguments.methods)
+    rows = collect(arguments, named)
+    text = tables(arguments, rows)
+    print(text)
+    if arguments.out:
+        conditions = {"role": arguments.role, "settings": arguments.settings, "threads": 1}
+        write_json(arguments.out.with_suffix(".json"), {"conditions": conditions, "rows": rows})
+        write_text(arguments.out.with_suffix(".md"), text)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def students_of(arguments, name, recipe, seed, known):
     """Rows of one teacher's students, those that are not known yet."""
     train, test = (load_split(arguments, recipe, split) for split in ("train", "test"))
     test = some(test, arguments.test_images, 0)
-    teacher = load_teacher(make_teacher(arguments, name, recipe, seed, train))
+    teacher = load_teacher(make_teacher(Path(arguments.teachers), name, recipe, seed, train))
     answers, judges, inputs = predict(teacher, test), make_judges(teacher), calibration_set(teacher)
     plan = [(None, 0, ("1", "2", "3")), *PLANS[recipe["arch"]]]
     with tempfile.TemporaryDirectory() as folder:
