@@ -237,8 +237,8 @@ def _figure(
             save_classifier(path, made)
             studio = replace(studio, teacher=load_teacher(path, domain=domain))
         panels, rows = paint(studio, kinds)
-        made = "as published (white base, no prior)" if as_published else "today's default"
-        plot(picture, f"{name}, {net.arch}: {made}, flows of {options.steps:,} steps", panels)
+        whose = "as published (white base, no prior)" if as_published else "today's default"
+        plot(picture, f"{name}, {net.arch}: {whose}, flows of {options.steps:,} steps", panels)
     return Painted(str(picture), str(path), HEADER if rows else (), tuple(rows))
 
 
