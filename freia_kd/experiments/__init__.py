@@ -1,1 +1,1 @@
-"""The paper's own experiments, run again: Table 1 and figure 2."""
+"""The paper's own experiments, run again: Table 1 and figures 2 to 4."""

@@ -237,7 +237,8 @@ def _figure(
             save_classifier(path, made)
             studio = replace(studio, teacher=load_teacher(path, domain=domain))
         panels, rows = paint(studio, kinds)
-        plot(picture, panels)
+        whose = "as published (white base, no prior)" if as_published else "today's default"
+        plot(picture, f"{name}, {net.arch}: {whose}, flows of {options.steps:,} steps", panels)
     return Painted(str(picture), str(path), HEADER if rows else (), tuple(rows))
 
 
@@ -317,10 +318,10 @@ def measure(synthesizer: Synthesizer, teacher: Teacher, samples: LabelledData) -
     return percent[0], f"{own.mean():.3f}", *percent[1:], f"{variety:.3f}"
 
 
-def plot(path: Path, panels: Sequence[Panel]) -> None:
+def plot(path: Path, heading: str, panels: Sequence[Panel]) -> None:
     """Writes a PNG: below each panel's title a labelled row of images, one a class, for each row.
 
-    Columns are numbered by class.
+    Columns are numbered by class; the heading is above all.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -328,11 +329,13 @@ def plot(path: Path, panels: Sequence[Panel]) -> None:
 
     columns = len(panels[0][1][0][1])
     count = sum(len(rows) for _, rows in panels)
-    height = TITLE + count * CELL + TITLE * sum(bool(title) for title, _ in panels)
+    height = 2 * TITLE + count * CELL + TITLE * sum(bool(title) for title, _ in panels)
     width = MARGIN + CELL * columns
     figure = Figure(figsize=(width / 100, height / 100), dpi=100)
     FigureCanvasAgg(figure)
     top = height - TITLE
+    figure.text(8 / width, (top + 7) / height, heading, fontsize=11, weight="bold")
+    top -= TITLE
     for column in range(columns):
         x = MARGIN + (column + 0.5) * CELL - 4
         figure.text(x / width, (top + 7) / height, str(column), fontsize=10, ha="center")

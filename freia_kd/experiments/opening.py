@@ -28,6 +28,7 @@ from ..data.sources import PathLike
 from ..device import choose_device
 from ..domain import DOMAINS
 from ..errors import CheckpointError, UsageError, unknown
+from ..evaluation import accuracy
 from ..job.opening import fingerprint
 from ..runs import Run
 from ..students import as_specs
@@ -51,6 +52,9 @@ QUICK = {
         "quick", 4_096, 1_024, DistillationOptions(steps=100, batch_size=128, check_every=50)
     ),
 }
+
+SHOWN = 1_000  # training images by which a teacher is known that does not say what data it is of,
+LEAST = 0.5  # and the share of them that it has to know
 
 AnyTrial = Trial | PublishedTrial
 
@@ -167,7 +171,7 @@ def open_table(
     chosen = str(choose_device(device))
     sets = _load(names, data_root, download, progress or Progress())
     tests = {n: load_dataset(n, DOMAINS[n], "test", data_root, download) for n in sets}
-    digest = None if given is None else check_teacher(given, names[0])
+    digest = None if given is None else check_teacher(given, names[0], sets[names[0]])
     config = TableConfig(preset, students, digest)
     if resume:
         run = Run.open(out, "table1", progress)
@@ -234,18 +238,23 @@ def _load(
     return found
 
 
-def check_teacher(path: Path, name: str) -> str:
+def check_teacher(path: Path, name: str, data: LabelledData) -> str:
     """The hash of a teacher's weights.
+
+    Arguments:
+        path: The teacher's file.
+        name: The part of the table.
+        data: Its training images. Some are shown to a teacher whose file does not say what data it
+            is of, as released ones do not.
 
     Raises:
         CheckpointError: If the file is not sound.
-        UsageError: If it holds no net of the architecture that the part has, or says that it is
-            one of other data.
+        UsageError: If it holds no net of the architecture that the part has, or one of other data.
     """
     arch, domain = TABLE1[name].arch, DOMAINS[name]
     expected = f"Expected a {arch} of {name} for this part of the table"
-    recorded = read_checkpoint(path).own.get("domain", domain.to_dict())
-    if recorded != domain.to_dict():
+    recorded = read_checkpoint(path).own.get("domain")
+    if recorded not in (None, domain.to_dict()):
         raise UsageError(
             f"{expected}; {path} holds a net of {recorded.get('name', 'other data')}, inputs "
             f"{recorded.get('shape')} of mean {recorded.get('mean')} and std {recorded.get('std')}."
@@ -258,6 +267,15 @@ def check_teacher(path: Path, name: str) -> str:
         raise UsageError(f"{expected}; {path} does not hold one: {error}") from error
     if teacher.arch != arch:
         raise UsageError(f"{expected}; {path} holds a {teacher.arch}.")
+    if recorded is None:
+        few = LabelledData(data.inputs[:SHOWN], data.labels[:SHOWN], data.name)
+        right = accuracy(teacher, few)
+        if right < LEAST:
+            raise UsageError(
+                f"{expected}; {path} does not say what data it is of, and gives the right class to "
+                f"{100 * right:.0f} % of {len(few):,} training images: a net of other data, or one "
+                "that was not trained."
+            )
     return fingerprint(teacher.state_dict())
 
 

@@ -19,6 +19,10 @@ class Recipe(Config):
     made once, and how long students learn. The volume has the squash to pixels, as eq. (1) asks and
     as the code does; eq. (6), which leaves it out, has no largest value.
 
+    Two things are not the code's: samples are training images as they are, where the code's script
+    takes them from the test images and stretches each to [0, 1]; and every step of a flow has a
+    whole batch, where the last of the code's passes has 32 latents.
+
     Arguments:
         width: The width of the flow's couplings (:class:`~.keflow.KeFlow`).
         latent_std: The standard deviation of z, when the flow learns and when it samples.

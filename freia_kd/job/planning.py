@@ -82,7 +82,7 @@ class Plan:
         if self.minutes is not None:
             long += f" of the {words.duration(60 * self.minutes)} asked for"
         return (
-            f"Plan: about {long}, besides {self.besides}: {stages}. "
+            f"Plan: about {long}, besides {self.besides}{f': {stages}' if stages else ''}. "
             f"Memory {words.size(self.memory)}{free}, disk {disk}."
         )
 

@@ -104,14 +104,29 @@ def test_measured_domain_of_vectors_has_one_statistic_a_feature():
     assert domain == Domain((2,), 2, (1.0, 5.0), (1.0, 1.0), "mine")
 
 
-def test_resizing_equals_torch_in_chunks():
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (4100, 1, 4, 4), dtype=torch.uint8, generator=generator)
-    expected = F.interpolate(images.float(), (6, 5), mode="bilinear", antialias=True)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_resizing_28_to_32_gives_the_pixels_of_torchvision(channels):
+    images = random_pixels(20, channels, 28, 28)
+    expected = [
+        np.stack([Image.fromarray(c).resize((32, 32), Image.Resampling.BILINEAR) for c in image])
+        for image in images
+    ]
+    resized = resize_images(torch.from_numpy(images), (32, 32))
+    assert torch.equal(resized, torch.from_numpy(np.stack(expected)))
+
+
+def test_resizing_in_chunks_is_that_of_each_image():
+    images = torch.from_numpy(random_pixels(4100, 1, 4, 4))
     resized = resize_images(images, (6, 5))
     assert resized.dtype == torch.uint8
-    assert torch.equal(resized, expected.round().to(torch.uint8))
+    assert torch.equal(resized[4090:], resize_images(images[4090:], (6, 5)))
     assert resize_images(images, (4, 4)) is images
+
+
+def test_resizing_floats_equals_torch():
+    images = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    expected = F.interpolate(images, (6, 5), mode="bilinear", antialias=True)
+    assert torch.equal(resize_images(images, (6, 5)), expected)
 
 
 def test_resizing_down_antialiases():
@@ -150,8 +165,8 @@ def test_digits_are_those_of_scikit_learn():
 
 def test_digits_domain_has_the_statistics_of_the_training_split():
     measured = measure_domain(load_dataset("digits"))
-    assert measured.mean == pytest.approx(DOMAINS["digits"].mean, abs=1e-4)
-    assert measured.std == pytest.approx(DOMAINS["digits"].std, abs=1e-4)
+    assert measured.mean == pytest.approx(DOMAINS["digits"].mean, abs=5e-4)  # a tenth of a level
+    assert measured.std == pytest.approx(DOMAINS["digits"].std, abs=5e-4)
 
 
 def test_loading_leaves_the_global_generators_alone():

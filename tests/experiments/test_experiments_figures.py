@@ -18,7 +18,7 @@ from freia_kd.training import Progress
 
 
 def size(rows, titles, columns=10):
-    return MARGIN + CELL * columns, TITLE + CELL * rows + TITLE * titles
+    return MARGIN + CELL * columns, 2 * TITLE + CELL * rows + TITLE * titles
 
 
 def test_figure_3_paints_three_flows(tmp_path):
@@ -64,6 +64,16 @@ def test_a_flow_that_memory_cannot_hold_is_refused_before_the_teacher_is_trained
 def test_two_processes_do_not_paint_in_one_folder(tmp_path):
     with locked(tmp_path), pytest.raises(UsageError, match="Another process works on the run in"):
         figures.figure3("digits", out=tmp_path, epochs=1, steps=1)
+
+
+@pytest.mark.parametrize("as_published", [False, True])
+def test_the_heading_says_what_was_painted(as_published, tmp_path, monkeypatch):
+    headings = []
+    monkeypatch.setattr(figures, "plot", lambda path, heading, panels: headings.append(heading))
+    monkeypatch.setattr(figures.Studio, "plan", lambda *a: [])
+    figures.figure3("digits", out=tmp_path, epochs=1, steps=1, as_published=as_published)
+    made = "as published (white base, no prior)" if as_published else "today's default"
+    assert headings == [f"digits, lenet5: {made}, flows of 1 steps"]
 
 
 @pytest.mark.slow

@@ -260,7 +260,9 @@ def test_a_teacher_of_ones_own(tiny_table, tmp_path):
     result = call(folder, teacher=path, rows=[TUCKER], seeds=2)
     assert result.teacher == "mine.pt"
     assert not (folder / "out/teachers").exists()
-    assert options_of(folder / "out", TUCKER, 1)["teacher_sha256"] == check_teacher(path, "svhn")
+    data = load_dataset("svhn", DOMAINS["svhn"], "train", folder)
+    sha256 = check_teacher(path, "svhn", data)
+    assert options_of(folder / "out", TUCKER, 1)["teacher_sha256"] == sha256
     other = save(tmp_path / "other.pt", "lenet5", "svhn")
     load = torch.load(other, weights_only=True)
     load["model_state"]["fc2.bias"] += 1
@@ -273,26 +275,35 @@ def test_other_teachers_are_refused_before_any_work(tmp_path):
     lenet = save(tmp_path / "lenet.pt", "lenet5", "mnist")
     resnet = save(tmp_path / "resnet.pt", "resnet14", "svhn")
     fashion = save(tmp_path / "fashion.pt", "lenet5", "fashion-mnist")
-    assert len(check_teacher(lenet, "mnist")) == 64
+    assert len(check_teacher(lenet, "mnist", None)) == 64  # which says what it is: no data needed
     with pytest.raises(UsageError, match=r"Expected a resnet14 of fashion-mnist.*a net of mnist"):
-        check_teacher(lenet, "fashion-mnist")
+        check_teacher(lenet, "fashion-mnist", None)
     with pytest.raises(UsageError, match=r"Expected a resnet14 of fashion-mnist.*holds a lenet5"):
-        check_teacher(fashion, "fashion-mnist")
+        check_teacher(fashion, "fashion-mnist", None)
     with pytest.raises(UsageError, match="Expected a resnet14 of fashion-mnist"):
-        check_teacher(resnet, "fashion-mnist")
+        check_teacher(resnet, "fashion-mnist", None)
     with pytest.raises(UsageError, match=r"Expected a lenet5 of mnist.*a net of fashion-mnist"):
-        check_teacher(fashion, "mnist")
+        check_teacher(fashion, "mnist", None)
     with pytest.raises(CheckpointError, match="There is no file"):
-        check_teacher(tmp_path / "none.pt", "mnist")
+        check_teacher(tmp_path / "none.pt", "mnist", None)
     torch.save({"weight": torch.zeros(2)}, tmp_path / "odd.pt")
     with pytest.raises(UsageError, match="Expected a lenet5 of mnist"):
-        check_teacher(tmp_path / "odd.pt", "mnist")
+        check_teacher(tmp_path / "odd.pt", "mnist", None)
 
 
-def test_a_released_teacher_says_neither_architecture_nor_domain(tmp_path):
-    net = build_net("lenet5", DOMAINS["mnist"])
-    torch.save({"model_state": net.state_dict()}, tmp_path / "released.pth.tar")
-    assert len(check_teacher(tmp_path / "released.pth.tar", "mnist")) == 64
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_released_teacher_says_neither_architecture_nor_domain(tmp_path, zipped):
+    net = train("lenet5", None, DOMAINS["mnist"], 0).net
+    path = tmp_path / "released.pth.tar"
+    torch.save({"model_state": net.state_dict()}, path, _use_new_zipfile_serialization=zipped)
+    inputs = torch.rand(1_200, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        labels = net(DOMAINS["mnist"].normalize(inputs)).argmax(1)
+    labels[1_000:] = (labels[1_000:] + 1) % 10  # beyond those that are shown
+    assert len(check_teacher(path, "mnist", LabelledData(inputs, labels, "its own"))) == 64
+    others = LabelledData(inputs, (labels + 1) % 10, "others")
+    with pytest.raises(UsageError, match=r"a lenet5 of mnist.* 0 % of 1,000 training images"):
+        check_teacher(path, "mnist", others)
 
 
 def test_teachers_learn_as_long_as_the_preset_says(tmp_path, monkeypatch):

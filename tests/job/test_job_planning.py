@@ -24,6 +24,11 @@ def plan(**options):
     return api.plan(make_teacher(), out="nowhere", **{**NOISE, "preset": LONG, **options})
 
 
+def test_a_plan_of_nothing_has_no_empty_list():
+    said = planning.Plan("runs", (), 0, None, 0, 0, 0, besides="reports").describe()
+    assert said.startswith("Plan: about 0.0 s, besides reports. Memory")
+
+
 def test_a_plan_has_every_stage_with_its_time(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sample = Uniform.sample

@@ -78,6 +78,27 @@ def test_tucker2_error_is_within_what_the_singular_values_allow(ranks):
     assert max(tails) - 1e-9 <= error <= sum(tails) + 1e-9
 
 
+@pytest.mark.parametrize("ranks", [(2, 18), (5, 8)])
+def test_tucker2_is_the_iteration_of_the_papers_code(ranks):
+    """Whatever tensorly does by itself: both codes call it with an SVD to begin and no more."""
+    conv = nn.Conv2d(16, 120, 5).double()
+    weight = conv.weight.detach().flatten(2)
+
+    def leading(values, rank):
+        return torch.linalg.svd(values.flatten(1), full_matrices=False)[0][:, :rank]
+
+    first, last = leading(weight.transpose(0, 1), ranks[0]), leading(weight, ranks[1])
+    errors = []
+    while len(errors) < 3 or abs(errors[-2] - errors[-1]) >= 1e-4:
+        last = leading(torch.einsum("oik,iq->oqk", weight, first), ranks[1])
+        first = leading(torch.einsum("oik,op->ipk", weight, last), ranks[0])
+        core = torch.einsum("oik,op,iq->pqk", weight, last, first)
+        errors.append((1 - (core.norm() / weight.norm()).square()).sqrt())
+    assert len(errors) < 100  # the most that it takes
+    expected = torch.einsum("pqk,op,iq->oik", core, last, first)
+    torch.testing.assert_close(recomposed(tucker2(conv, ranks)), expected, atol=1e-9, rtol=1e-7)
+
+
 @pytest.mark.parametrize("ranks", [(6, 3), (2, 10)])
 def test_tucker2_of_one_mode_has_the_truncated_error(ranks):
     conv = nn.Conv2d(6, 10, 3).double()
