@@ -167,6 +167,8 @@ def test_remarks_say_which_real_data_were_used():
     few = report(real_data=RealData(samples="few", samples_count=10))
     assert "10 real inputs, from few" in said(few)
     assert "with 10 real inputs" in run_document(few).title
+    one = report(real_data=RealData(samples="few", samples_count=1))
+    assert "1 real input, from few" in said(one)
     assert "all the evidence there is" in said(unmeasured())
 
 
