@@ -159,7 +159,7 @@ def remarks(report: Report) -> Iterator[str]:
             "brackets: 95 % intervals."
         )
     for student in report.students:
-        yield from _expected(student)
+        yield from _expected(report, student)
         yield from _doubts(student, has_samples=real.samples is not None)
     for synthesizer in report.synthesizers:
         for warning in synthesizer.warnings:
@@ -169,8 +169,14 @@ def remarks(report: Report) -> Iterator[str]:
             yield f"{synthesizer.name} made {made}, which are repeated."
 
 
-def _expected(student: StudentResult) -> Iterator[str]:
-    expected = expected_of(student)
+def _expected(report: Report, student: StudentResult) -> Iterator[str]:
+    expected, is_vector = expected_of(student), len(report.teacher.domain["shape"]) == 1
+    if is_vector and student.expected is None and student.distilled.real_agreement is None:
+        yield (
+            f"Student {student.name}: nothing predicts its agreement with its teacher on real "
+            "data, which takes images of kinds that it did not learn from; of vectors there are no "
+            "such kinds. Measure it with --eval-data."
+        )
     if expected is None:
         return
     judges = " and ".join(expected.evidence["families"])
