@@ -80,7 +80,7 @@ class LabelledData(Dataset[tuple[Tensor, int]]):
             raise ValueError(f"{self.name}: expected labels that are integers from 0.")
         self.labels = labels.long()
         if inputs.dtype == torch.uint8 and inputs.ndim == 4:
-            self._expect_light()
+            expect_light(self.name, inputs)
             return
         if not inputs.is_floating_point() or inputs.ndim not in (2, 4):
             raise ValueError(
@@ -99,17 +99,7 @@ class LabelledData(Dataset[tuple[Tensor, int]]):
             )
         self.inputs = inputs.float()
         if inputs.ndim == 4:
-            self._expect_light()
-
-    def _expect_light(self) -> None:
-        """Raises if all pixels are black but for one grey level: their scale is another."""
-        most, level = self.inputs.max(), 1 if self.inputs.dtype == torch.uint8 else 1 / 255
-        if 0 < most <= level:
-            whole = "0 to 255" if level == 1 else "0 to 1"
-            raise ValueError(
-                f"{self.name}: expected pixels from {whole}; got none above {most:.3g}, which is "
-                f"all but black. Multiply by 255, or store {'floats' if level == 1 else 'uint8'}."
-            )
+            expect_light(self.name, inputs)
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -157,6 +147,22 @@ class LabelledData(Dataset[tuple[Tensor, int]]):
             raise ValueError(
                 f"{self.name}: expected labels below {domain.classes}; got {self.labels.max()}."
             )
+
+
+def expect_light(name: str, images: Tensor) -> None:
+    """Raises `ValueError` if all pixels are black but for one grey level: their scale is another.
+
+    Arguments:
+        name: What the images are, for the message.
+        images: uint8 images, or floats in [0, 1], at least one.
+    """
+    most, level = images.max(), 1 if images.dtype == torch.uint8 else 1 / 255
+    if 0 < most <= level:
+        whole = "0 to 255" if level == 1 else "0 to 1"
+        raise ValueError(
+            f"{name}: expected pixels from {whole}; got none above {most:.3g}, which is all but "
+            f"black. Multiply by 255, or store {'floats' if level == 1 else 'uint8'}."
+        )
 
 
 def _to_float(inputs: Tensor) -> Tensor:
@@ -521,7 +527,7 @@ def _read_arrays(path: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
     except UsageError:
         raise
     except (OSError, EOFError, ValueError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path} is not a sound .npz file of plain arrays ({error}).") from error
+        raise UsageError(unsound_npz(path, error)) from error
 
 
 def array_names(path: Path, names: list[str], split: Split) -> tuple[str, str]:
@@ -540,6 +546,23 @@ def array_names(path: Path, names: list[str], split: Split) -> tuple[str, str]:
             f"got {', '.join(names) or 'none'}."
         )
     return x, y
+
+
+def unsound_npz(path: Path, error: Exception) -> str:
+    """What is wrong with a file that could not be read as an .npz file.
+
+    Of a file of another kind numpy says that it can be loaded "unsafely", which nobody should.
+
+    Arguments:
+        path: The file.
+        error: What numpy said.
+    """
+    said = f"{path} is not a sound .npz file of plain arrays"
+    if zipfile.is_zipfile(path):
+        return f"{said} ({error})."
+    is_image = path.suffix.lower() in IMAGE_SUFFIXES
+    hint = " Give the folder that the image is in." if is_image else ""
+    return f"{said}, nor even a zip archive, as every .npz file is.{hint}"
 
 
 def _channels_last(shape: tuple[int, ...], domain: Domain | None) -> bool:

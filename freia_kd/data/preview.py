@@ -20,6 +20,7 @@ from .datasets import (
     _refuse,
     array_names,
     split_folder,
+    unsound_npz,
 )
 
 TABLES = {"iris": (4, 3), "wine": (13, 3), "breast-cancer": (30, 2), "digits-table": (64, 10)}
@@ -90,7 +91,7 @@ def _check_npz(path: Path, domain: Domain, split: Split, resize: bool) -> None:
     except UsageError:
         raise
     except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path} is not a sound .npz file of plain arrays ({error}).") from error
+        raise UsageError(unsound_npz(path, error)) from error
     shape, dtype = headers[x_name]
     fits = dtype.kind == "f" or (dtype == np.uint8 and len(shape) > 2)
     if labels.dtype.kind not in "iu" or not fits:

@@ -11,7 +11,16 @@ from torch import Tensor
 
 from ..domain import Domain
 from ..errors import UsageError
-from .datasets import PathLike, _channels_last, _image_files, _read_image, _refuse, resize_images
+from .datasets import (
+    PathLike,
+    _channels_last,
+    _image_files,
+    _read_image,
+    _refuse,
+    expect_light,
+    resize_images,
+    unsound_npz,
+)
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in grey, as Pillow has it
 
@@ -34,8 +43,16 @@ def read_unlabelled(source: PathLike, domain: Domain, most: int | None = None) -
             faulty files are listed together.
     """
     path = Path(source)
-    if path.is_dir():
-        return _read_folder(path, domain, most)
+    inputs = _read_folder(path, domain, most) if path.is_dir() else _read_file(path, domain, most)
+    if domain.is_image:
+        try:
+            expect_light(str(path), inputs)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+    return inputs
+
+
+def _read_file(path: Path, domain: Domain, most: int | None) -> Tensor:
     if not path.is_file():
         raise UsageError(f"There is no folder or file {path}; give images or an .npz file.")
     inputs = torch.from_numpy(np.ascontiguousarray(_read_array(path)[:most]))
@@ -77,7 +94,7 @@ def _read_array(path: Path) -> np.ndarray:
     except UsageError:
         raise
     except (OSError, EOFError, ValueError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path} is not a sound .npz file of plain arrays ({error}).") from error
+        raise UsageError(unsound_npz(path, error)) from error
 
 
 def _as_vectors(path: Path, inputs: Tensor, domain: Domain) -> Tensor:
@@ -91,6 +108,7 @@ def _as_vectors(path: Path, inputs: Tensor, domain: Domain) -> Tensor:
 
 
 def _as_images(path: Path, inputs: Tensor, domain: Domain) -> Tensor:
+    shape = tuple(inputs.shape)
     inputs = inputs.unsqueeze(1) if inputs.ndim == 3 else inputs
     if inputs.ndim == 4 and _channels_last(tuple(inputs.shape), None):
         inputs = inputs.permute(0, 3, 1, 2)
@@ -98,7 +116,7 @@ def _as_images(path: Path, inputs: Tensor, domain: Domain) -> Tensor:
     if inputs.ndim != 4 or not (whole or inputs.is_floating_point()):
         raise UsageError(
             f"{path}: expected uint8 or float images (N, C, H, W); got {inputs.dtype} of shape "
-            f"{tuple(inputs.shape)}."
+            f"{shape}."
         )
     if not whole and not (inputs.min() >= 0 and inputs.max() <= 1):
         raise UsageError(
@@ -106,10 +124,17 @@ def _as_images(path: Path, inputs: Tensor, domain: Domain) -> Tensor:
             f"{inputs.max():.3g}. Divide by 255, or store uint8."
         )
     pixels = inputs if whole else (inputs * 255).round().to(torch.uint8)
-    return resize_images(_as_channels(path, pixels, domain.shape[0]), domain.shape[1:])
+    suiting = _as_channels(pixels, domain.shape[0])
+    if suiting is None:
+        raise UsageError(
+            f"{path}: expected images of {' or '.join(map(str, sorted({1, 3, domain.shape[0]})))} "
+            f"channels, (N, H, W), (N, C, H, W) or (N, H, W, C); got shape {shape}."
+        )
+    return resize_images(suiting, domain.shape[1:])
 
 
-def _as_channels(path: Path, pixels: Tensor, channels: int) -> Tensor:
+def _as_channels(pixels: Tensor, channels: int) -> Tensor | None:
+    """Images with as many channels as a domain has, if there is a way to that."""
     have = pixels.shape[1]
     if have == channels:
         return pixels.contiguous()
@@ -118,4 +143,4 @@ def _as_channels(path: Path, pixels: Tensor, channels: int) -> Tensor:
     if (have, channels) == (3, 1):
         shares = torch.tensor(LUMA).view(1, 3, 1, 1)
         return (pixels.float() * shares).sum(1, keepdim=True).round().to(torch.uint8)
-    raise UsageError(f"{path}: expected images of {channels} channels; got {have}.")
+    return None

@@ -105,6 +105,8 @@ def open_job(
     synthesizers = build_synthesizers(chosen, sizes.name)
     expect_no_student(partners or (), synthesizers)
     few = _load_samples(samples, resize, teacher, synthesizers)
+    if few is not None:
+        _expect_use(synthesizers)
     check_answers(teacher, progress)
     training, macs = training or sizes.training, count_macs(teacher, teacher.domain.shape)
     config = JobConfig(
@@ -319,6 +321,21 @@ def _load_samples(
             remedies = ["choose a smaller --flow", "another --synthesizer"]
             raise too_large(synthesizer.name, free, remedies) from None
     return few
+
+
+def _expect_use(synthesizers: Sequence[Synthesizer]) -> None:
+    """Raises if real samples would take no part; what code of the user's own does is not known.
+
+    Raises:
+        UsageError: If so.
+    """
+    names = "+".join(s.name for s in synthesizers)
+    own = any(":" in _path_of(type(s)) for s in synthesizers)
+    if not own and not any(s.needs_samples or s.takes_samples for s in synthesizers):
+        raise UsageError(
+            f"Nothing would learn from the samples, since {names} does not: join them to it "
+            f"(--synthesizer {Samples.name}+{names}), or leave --samples out."
+        )
 
 
 def _check_specs(specs: list[StudentSpec], teacher: Teacher) -> None:

@@ -21,11 +21,7 @@ QUESTIONS = (
 
 def run_document(report: Report, folder: str = "") -> Document:
     """The report of a run, the result first; arguments as of :func:`files`."""
-    made = (
-        f"with {report.real_data.samples_count:,} real inputs"
-        if report.real_data.samples
-        else "without its data"
-    )
+    made = f"with {_real_inputs(report)}" if report.real_data.samples else "without its data"
     sections = [
         Section("", files(report, folder)),
         Section("How good and how small", [main_table(report), Remarks([*remarks(report)])]),
@@ -144,7 +140,7 @@ def remarks(report: Report) -> Iterator[str]:
     if report.choice is not None:
         yield report.choice.sentence
     yield (
-        f"Training used {real.samples_count:,} real inputs, from {real.samples}."
+        f"Training used {_real_inputs(report)}, from {real.samples}."
         if real.samples
         else "Training used none of the teacher's data."
     )
@@ -163,7 +159,7 @@ def remarks(report: Report) -> Iterator[str]:
             "brackets: 95 % intervals."
         )
     for student in report.students:
-        yield from _expected(student)
+        yield from _expected(report, student)
         yield from _doubts(student, has_samples=real.samples is not None)
     for synthesizer in report.synthesizers:
         for warning in synthesizer.warnings:
@@ -173,8 +169,14 @@ def remarks(report: Report) -> Iterator[str]:
             yield f"{synthesizer.name} made {made}, which are repeated."
 
 
-def _expected(student: StudentResult) -> Iterator[str]:
-    expected = expected_of(student)
+def _expected(report: Report, student: StudentResult) -> Iterator[str]:
+    expected, is_vector = expected_of(student), len(report.teacher.domain["shape"]) == 1
+    if is_vector and student.expected is None and student.distilled.real_agreement is None:
+        yield (
+            f"Student {student.name}: nothing predicts its agreement with its teacher on real "
+            "data, which takes images of kinds that it did not learn from; of vectors there are no "
+            "such kinds. Measure it with --eval-data."
+        )
     if expected is None:
         return
     judges = " and ".join(expected.evidence["families"])
@@ -305,6 +307,11 @@ def provenance_blocks(made: Provenance) -> Iterator[Block]:
     if made.command:
         yield Code(made.command)
     yield Code(json.dumps(made.config, indent=2, ensure_ascii=False), "All options")
+
+
+def _real_inputs(report: Report) -> str:
+    count = report.real_data.samples_count
+    return f"{count:,} real input{'' if count == 1 else 's'}"
 
 
 def _capital(text: str) -> str:

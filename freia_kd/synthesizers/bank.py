@@ -75,14 +75,20 @@ class Bank(Synthesizer):
             parts = {"bank": {"inputs": self.inputs.cpu(), "labels": self.labels.cpu()}}
             checkpoints.part("bank").save({"parts": parts})
 
-    def restore(self, domain: Domain, checkpoints: Checkpoints) -> None:
+    def take_kept(self, checkpoints: Checkpoints) -> bool:
+        """Takes the bank from a run's folder; whether there is one."""
         state: dict[str, Any] | None = checkpoints.part("bank").load()
         if state is None:
+            return False
+        bank = state["parts"]["bank"]
+        self.inputs, self.labels = bank["inputs"], bank["labels"]
+        return True
+
+    def restore(self, domain: Domain, checkpoints: Checkpoints) -> None:
+        if not self.take_kept(checkpoints):
             raise CheckpointError(
                 f"The run in {checkpoints.folder} has no bank of {self.name!r} yet."
             )
-        bank = state["parts"]["bank"]
-        self.inputs, self.labels = bank["inputs"], bank["labels"]
 
     @torch.no_grad()
     def sample(

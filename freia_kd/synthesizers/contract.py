@@ -45,7 +45,7 @@ class Synthesizer(ABC):
     is_shared: ClassVar[bool] = False  # processes under torchrun fit it together, by freia_kd.ranks
     takes_samples: ClassVar[bool] = False  # real inputs help it, but it works without
     family: ClassVar[str | None] = None  # methods whose inputs are alike; by default its own
-    real_images: ClassVar[str | None] = None  # images of the real world that it shows, for reports
+    real_images: str | None = None  # images of the real world that it shows, for reports
 
     # By what to multiply its options if its inputs are too much alike, or not of their classes.
     varying: ClassVar[Mapping[str, float]] = {}

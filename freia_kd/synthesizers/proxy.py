@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..config import Count
+from ..config import Config, Count
 from ..data.datasets import LabelledData
 from ..data.synthetic import dequantise
 from ..data.unlabelled import read_unlabelled
@@ -48,8 +48,11 @@ class Proxy(AugmentedBank):
     """
 
     name = "proxy"
-    real_images = "unlabelled proxy images given by the user"
     Options = ProxyOptions
+
+    def __init__(self, options: Config | None = None) -> None:
+        super().__init__(options)
+        self.real_images = f"unlabelled proxy images given by the user, from {self.options.source}"
 
     @classmethod
     def unsupported_reason(
@@ -60,7 +63,7 @@ class Proxy(AugmentedBank):
         options: Any = None,
     ) -> str | None:
         if not getattr(options, "source", ""):
-            return "needs images of yours, and its option source names none"
+            return "needs images of yours, and its option source (--proxy FOLDER) names none"
         return super().unsupported_reason(teacher, samples, student, options)
 
     def fit(
@@ -73,6 +76,9 @@ class Proxy(AugmentedBank):
     ) -> None:
         """Reads the images, and lets the teacher answer them.
 
+        A run that goes on has kept what it read, so that images that were added, changed or deleted
+        since make no difference.
+
         Raises:
             UsageError: If no source is given, or it holds nothing that fits the teacher.
         """
@@ -82,6 +88,9 @@ class Proxy(AugmentedBank):
                 "give a folder of images or an .npz file."
             )
         device, self.domain = next(teacher.parameters()).device, teacher.domain
+        if checkpoints is not None and self.take_kept(checkpoints):
+            self.inputs, self.labels = self.inputs.to(device), self.labels.to(device)
+            return
         inputs = read_unlabelled(self.options.source, teacher.domain, self.options.most)
         self.inputs = dequantise(inputs).to(device)
         with torch.no_grad():

@@ -131,7 +131,8 @@ def _call(path: str, target: Any, domain: Domain, arguments: dict[str, Any]) -> 
         said = f"with {', '.join(arguments)}" if arguments else "without arguments"
         raise UsageError(
             f"Calling {path!r} {said} failed ({type(error).__name__}: {error}); give its arguments "
-            "by --arch-arg NAME=VALUE, or name a function without arguments that returns the net."
+            f"behind it, as in {path + '(width=64)'!r} (those of a teacher also by --arch-arg "
+            "NAME=VALUE), or name a function without arguments that returns the net."
         ) from error
 
 

@@ -89,7 +89,9 @@ def test_faults_are_named(tmp_path):
         ({"x": np.zeros((0, 6, 8))}, "holds no inputs"),
         ({"x": np.full((1, 6, 8), 2.0)}, r"float pixels in \[0, 1\]; got 2 to 2"),
         ({"x": np.full((1, 6, 8), np.nan)}, r"float pixels in \[0, 1\]; got nan"),
-        ({"x": np.zeros((1, 2, 6, 8))}, "images of 1 channels; got 2"),
+        ({"x": np.zeros((1, 2, 6, 8))}, r"1 or 3 channels.*got shape \(1, 2, 6, 8\)"),
+        ({"x": pixels(2, 8, 8, 4)}, r"1 or 3 channels.*got shape \(2, 8, 8, 4\)"),
+        ({"x": pixels(2, 6, 8) // 128}, "none above 1, which is all but black. Multiply by 255"),
         ({"x": np.zeros((1, 6))}, r"images \(N, C, H, W\); got torch.float64 of shape \(1, 6\)"),
         ({"x": np.array([{}])}, "not a sound .npz file"),
     ],
@@ -98,3 +100,16 @@ def test_arrays_that_do_not_fit(arrays, message, tmp_path):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(UsageError, match=message):
         read_unlabelled(tmp_path / "a.npz", GREY)
+
+
+def test_files_of_another_kind_are_told_from_npz_files(tmp_path):
+    path = tmp_path / "photo.png"
+    Image.fromarray(pixels(6, 8, 3)).save(path)
+    with pytest.raises(UsageError, match=r"nor even a zip archive.*Give the folder"):
+        read_unlabelled(path, GREY)
+
+
+def test_masks_in_a_folder_are_refused(tmp_path):
+    Image.fromarray(pixels(6, 8) // 128).save(tmp_path / "mask.png")
+    with pytest.raises(UsageError, match="all but black"):
+        read_unlabelled(tmp_path, GREY)

@@ -119,6 +119,22 @@ def test_stopped_and_resumed_it_is_the_same(made, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_new_net_that_cannot_be_made_is_refused_with_what_would_do(tmp_path):
+    for path, said in (
+        (f"{__name__}:needy", r"failed.*behind it, as in .*:needy\(width=64\)"),
+        (f"{__name__}:needy(width=3)", r"shape \(2, 4\) for 2 inputs.*got \(2, 3\)"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            distill(
+                make_teacher(), students=[StudentSpec(arch=path)], out=tmp_path / "run", **NOISE
+            )
+    assert not (tmp_path / "run").exists()
+
+
+def needy(width):
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, width))
+
+
 def test_a_run_of_a_known_architecture_needs_no_code(tmp_path):
     teacher = make_resnet()
     first = distill(teacher, students=[StudentSpec(arch="resnet14")], out=tmp_path / "run", **NOISE)

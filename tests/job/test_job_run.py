@@ -264,6 +264,7 @@ REFUSED = [
     ({"synthesizer": "spectral+spectral"}, "Expected different synthesizers"),
     ({"synthesizer": "spectrl"}, "Unknown synthesizer 'spectrl'; did you mean 'spectral'"),
     ({"samples": "nowhere"}, "There are no data 'nowhere'"),
+    ({"samples": make_data(count=4)}, r"learn from the samples.*samples\+spectral"),
     ({"set_size": 0}, "run.set_size: expected at least 1; got 0"),
     ({"device": "gpu"}, "device: expected 'auto', 'cpu' or 'cuda'; got 'gpu'"),
 ]

@@ -7,6 +7,7 @@ import pytest
 from report_cases import (
     EVIL,
     SEARCH,
+    TEACHER,
     comparison,
     costs,
     report,
@@ -167,7 +168,17 @@ def test_remarks_say_which_real_data_were_used():
     few = report(real_data=RealData(samples="few", samples_count=10))
     assert "10 real inputs, from few" in said(few)
     assert "with 10 real inputs" in run_document(few).title
+    one = report(real_data=RealData(samples="few", samples_count=1))
+    assert "1 real input, from few" in said(one)
     assert "all the evidence there is" in said(unmeasured())
+
+
+def test_tables_are_said_to_have_no_prediction():
+    table = replace(TEACHER, accuracy=None, domain={**TEACHER.domain, "shape": [3]})
+    measured, unknown = student(expected=None), student(accuracy=None, expected=None)
+    assert "nothing predicts its agreement" in said(report(unknown, teacher=table))
+    assert "nothing predicts" not in said(report(measured, teacher=table))
+    assert "nothing predicts" not in said(unmeasured(unknown))
 
 
 def test_worse_is_said_of_a_fall_alone_and_surely_where_intervals_are_apart():

@@ -8,6 +8,7 @@ from freia_kd.synthesizers import build_synthesizers, expect_supported, supporte
 from freia_kd.synthesizers.proxy import Proxy, ProxyOptions
 from freia_kd.teachers import Teacher
 from freia_kd.teachers.mlp import MLP
+from freia_kd.training import Checkpoints
 
 
 def generator(seed=0):
@@ -70,3 +71,18 @@ def test_a_source_is_needed(teacher):
         fitted(teacher, source="nowhere")
     with pytest.raises(ValueError, match=r"proxy.most: expected at least 1; got 0"):
         ProxyOptions(most=0)
+
+
+def test_a_run_that_goes_on_shows_the_images_that_it_read(teacher, source, tmp_path):
+    first, again = (Proxy(ProxyOptions(source=source)) for _ in range(2))
+    first.fit(teacher, checkpoints=Checkpoints(tmp_path, "proxy"))
+    np.savez(source, images=np.full((3, 8, 8), 200, dtype=np.uint8))
+    again.fit(teacher, checkpoints=Checkpoints(tmp_path, "proxy"))
+    assert torch.equal(again.inputs, first.inputs)
+    assert torch.equal(again.labels, first.labels)
+    x, _ = again.sample(5, generator=generator())
+    assert torch.equal(x, first.sample(5, generator=generator())[0])
+
+
+def test_reports_say_where_the_images_are(source):
+    assert source in (Proxy(ProxyOptions(source=source)).real_images or "")
