@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,6 +26,7 @@ from ..runs import Run
 from ..students import StudentSpec
 from ..synthesizers.contract import Synthesizer
 from ..teachers import Teacher
+from ..trust import Judge, make_judges
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,17 @@ class Job:
     def device(self) -> torch.device:
         """Where the teacher is."""
         return next(self.teacher.parameters()).device
+
+    @cached_property
+    def judges(self) -> list[Judge]:
+        """Inputs of families that know nothing of the teacher, by which students are judged."""
+        return make_judges(self.teacher, self.config.seed)
+
+    @property
+    def unseen_judges(self) -> list[Judge]:
+        """Those of families from which the run's students do not learn."""
+        learned = {source.family or source.name for source in self.synthesizers}
+        return [judge for judge in self.judges if judge.family not in learned]
 
     @property
     def is_finished(self) -> bool:

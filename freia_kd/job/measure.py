@@ -33,7 +33,7 @@ from ..report.schema import (
 )
 from ..students import Student, StudentSpec
 from ..teachers import Classifier
-from ..trust import Judge, examine, make_judges, read_calibration
+from ..trust import examine, read_calibration
 from .job import Job
 from .student import compressed_paths, read_student, training_stages
 from .synthesis import heldout_set, picture_name
@@ -43,7 +43,7 @@ def measure(job: Job) -> Report:
     """The report of a run whose students are all trained; only here are evaluation data read."""
     data = _read_evaluation(job)
     answers = None if data is None else predict(job.teacher, data)
-    students, judges = [], make_judges(job.teacher, job.config.seed)
+    students = []
     with job.run.stage("measure"):
         with job.run.progress.stage("measure", len(job.specs)) as stage:
             trained = {spec.name: _trained(job, spec) for spec in job.specs}
@@ -53,8 +53,8 @@ def measure(job: Job) -> Report:
                 job.teacher.net, nets, job.teacher.domain.shape, by_layer=own_layers
             )
             for spec, own in zip(job.specs, costs, strict=True):
-                made, evidence = trained[spec.name], (judges, data, answers)
-                students.append(_measure_student(job, spec, made, own, *evidence))
+                made = trained[spec.name]
+                students.append(_measure_student(job, spec, made, own, data, answers))
                 stage.update(len(students), {})
         for suffix in (".pt", ".safetensors"):
             with atomic(job.run / f"student{suffix}") as temporary:
@@ -114,7 +114,6 @@ def _measure_student(
     spec: StudentSpec,
     trained: Sequence[Student],
     costs: CostComparison,
-    judges: Sequence[Judge],
     data: LabelledData | None,
     answers: Tensor | None,
 ) -> StudentResult:
@@ -149,7 +148,7 @@ def _measure_student(
         distilled=_scores(after, heldout, data, answers, said),
         costs=costs,
         gained=_differ(before.classifier, after),
-        expected=_expect(job, spec, after, judges),
+        expected=_expect(job, spec, after),
         change=change,
         per_class=per_class,
         confusion=confusion,
@@ -157,13 +156,11 @@ def _measure_student(
     )
 
 
-def _expect(
-    job: Job, spec: StudentSpec, student: Classifier, judges: Sequence[Judge]
-) -> Expectation | None:
-    if not judges:
+def _expect(job: Job, spec: StudentSpec, student: Classifier) -> Expectation | None:
+    if not job.judges:
         return None
     learned = {s.family or s.name for s in job.synthesizers}
-    evidence = examine(student, judges, learned, is_new=spec.arch is not None)
+    evidence = examine(student, job.judges, learned, is_new=spec.arch is not None)
     return read_calibration().expect(evidence)
 
 

@@ -16,10 +16,12 @@ from ..distillation import train_student
 from ..errors import CheckpointError
 from ..evaluation import agreement
 from ..files import write_json
+from ..report.words import percent
 from ..students import Student, StudentSpec, extend, seeded_generator
 from ..synthesizers.on_the_fly import OnTheFlySet
 from ..teachers import Classifier, read_checkpoint, save_classifier
 from ..teachers.classifier import check_weights
+from ..trust import can_judge, hold_contest
 from .job import Job
 
 
@@ -104,7 +106,7 @@ def train_student_of(
             )
             if paths == job.student_files(spec.name):
                 untrained = read_student(job, spec, compressed_paths(job, spec)[-1])
-                student = _better(student, untrained, heldout)
+                student = _better(job, student, untrained, heldout)
             for path in paths if ranks.is_first() else ():
                 write_student(path, student)
         job.run.meet()
@@ -123,13 +125,28 @@ def _extend(
         return read_student(job, spec, path)
 
 
-def _better(trained: Student, untrained: Student, heldout: SyntheticSet) -> Student:
-    """The trained student, unless compression alone agrees better with the teacher.
+def _better(job: Job, trained: Student, untrained: Student, heldout: SyntheticSet) -> Student:
+    """The trained student, unless compression alone follows the teacher better.
 
-    Which only several methods can lead to, since of each the start is among the candidates.
+    By held-out inputs only several methods can lead to that, since of each the start is among the
+    candidates. By families of inputs from which it did not learn a student may be the worse for its
+    training however well it learned, as many of uniform noise are (`benchmarks/results/trust.json`,
+    where real images say the same). What so few inputs cannot show does not count.
     """
     before, after = (agreement(s.classifier, heldout, "even") for s in (untrained, trained))
-    return untrained if before > after else trained
+    if before > after:
+        return untrained
+    nets = {"trained": trained.classifier, "untrained": untrained.classifier}
+    judges = [judge for judge in job.unseen_judges if can_judge(judge)]
+    found, _ = hold_contest(nets, judges, job.config.seed)
+    if not found or found[0].synthesizer == "trained" or found[1].behind.high >= 0:
+        return trained
+    best, other = found
+    job.run.progress.note(
+        f"Compressed only it follows its teacher better: {percent(best.agreement)} and not "
+        f"{percent(other.agreement)} of {' and '.join(best.judges)}; so it stays as it was."
+    )
+    return untrained
 
 
 def training_stages(job: Job, spec: StudentSpec) -> dict[str, list[Path]]:

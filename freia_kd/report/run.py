@@ -191,8 +191,9 @@ def _doubts(student: StudentResult, has_samples: bool) -> Iterator[str]:
     if not student.gained:
         yield (
             f"Student {student.name} is as it was before distillation, which found no weights that "
-            "agree as well with the teacher on held-out synthetic inputs: a longer --preset, or a "
-            "lower rate (--set student.learning_rate=...), may help."
+            "agree as well with the teacher on held-out synthetic inputs, and on others from which "
+            "it did not learn: other --synthesizer, a longer --preset, or a lower rate "
+            "(--set student.learning_rate=...) may help."
         )
     old, new = student.compressed.accuracy, student.distilled.accuracy
     on = "the evaluation data"

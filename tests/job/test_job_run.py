@@ -357,3 +357,25 @@ def test_evaluation_data_that_turn_out_wrong_leave_the_students(tmp_path):
         tmp_path / "run", teacher=make_teacher(), eval_data=tmp_path / "right.npz"
     )
     assert again.report.real_data.evaluation_count == 10
+
+
+@pytest.mark.parametrize("spoilt", [True, False])
+def test_training_that_other_families_show_to_harm_is_undone(tmp_path, monkeypatch, spoilt):
+    """However well a student agrees with its teacher on held-out inputs of its own kind."""
+    teacher = make_teacher()
+    with torch.no_grad():
+        teacher.net[-1].weight *= 20  # confident, since only such answers count
+
+    def train(student, *arguments, **options):
+        *_, weight, bias = student.parameters()
+        with torch.no_grad():
+            weight *= not spoilt
+            bias[0] += 100 * spoilt + 1e-3  # a class that the teacher never names
+
+    monkeypatch.setattr(job_student, "train_student", train)
+    monkeypatch.setattr(job_student, "agreement", lambda *arguments: 1.0)
+    result = noise(teacher, tmp_path / "run", students=["1"])
+    (student,) = result.report.students
+    assert student.gained == (not spoilt)
+    said = "on others from which it did not learn" in (tmp_path / "run/report.md").read_text()
+    assert said == spoilt
