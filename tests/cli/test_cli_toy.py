@@ -1,8 +1,10 @@
 import json
 
+import pytest
 from cli_calls import call, fails
 
 
+@pytest.mark.slow
 def test_command_writes_figure_and_numbers(tmp_path):
     options = ["toy", "--data", "circles", "--steps", 2, "--out", tmp_path]
     (numbers,) = json.loads(call(*options, "--json").stdout)
