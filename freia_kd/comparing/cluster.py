@@ -35,8 +35,9 @@ def connect(address: str, folder: str | os.PathLike[str]) -> Iterator[Executor]:
     """
     distributed = require("distributed", "dask")
     try:
+        distributed.comm.get_address_host_port(address)  # a client of none fails in several ways
         client = distributed.Client(address, timeout=WAIT, set_as_default=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AssertionError) as error:
         raise UsageError(
             f"Expected a Dask scheduler at {address}; none answers ({error}). Start one by "
             f"`dask scheduler`, and a worker for each trial at a time by `dask worker {address} "
