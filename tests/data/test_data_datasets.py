@@ -165,8 +165,8 @@ def test_digits_are_those_of_scikit_learn():
 
 def test_digits_domain_has_the_statistics_of_the_training_split():
     measured = measure_domain(load_dataset("digits"))
-    assert measured.mean == pytest.approx(DOMAINS["digits"].mean, abs=5e-4)  # a tenth of a level
-    assert measured.std == pytest.approx(DOMAINS["digits"].std, abs=5e-4)
+    assert measured.mean == pytest.approx(DOMAINS["digits"].mean, abs=1e-4)
+    assert measured.std == pytest.approx(DOMAINS["digits"].std, abs=1e-4)
 
 
 def test_loading_leaves_the_global_generators_alone():

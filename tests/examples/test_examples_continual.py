@@ -33,7 +33,7 @@ def test_replay_keeps_the_old_classes_and_learns_the_new_ones(rows):
     old, new = ({name: row[i] for name, row in rows.items()} for i in (0, 1))
     assert old["(the old classifier)"] > 95
     assert old["nothing"] < 20
-    assert old["deepinversion"] > old["nothing"] + 20  # 37 to 54 with three seeds
+    assert old["deepinversion"] > old["nothing"] + 40
     assert old["the real old images"] > old["deepinversion"]
     assert new["(the old classifier)"] == 0
     assert all(new[name] > 90 for name in NAMES[1:])
