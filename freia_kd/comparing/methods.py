@@ -16,7 +16,7 @@ from ..synthesizers import (
     build_synthesizers,
     get_synthesizer,
 )
-from ..synthesizers.contract import Synthesizer
+from ..synthesizers.contract import Synthesizer, families_of
 from ..synthesizers.samples import Samples, SamplesOptions
 from ..teachers import Teacher
 
@@ -46,7 +46,7 @@ class Method:
     @property
     def families(self) -> set[str]:
         """The families of its synthesizers; samples are one of their own."""
-        found = {s.family or s.name for s in self.synthesizers}
+        found = families_of(self.synthesizers)
         return found | {Samples.name} if self.sees_samples else found
 
     def unsupported_reason(

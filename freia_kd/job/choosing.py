@@ -24,7 +24,7 @@ from ..report import words
 from ..report.schema import Candidate, Choice
 from ..students import StudentSpec, build, calibration_set, seeded_generator
 from ..synthesizers import AUTO, AUTO_TRIES, build_synthesizers, get_synthesizer
-from ..synthesizers.contract import Synthesizer
+from ..synthesizers.contract import Synthesizer, families_of
 from ..synthesizers.on_the_fly import generate_labelled
 from ..synthesizers.samples import Samples
 from ..teachers import Classifier
@@ -339,6 +339,6 @@ def _sources(mixtures: Mixtures) -> list[Synthesizer]:
 
 def _judges(job: Job, mixtures: Mixtures) -> list[Judge]:
     """Inputs that can judge, of families that are part of no mixture."""
-    learned = {source.family or source.name for source in _sources(mixtures)}
+    learned = families_of(_sources(mixtures))
     judges = make_judges(job.teacher, job.config.seed, JUDGED)
     return [judge for judge in judges if judge.family not in learned and can_judge(judge)]

@@ -24,7 +24,7 @@ from ..data.sources import RealData
 from ..errors import UsageError
 from ..runs import Run
 from ..students import StudentSpec
-from ..synthesizers.contract import Synthesizer
+from ..synthesizers.contract import Synthesizer, families_of
 from ..teachers import Teacher
 from ..trust import Judge, make_judges
 
@@ -142,10 +142,9 @@ class Job:
         return make_judges(self.teacher, self.config.seed)
 
     @property
-    def unseen_judges(self) -> list[Judge]:
-        """Those of families from which the run's students do not learn."""
-        learned = {source.family or source.name for source in self.synthesizers}
-        return [judge for judge in self.judges if judge.family not in learned]
+    def learned(self) -> set[str]:
+        """The families of inputs from which its students learn."""
+        return families_of(self.synthesizers)
 
     @property
     def is_finished(self) -> bool:

@@ -106,7 +106,7 @@ def train_student_of(
             )
             if paths == job.student_files(spec.name):
                 untrained = read_student(job, spec, compressed_paths(job, spec)[-1])
-                student = _better(job, student, untrained, heldout)
+                student = _better(job, spec.name, student, untrained, heldout)
             for path in paths if ranks.is_first() else ():
                 write_student(path, student)
         job.run.meet()
@@ -125,7 +125,9 @@ def _extend(
         return read_student(job, spec, path)
 
 
-def _better(job: Job, trained: Student, untrained: Student, heldout: SyntheticSet) -> Student:
+def _better(
+    job: Job, name: str, trained: Student, untrained: Student, heldout: SyntheticSet
+) -> Student:
     """The trained student, unless compression alone follows the teacher better.
 
     By held-out inputs only several methods can lead to that, since of each the start is among the
@@ -137,14 +139,14 @@ def _better(job: Job, trained: Student, untrained: Student, heldout: SyntheticSe
     if before > after:
         return untrained
     nets = {"trained": trained.classifier, "untrained": untrained.classifier}
-    judges = [judge for judge in job.unseen_judges if can_judge(judge)]
+    judges = [j for j in job.judges if j.family not in job.learned and can_judge(j)]
     found, _ = hold_contest(nets, judges, job.config.seed)
     if not found or found[0].synthesizer == "trained" or found[1].behind.high >= 0:
         return trained
     best, other = found
     job.run.progress.note(
-        f"Compressed only it follows its teacher better: {percent(best.agreement)} and not "
-        f"{percent(other.agreement)} of {' and '.join(best.judges)}; so it stays as it was."
+        f"Student {name}, compressed only, follows its teacher better: {percent(best.agreement)} "
+        f"and not {percent(other.agreement)} of {' and '.join(best.judges)}; so it stays as it was."
     )
     return untrained
 

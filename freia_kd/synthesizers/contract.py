@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, get_args
 
 import torch
@@ -266,6 +266,11 @@ class Synthesizer(ABC):
 
 
 TEACHER_BATCH_SIZE = 128  # larger batches are slower on CPUs
+
+
+def families_of(synthesizers: Iterable[Synthesizer]) -> set[str]:
+    """The families of inputs that they make."""
+    return {each.family or each.name for each in synthesizers}
 
 
 def sample_labels(

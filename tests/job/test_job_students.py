@@ -13,7 +13,8 @@ from freia_kd.errors import UsageError
 from freia_kd.evaluation import accuracy, agreement, predict, share_equal
 from freia_kd.job import reopen_job
 from freia_kd.job.student import read_student, write_student
-from freia_kd.training import TrainingLoop
+from freia_kd.report.schema import Candidate, Difference
+from freia_kd.training import PlainProgress, TrainingLoop
 from pace import slow_but
 
 
@@ -188,6 +189,38 @@ def test_training_leaves_what_compression_made_alone(teacher, tmp_path):
     assert student.compressed.agreement.value == agreement(untrained, heldout, "odd")
     assert student.distilled.agreement.value == agreement(trained, heldout, "odd")
     assert student.compressed.agreement != student.distilled.agreement
+
+
+@pytest.mark.parametrize("high", [-0.01, 0.0])
+def test_a_student_that_other_inputs_show_to_be_worse_stays_as_compressed(
+    high, teacher, tmp_path, monkeypatch, capsys
+):
+    """Seen to fail: without the contest the trained student was handed out either way."""
+
+    def lost(students, judges, seed):
+        assert {judge.family for judge in judges}.isdisjoint({"spectral noise"})
+        behind = {"untrained": (0.0, 0.0, 0.0), "trained": (-0.2, -0.3, high)}
+        return [
+            Candidate(
+                synthesizer=name,
+                agreement=0.7 + value,
+                judges={"photographs": 0.7},
+                behind=Difference(value, *ends),
+                certainty=0.0,
+            )
+            for name, (value, *ends) in behind.items()
+        ], []
+
+    monkeypatch.setattr("freia_kd.job.student.hold_contest", lost)
+    training = DistillationOptions(steps=30, batch_size=32, learning_rate=5e-3)
+    options = {**NOISE, "students": ["3"], "training": training, "progress": PlainProgress()}
+    report = distill(teacher, out=tmp_path / "run", **options).report
+    files = [tmp_path / f"run/{kind}-3.safetensors" for kind in ("compressed", "student")]
+    stays = files[0].read_bytes() == files[1].read_bytes()
+    assert stays == (high < 0)
+    assert report.students[0].gained != stays
+    said = "Student 3, compressed only, follows its teacher better: 70.0 % and not 50.0 %"
+    assert (said in capsys.readouterr().err) == stays
 
 
 @pytest.mark.slow
