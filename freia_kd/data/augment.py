@@ -76,7 +76,9 @@ class Augmentation:
                 raise ValueError(f"Expected {name} in [0, 1]; got {getattr(self, name)}.")
 
     @classmethod
-    def for_domain(cls, domain: Domain, **options: Any) -> Augmentation:
+    def for_domain(
+        cls, domain: Domain, natural: bool | None = None, **options: Any
+    ) -> Augmentation:
         """What suits a domain: flips and colours change for natural images only.
 
         Images of three channels count as natural unless the domain's name says that they show
@@ -85,10 +87,13 @@ class Augmentation:
 
         Arguments:
             domain: The domain.
+            natural: Whether its images are natural ones, where that is known better than by these
+                signs, as of traffic signs.
             options: What differs.
         """
-        natural = domain.is_image and domain.shape[0] == 3
-        natural = natural and not any(name in domain.name.lower() for name in UNNATURAL)
+        if natural is None:
+            natural = domain.is_image and domain.shape[0] == 3
+            natural = natural and not any(name in domain.name.lower() for name in UNNATURAL)
         usual: dict[str, Any] = {"flip": True, "colour": 0.3} if natural else {}
         return cls(**{**usual, **options})
 

@@ -32,6 +32,7 @@ from ..teachers.classifier import autocasting
 from ..trust import Judge, can_judge, hold_contest, make_judges
 from .job import Job, PlannedStage
 from .planning import TRAIN, make_plan
+from .synthesis import weakness
 
 STAGE = "choose"
 STEPS, MIN_STEPS = 200, 40  # of a short training; with fewer nothing can be told
@@ -285,10 +286,18 @@ def _noting(name: str, failed: dict[str, str] | None) -> Iterator[None]:
 
 
 def _make(job: Job, source: Synthesizer) -> Made:
-    """Inputs of one synthesizer, which all mixtures with it share."""
+    """Inputs of one synthesizer, which all mixtures with it share.
+
+    Raises:
+        TrainingError: If its loss stays non-finite, or no student of a run would learn from them.
+    """
     purpose = f"{STAGE} {source.name}"
     generator = seeded_generator(job.config.seed, purpose, job.device)
     source.fit(job.teacher, job.samples, None, generator)
+    looks = seeded_generator(job.config.seed, f"{purpose} diagnostics", job.device)
+    weak = weakness(source, source.diagnose(job.teacher, looks))
+    if weak is not None:
+        raise TrainingError(f"{weak}.")
     part = source.part(heldout=False)
     inputs, logits, labels = generate_labelled([part], job.teacher, _set_size(job), generator)
     return inputs.cpu(), logits.cpu(), labels.cpu()

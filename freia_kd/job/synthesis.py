@@ -13,6 +13,7 @@ from ..compression.cost import affordable
 from ..data.synthetic import SyntheticSet, SyntheticWriter, shard_path
 from ..domain import Domain
 from ..errors import TrainingError
+from ..objectives.monitors import Diagnostics
 from ..report.plots import plot_grid, write_png
 from ..students import Student, StudentSpec, seeded_generator
 from ..synthesizers.contract import Synthesizer
@@ -114,15 +115,12 @@ def _diagnose(job: Job, synthesizer: Synthesizer, stage: str) -> None:
     """Records how a synthesizer's inputs look to the teacher, and says what looks wrong."""
     generator = seeded_generator(job.config.seed, "diagnostics", job.device)
     found = synthesizer.diagnose(job.teacher, generator)
-    least = synthesizer.min_probability
-    reliable = not least or found is None or found.confidence >= least
+    weak = weakness(synthesizer, found)
     warnings = [] if found is None else found.warnings(synthesizer.advice())
-    if found is not None and not reliable:
+    if weak is not None:
         name = synthesizer.name
         warnings.append(
-            "The teacher gives the classes asked for a mean probability of "
-            f"{found.confidence:.2f} (expected {least:.2f} or more), so that no student learns "
-            f"from these images: optimise longer (--set {name}.steps=...), join another method "
+            f"{weak}: optimise longer (--set {name}.steps=...), join another method "
             f"(--synthesizer {name}+NAME), or take them as they are (--set "
             f"{name}.min_probability=0)."
         )
@@ -131,10 +129,26 @@ def _diagnose(job: Job, synthesizer: Synthesizer, stage: str) -> None:
         "warnings": warnings,
         "distinct": synthesizer.distinct,
         "chosen": synthesizer.chosen,
-        "reliable": reliable,
+        "reliable": weak is None,
     }
     for warning in warnings:
         job.run.progress.note(f"Warning: {stage}: {warning}")
+
+
+def weakness(synthesizer: Synthesizer, found: Diagnostics | None) -> str | None:
+    """Why no student learns from inputs that look like this to the teacher, or `None` if one may.
+
+    Arguments:
+        synthesizer: What made them.
+        found: How they look.
+    """
+    least = synthesizer.min_probability
+    if not least or found is None or found.confidence >= least:
+        return None
+    return (
+        f"The teacher gives the classes asked for a mean probability of {found.confidence:.2f} "
+        f"(expected {least:.2f} or more), so that no student learns from these images"
+    )
 
 
 def shard_size(domain: Domain) -> int:

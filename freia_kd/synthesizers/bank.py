@@ -29,6 +29,8 @@ class BankOptions(Config):
         augment: Whether they are augmented (:class:`~freia_kd.data.augment.Augmentation`): where
             they are fewer than 1,000 (`"few"`), `"always"` or `"never"`.
         mixing: The share of inputs that are mixed with another, where no label is asked for.
+        natural: Whether they may be mirrored and change colours, as natural images may; `None`
+            goes by the domain (:meth:`~freia_kd.data.augment.Augmentation.for_domain`).
 
     Raises:
         ConfigError: If a value makes no sense.
@@ -36,12 +38,13 @@ class BankOptions(Config):
 
     augment: Augment = "few"
     mixing: Probability = 0.5
+    natural: bool | None = None
 
     def augmentation(self, domain: Domain, count: int) -> Augmentation | None:
         """How so many inputs of a domain are augmented, or `None` if they are not."""
         if self.augment == "never" or (self.augment == "few" and count >= FEW):
             return None
-        return Augmentation.for_domain(domain, mixing=self.mixing)
+        return Augmentation.for_domain(domain, self.natural, mixing=self.mixing)
 
 
 class Bank(Synthesizer):

@@ -47,6 +47,7 @@ class BDNFOptions(Config):
         gamma: The weight of the real samples' likelihood (the paper's 1e-2).
         augment: Whether real samples are augmented before the flow learns their likelihood, without
             mixing them (:class:`~freia_kd.data.augment.Augmentation`); the paper's are not.
+        natural: As of :class:`~freia_kd.synthesizers.bank.BankOptions`, where they are augmented.
         steps: Training steps.
         batch_size: Latents in a step.
         learning_rate: Adam's (the paper's 1e-4, with far more steps), falling to 0 as a cosine.
@@ -70,6 +71,7 @@ class BDNFOptions(Config):
     beta: NonNegative = 10.0
     gamma: NonNegative = 1e-2
     augment: bool = True
+    natural: bool | None = None
     steps: Count = 600
     batch_size: Count = 128
     learning_rate: Positive = 1e-3
@@ -255,7 +257,8 @@ class BDNF(Synthesizer):
         rows = torch.randint(len(samples), (few,), generator=generator, device=generator.device)
         x, y = samples.take(rows)
         if self.options.augment:
-            x = Augmentation.for_domain(domain, mixing=0.0)(x, generator, domain)
+            change = Augmentation.for_domain(domain, self.options.natural, mixing=0.0)
+            x = change(x, generator, domain)
         # Where they are too few to be shared evenly, every process learns from all.
         own = slice(None) if few % ranks.count() else ranks.share(few)
         return Batch(z, c, x[own], y[own], ranks.own_noise(generator))

@@ -3,6 +3,7 @@ import torch
 
 from freia_kd.data.augment import Augmentation
 from freia_kd.domain import DOMAINS, Domain
+from freia_kd.synthesizers.samples import SamplesOptions
 
 STILL = {"rotation": 0.0, "scale": 0.0, "shear": 0.0, "shift": 0.0, "elastic": 0.0, "mixing": 0.0}
 
@@ -131,6 +132,17 @@ def test_flips_and_colours_are_for_natural_images(domain, natural):
     assert change.flip == natural
     assert (change.colour > 0) == natural
     assert change.mixing == 0.25
+
+
+@pytest.mark.parametrize("natural", [True, False])
+def test_whether_images_are_natural_can_be_said(natural):
+    for domain in (DOMAINS["cifar10"], DOMAINS["mnist"]):
+        change = Augmentation.for_domain(domain, natural, mixing=0.0)
+        assert (change.flip, change.colour > 0) == (natural, natural)
+        x = torch.rand(64, *domain.shape, generator=generator())
+        assert change(x, generator(), domain).shape == x.shape
+    options = SamplesOptions(natural=natural)
+    assert options.augmentation(DOMAINS["cifar10"], 10).flip == natural
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from freia_kd.report.run import run_document
 from freia_kd.report.schema import Candidate, Difference
 from freia_kd.synthesizers import proxy
 from freia_kd.synthesizers.adversarial import DFAD
+from freia_kd.synthesizers.knowledge_within import KWInception
 from freia_kd.teachers import Teacher, build_net
 from freia_kd.trust import make_judges
 from freia_kd.trust.contest import Stratum
@@ -102,6 +103,17 @@ def test_only_what_is_surely_better_takes_the_place_of_the_default(monkeypatch, 
     choice = choose()
     assert choice.synthesizer == taken
     assert ("does not tell" in choice.sentence) == (taken != "leaves")
+
+
+def test_inputs_that_no_student_would_learn_from_are_not_tried(monkeypatch):
+    """Seen to fail: a run that chose them would have left them out."""
+    short = {"images": 20, "batch_size": 20, "steps": 1, "learning_rate": 1e-3}
+    monkeypatch.setattr(KWInception, "presets", {"quick": short})
+    monkeypatch.setattr(choosing, "AUTO_TRIES", ("leaves", "kw-inception"))
+    choice = choose()
+    assert {c.synthesizer for c in choice.candidates} == {"leaves+figures", "leaves"}
+    assert choice.failed.keys() == {"kw-inception"}
+    assert "(expected 0.90 or more)" in choice.failed["kw-inception"]
 
 
 def test_an_auto_run_goes_on_with_what_it_chose(tmp_path, monkeypatch):
