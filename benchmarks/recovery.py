@@ -29,10 +29,13 @@ import torch
 import yaml
 
 import freia_kd
+from freia_kd import StudentSpec
+from freia_kd.compression import Tucker
 from freia_kd.data.datasets import LabelledData, load_dataset
 from freia_kd.domain import DOMAINS, Domain
 from freia_kd.files import write_json, write_text
 from freia_kd.report.schema import StudentResult, recovery
+from freia_kd.students import as_specs
 from freia_kd.synthesizers import build_synthesizers
 from freia_kd.synthesizers.bdnf import PUBLISHED
 from freia_kd.teachers import Classifier, build_net, save_classifier, train_classifier
@@ -67,6 +70,15 @@ def some(data: LabelledData, count: int, seed: int, per_class: bool = False) -> 
     classes = range(int(data.labels.max()) + 1)
     rows = torch.cat([order[labels == k][:count] for k in classes]) if per_class else order[:count]
     return LabelledData(*data.take(rows), data.name)
+
+
+def students_of(recipe: dict, names: list[str] | None) -> list[StudentSpec]:
+    """The papers' students, or those of shares of the multiply-accumulates; by name, if asked."""
+    goals = recipe.get("macs")
+    specs = as_specs(["1", "2", "3"])
+    if goals:
+        specs = [StudentSpec((Tucker(target="macs", goal=g),), f"macs-{g}") for g in goals]
+    return [spec for spec in specs if not names or spec.name in names]
 
 
 def domain_of(recipe: dict) -> Domain:
@@ -107,7 +119,7 @@ def distil(
     method: str,
     recipe: dict,
     teacher: Path,
-    students: list[str],
+    students: list[StudentSpec],
     seed: int,
     train: LabelledData,
     judge: LabelledData,
@@ -166,7 +178,7 @@ def run(
         known = json.loads(path.read_text()) if path.exists() else []
         own = [k for k in known if k["settings"] == arguments.settings]
         made = {student for entry in own for student in entry["students"]}
-        left = [student for student in arguments.students if student not in made]
+        left = [s for s in students_of(recipe, arguments.students) if s.name not in made]
         if left:
             todo[method] = (path, known, left)
     if not todo:
@@ -298,7 +310,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="teachers by name; all of the role if left out")
     parser.add_argument("--seeds", type=int, nargs="+", help="of those named; all if left out")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["ours", "real"])
-    parser.add_argument("--students", nargs="+", default=["1", "2", "3"])
+    parser.add_argument("--students", nargs="+", help="by name; all if left out")
     parser.add_argument("--data-root")
     parser.add_argument("--cifar10", help="a folder of images with train/ and test/")
     parser.add_argument("--work", type=Path, default=Path("recovery"), help="where all is kept")

@@ -10,6 +10,7 @@ import click
 
 from freia_kd.config import DistillationOptions, Precision, get_preset, losses
 from freia_kd.errors import UsageError
+from freia_kd.files import TRIAL
 from freia_kd.flows import FLOWS
 from freia_kd.registry import COMPRESSIONS
 from freia_kd.synthesizers import (
@@ -174,7 +175,13 @@ def remember_run(command: str, folder: str | None, given: dict[str, Any]) -> Non
 
     def say() -> str:
         if folder is None or not Path(folder, "run.json").exists():
-            return f"Interrupted before the run in {folder} began; nothing was written."
+            began = f"Interrupted before the run in {folder} began"
+            if folder is None or not any(Path(folder).glob(f"{TRIAL}*")):
+                return f"{began}; nothing was written."
+            return (
+                f"{began}. The trials that ended are kept in it: give the command again, with "
+                f"--out {shlex.quote(str(folder))}."
+            )
         return f"Interrupted. What was done is kept in {folder}; go on with: {shlex.join(words)}"
 
     click.get_current_context().meta[GO_ON] = say

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 PART = ".part-"  # how the name of a file begins that is not whole yet
+TRIAL = f"{PART}trial-"  # and of what trials leave until the run begins for which they are
 
 
 @contextmanager

@@ -28,7 +28,8 @@ from ..data.sources import PathLike, RealData, Source
 from ..device import choose_device
 from ..domain import Domain
 from ..errors import UsageError
-from ..job.opening import fingerprint, fingerprint_of
+from ..job.job import fingerprint
+from ..job.opening import fingerprint_of
 from ..runs import Run
 from ..students import StudentSpec, as_specs
 from ..synthesizers.answers import check_answers

@@ -29,7 +29,7 @@ from ..device import choose_device
 from ..domain import DOMAINS
 from ..errors import CheckpointError, UsageError, unknown
 from ..evaluation import accuracy
-from ..job.opening import fingerprint
+from ..job.job import fingerprint
 from ..runs import Run
 from ..students import as_specs
 from ..synthesizers import default_synthesizer

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +22,8 @@ from .. import ranks
 from ..config import DistillationOptions
 from ..data.synthetic import SyntheticSet, SyntheticWriter
 from ..distillation import train_student
-from ..errors import TrainingError, UsageError
+from ..errors import CheckpointError, TrainingError, UsageError
+from ..files import TRIAL
 from ..report import words
 from ..report.schema import Candidate, Choice
 from ..students import StudentSpec, build, calibration_set, seeded_generator
@@ -29,8 +33,10 @@ from ..synthesizers.on_the_fly import generate_labelled
 from ..synthesizers.samples import Samples
 from ..teachers import Classifier
 from ..teachers.classifier import autocasting
+from ..training.state import load_state, save_state
 from ..trust import Judge, can_judge, hold_contest, make_judges
-from .job import Job, PlannedStage
+from ..version import __version__
+from .job import Job, PlannedStage, fingerprint, options_of
 from .planning import TRAIN, make_plan
 from .synthesis import weakness
 
@@ -264,12 +270,12 @@ def train_candidates(trials: Trials, failed: dict[str, str] | None = None) -> di
         made = dict[str, Made]()
         for source in _sources(trials.mixtures):
             with _noting(source.name, failed):
-                made[source.name] = _make(job, source)
+                made[source.name] = _made(job, source)
         for number, (name, parts) in enumerate(trials.mixtures.items(), 1):
             own = [made[name_of(part)] for part in parts if name_of(part) in made]
             if len(own) == len(parts):
                 with _noting(name, failed):
-                    students[name] = _train(trials, copy.deepcopy(first), own)
+                    students[name] = _trained(trials, first, own)
             stage.update(number, {})
     return students
 
@@ -283,6 +289,41 @@ def _noting(name: str, failed: dict[str, str] | None) -> Iterator[None]:
         if failed is None:
             raise
         failed[name] = str(error)
+
+
+def _made(job: Job, source: Synthesizer) -> Made:
+    """Inputs of one synthesizer; those that are tried are kept, which depend on the job alone."""
+    if source.name not in AUTO_TRIES:
+        return _make(job, source)
+    names = ("inputs", "logits", "labels")
+    about = [source.name, _set_size(job), options_of(source)]
+    kept = _kept(job, about, lambda: dict(zip(names, _make(job, source), strict=True)))
+    return kept["inputs"], kept["logits"], kept["labels"]
+
+
+def _trained(trials: Trials, first: Classifier, made: Sequence[Made]) -> Classifier:
+    """A student after its short training, which is kept."""
+    job, student = trials.job, copy.deepcopy(first)
+    learned = [fingerprint({"inputs": x, "logits": logits}) for x, logits, _ in made]
+    about = [trials.steps, _spec(job).to_dict(), learned]
+    state = _kept(job, about, lambda: _train(trials, copy.deepcopy(first), made).state_dict())
+    student.load_state_dict(state)
+    return student.eval()
+
+
+def _kept(job: Job, about: list[Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a stopped call left of a trial, or what `make` makes, which is left for the next call.
+
+    The file's name holds a hash of all that it depends on. It is deleted when the run begins.
+    """
+    text = json.dumps([__version__, torch.__version__, job.config.to_dict(), about])
+    path = job.run / f"{TRIAL}{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
+    if path.exists():
+        with suppress(CheckpointError):  # a damaged one is made again
+            return load_state(path)
+    state = make()
+    save_state(path, state)
+    return state
 
 
 def _make(job: Job, source: Synthesizer) -> Made:

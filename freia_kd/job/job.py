@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -177,3 +178,11 @@ class Job:
 def options_of(synthesizer: Synthesizer) -> dict[str, Any]:
     """The options of a synthesizer, as the record has them."""
     return {} if synthesizer.options is None else synthesizer.options.to_dict()
+
+
+def fingerprint(tensors: dict[str, torch.Tensor]) -> str:
+    """The SHA-256 of named tensors."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

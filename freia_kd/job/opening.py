@@ -47,7 +47,7 @@ from .choosing import (
     name_of,
     plan_trials,
 )
-from .job import Job, JobConfig, options_of
+from .job import Job, JobConfig, fingerprint, options_of
 from .planning import too_large
 from .threads import settle_threads
 
@@ -288,14 +288,6 @@ def reopen_job(
         job.expect_evaluation()
     settle_threads(run, loaded, config.training.batch_size)
     return job
-
-
-def fingerprint(tensors: dict[str, torch.Tensor]) -> str:
-    """The SHA-256 of named tensors."""
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def fingerprint_of(data: LabelledData | None) -> str | None:

@@ -7,6 +7,7 @@ import pytest
 from cli_calls import FLOW, call, fails, faults
 
 from freia_kd.errors import UsageError
+from freia_kd.files import TRIAL
 
 
 def test_all_faults_are_reported_together(distill, tmp_path):
@@ -125,6 +126,19 @@ def test_proxy_images_are_shown_beside_the_rest(teacher_file, tmp_path):
 def test_minutes_and_steps_say_the_same(teacher_file):
     line = fails("distill", "--teacher", teacher_file, "--minutes", 5, "--set", "bdnf.steps=9")
     assert "--minutes and --set bdnf.steps both say how long" in line
+
+
+def test_an_interruption_of_trials_says_how_to_go_on(teacher_file, tmp_path, monkeypatch):
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("freia_kd.job.opening.plan_trials", stopped)
+    command = ["distill", "--teacher", teacher_file, "--synthesizer", "auto", "--preset", "quick"]
+    command += ["--out", tmp_path / "run"]
+    assert "began; nothing was written." in call(*command, code=130).stderr
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / f"{TRIAL}1.safetensors").touch()
+    assert f"again, with --out {tmp_path / 'run'}." in call(*command, code=130).stderr
 
 
 def test_auto_takes_methods_as_they_are(teacher_file):

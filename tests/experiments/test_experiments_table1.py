@@ -26,7 +26,7 @@ from freia_kd.experiments.table1 import plan_table1, recoveries, table1
 from freia_kd.experiments.trial import PublishedTrial
 from freia_kd.files import write_text
 from freia_kd.job import Plan
-from freia_kd.job.opening import fingerprint
+from freia_kd.job.job import fingerprint
 from freia_kd.report.schema import Proportion, Spread, TableResult
 from freia_kd.report.storage import read_result
 from freia_kd.runs import Run

@@ -10,6 +10,7 @@ from job_cases import TINY, make_data, make_teacher, students_in
 from freia_kd import api, distill, resume
 from freia_kd.domain import Domain
 from freia_kd.errors import TrainingError, UsageError
+from freia_kd.files import TRIAL
 from freia_kd.job import choosing, open_job
 from freia_kd.job import run as job_run
 from freia_kd.report.render import markdown
@@ -41,6 +42,12 @@ def sure_teacher():
         photographs = next(j for j in make_judges(teacher, 0, 64) if j.family == "photographs")
         teacher.net[-1].bias -= photographs.logits.mean(0)
     return teacher
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Trials keep what they made beside the run that they are for."""
+    monkeypatch.chdir(tmp_path)
 
 
 def choose(**options):
@@ -130,6 +137,43 @@ def test_an_auto_run_goes_on_with_what_it_chose(tmp_path, monkeypatch):
     found = resume(tmp_path / "run", teacher=sure_teacher(), synthesizer="auto")
     assert students_in(tmp_path / "run") == students_in(tmp_path / "whole")
     assert found.report.choice == replace(whole.report.choice, seconds=found.report.choice.seconds)
+
+
+def test_trials_that_are_stopped_go_on(tmp_path, monkeypatch):
+    """Seen to fail: the same command began them all again."""
+    whole = distill(sure_teacher(), out=tmp_path / "whole", **AUTO)
+    made, trained = [], []
+    make, train = choosing._make, choosing._train
+
+    def stop(trials, student, own):
+        if trained:
+            raise KeyboardInterrupt
+        trained.append(1)
+        return train(trials, student, own)
+
+    def note(into, call):
+        return lambda *given: into.append(1) or call(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(choosing, "_make", note(made, make))
+        patch.setattr(choosing, "_train", stop)
+        with pytest.raises(KeyboardInterrupt):
+            distill(sure_teacher(), out=tmp_path / "run", **AUTO)
+    assert (len(made), len(trained)) == (2, 1)
+    left = sorted((tmp_path / "run").iterdir())
+    assert len(left) == 3
+    assert all(path.name.startswith(TRIAL) for path in left)
+    left[0].write_bytes(left[0].read_bytes()[:100])  # made again
+    monkeypatch.setattr(choosing, "_make", note(made, make))
+    monkeypatch.setattr(choosing, "_train", note(trained, train))
+    found = distill(sure_teacher(), out=tmp_path / "run", **AUTO)
+    assert len(made) + len(trained) == 3 + 2 + 1
+    assert students_in(tmp_path / "run") == students_in(tmp_path / "whole")
+    assert found.report.choice == replace(whole.report.choice, seconds=found.report.choice.seconds)
+    assert not list((tmp_path / "run").glob(f"{TRIAL}*"))
+    other = choose(seed=1)  # nothing of another job is taken
+    assert len(made) + len(trained) == 6 + 5
+    assert other.candidates != found.report.choice.candidates
 
 
 def test_a_run_that_chose_nothing_is_not_resumed_by_auto(tmp_path):
