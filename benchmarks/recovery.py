@@ -30,7 +30,7 @@ import yaml
 
 import freia_kd
 from freia_kd import StudentSpec
-from freia_kd.compression import Tucker
+from freia_kd.compression import Tucker, load_teacher
 from freia_kd.data.datasets import LabelledData, load_dataset
 from freia_kd.domain import DOMAINS, Domain
 from freia_kd.files import write_json, write_text
@@ -187,7 +187,13 @@ def run(
     source = train if arguments.role == "development" else load_split(arguments, recipe, "test")
     judge = some(source, JUDGED, 0)
     teacher = make_teacher(arguments.work, name, recipe, seed, train)
+    net = load_teacher(teacher, recipe["arch"] if ":" in recipe["arch"] else None)
     for method, (path, known, left) in todo.items():
+        parts = build_synthesizers(METHODS[method][0] or [])
+        reasons = [part.unsupported_reason(net, train) for part in parts]
+        if any(reasons):
+            print(name, seed, method, "left out:", *filter(None, reasons), flush=True)
+            continue
         found = distil(arguments, method, recipe, teacher, left, seed, train, judge)
         entry = {
             "settings": arguments.settings,
