@@ -189,7 +189,8 @@ def run(
     teacher = make_teacher(arguments.work, name, recipe, seed, train)
     net = load_teacher(teacher, recipe["arch"] if ":" in recipe["arch"] else None)
     for method, (path, known, left) in todo.items():
-        parts = build_synthesizers(METHODS[method][0] or [])
+        names = METHODS[method][0]
+        parts = build_synthesizers(names) if names else []
         reasons = [part.unsupported_reason(net, train) for part in parts]
         if any(reasons):
             print(name, seed, method, "left out:", *filter(None, reasons), flush=True)
