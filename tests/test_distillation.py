@@ -11,7 +11,14 @@ import torch
 from freia_kd.compression import batchnorm_layers
 from freia_kd.config import DistillationOptions, losses
 from freia_kd.data.synthetic import SyntheticSet, SyntheticWriter, dequantise, quantise
-from freia_kd.distillation import GENTLE_RATE, NEW_RATE, distance, learning_rate, mix, train_student
+from freia_kd.distillation import (
+    GENTLE_RATE,
+    NEW_RATE,
+    distance,
+    learning_rate,
+    mix,
+    train_student,
+)
 from freia_kd.errors import UsageError
 from freia_kd.objectives import ActivationBoundaries
 from freia_kd.synthesizers import build_synthesizers
@@ -293,7 +300,7 @@ def test_the_averaged_weights_are_kept(teacher, data, monkeypatch):
         "freia_kd.distillation.agreement",
         lambda student, heldout, half: judged.append(copy.deepcopy(student.state_dict())) or 1.0,
     )
-    chosen = weights(teacher, data, steps=3, ema=0.6, heldout=data)
+    chosen = weights(teacher, data, steps=3, ema=0.6, learning_rate=2e-3, heldout=data)
     assert equal(chosen, kept)
     assert equal(chosen, judged[-1])
 
@@ -311,7 +318,7 @@ def test_activation_boundaries_are_learned_first(teacher, data, tmp_path):
         return loss(features).item()
 
     before = distance()
-    options = DistillationOptions(steps=21, boundaries=20 / 21, batch_size=64)
+    options = DistillationOptions(steps=21, boundaries=20 / 21, batch_size=64, learning_rate=2e-3)
     train_student(student, data, options, torch.Generator(), run, teacher=teacher)
     stages = {line["stage"]: line for line in read_metrics(run.folder)}
     assert stages["student-boundaries"]["step"] == 20

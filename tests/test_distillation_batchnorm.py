@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from freia_kd.data.synthetic import SyntheticSet, SyntheticWriter, dequantise, quantise
 from freia_kd.distillation import (
@@ -54,7 +55,7 @@ def test_batch_normalisation_keeps_its_statistics(normalised, data):
 def test_students_with_batch_normalisation_learn_gently(normalised, teacher):
     options = DistillationOptions()
     assert learning_rate(options, normalised) == GENTLE_RATE < RATE
-    assert learning_rate(options, teacher) == RATE
+    assert learning_rate(options, normalised, 0.5) == GENTLE_RATE
     assert learning_rate(options.changed(learning_rate=0.3), normalised) == 0.3
 
 
@@ -70,3 +71,28 @@ def test_dropout_does_not_blur_what_the_student_learns(normalised, data):
     first = trained()
     torch.manual_seed(2)
     assert torch.equal(first, trained())
+
+
+def test_small_students_learn_the_faster_the_further_they_have_to_go(teacher):
+    options = DistillationOptions()
+    rates = {a: learning_rate(options, teacher, a) for a in (None, 0.3, 0.9, 1.0)}
+    assert rates == pytest.approx({None: RATE, 0.3: 7e-3, 0.9: 1e-3, 1.0: 1e-4})
+    net = nn.Sequential(nn.Flatten(), nn.Linear(1024, 1024), nn.Linear(1024, 10))
+    wide = Classifier(net, teacher.domain, "wide")
+    assert [learning_rate(options, wide, a) for a in (0.3, 0.9)] == pytest.approx([RATE, 1e-3])
+    assert learning_rate(options.changed(learning_rate=0.3), teacher, 0.9) == 0.3
+
+
+def test_the_rate_goes_by_held_out_inputs(teacher, data, monkeypatch):
+    """Seen to fail: without them the same rate for all."""
+    options, rates, adam = DistillationOptions(steps=1, batch_size=16), [], torch.optim.Adam
+
+    def spy(parameters, rate, **others):
+        rates.append(rate)
+        return adam(parameters, rate, **others)
+
+    monkeypatch.setattr(torch.optim, "Adam", spy)
+    for heldout in (None, data):
+        student = Classifier(copy.deepcopy(teacher.net), teacher.domain, teacher.arch)
+        train_student(student, data, options, heldout=heldout)
+    assert rates == pytest.approx([RATE, 1e-4])  # it is its teacher
