@@ -81,6 +81,11 @@ def students_of(recipe: dict, names: list[str] | None) -> list[StudentSpec]:
     return [spec for spec in specs if not names or spec.name in names]
 
 
+def code_of(recipe: dict) -> str | None:
+    """The architecture, where only code can make it: files name no such code by themselves."""
+    return recipe["arch"] if ":" in recipe["arch"] else None
+
+
 def domain_of(recipe: dict) -> Domain:
     """The domain by which a teacher's inputs are normalised; "raw" ones are of 0 to 255."""
     domain = DOMAINS[recipe["data"]]
@@ -137,7 +142,7 @@ def distil(
     with TemporaryDirectory() as folder:
         result = freia_kd.distill(
             teacher,
-            arch=recipe["arch"] if ":" in recipe["arch"] else None,
+            arch=code_of(recipe),
             students=students,
             synthesizer=build_synthesizers(names, arguments.preset, options) if names else None,
             preset=preset.changed(training=preset.training.changed(**arguments.training)),
@@ -187,7 +192,7 @@ def run(
     source = train if arguments.role == "development" else load_split(arguments, recipe, "test")
     judge = some(source, JUDGED, 0)
     teacher = make_teacher(arguments.work, name, recipe, seed, train)
-    net = load_teacher(teacher, recipe["arch"] if ":" in recipe["arch"] else None)
+    net = load_teacher(teacher, code_of(recipe))
     for method, (path, known, left) in todo.items():
         names = METHODS[method][0]
         parts = build_synthesizers(names) if names else []

@@ -272,11 +272,10 @@ class DistillationOptions(Config):
             inputs on which the student differs from its teacher before it learns (at least a
             hundredth; 2e-3 at most for other than small students, and without held-out inputs),
             5e-3 for new nets, and 2e-4 for students with batch normalisation: their frozen
-            statistics fit only weights that stay near the
-            teacher's. (ResNet14 on Fashion-MNIST, student 3, 100 steps on spectral noise, one
-            seed: agreement on held-out noise 81.4, 87.5, 87.3 and 82.0 % with 2e-3, 5e-4, 2e-4
-            and 1e-4, of which we take the lowest within a point of the best; accuracy 16.1,
-            40.2, 45.4 and 48.2 %, which was in view.)
+            statistics fit only weights that stay near the teacher's. (ResNet14 on Fashion-MNIST,
+            student 3, 100 steps on spectral noise, one seed: agreement on held-out noise 81.4,
+            87.5, 87.3 and 82.0 % with 2e-3, 5e-4, 2e-4 and 1e-4, of which we take the lowest within
+            a point of the best; accuracy 16.1, 40.2, 45.4 and 48.2 %, which was in view.)
         check_every: Steps between checks of the agreement on held-out synthetic inputs.
         patience: Checks without a better agreement after which training stops early; `None` for
             never. The learning rate then has not fallen to 0, so patience should be long.

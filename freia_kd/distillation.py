@@ -52,12 +52,14 @@ Rows = Callable[[int, torch.Generator], Tensor]  # from a step to the numbers of
 def learning_rate(
     options: DistillationOptions, student: Classifier, agreement: float | None = None
 ) -> float:
-    """The learning rate for a student, where the options leave it open.
+    r"""The learning rate for a student, where the options leave it open.
+
+    That of a small student is :math:`10^{-2} \max(1 - a, 0.01)` by its agreement a.
 
     Arguments:
         options: The options.
         student: The student before its training.
-        agreement: Its agreement with the teacher on held-out inputs, if that is known.
+        agreement: Its agreement with the teacher on held-out inputs, in [0, 1], if that is known.
     """
     if options.learning_rate is not None:
         return options.learning_rate
@@ -99,8 +101,8 @@ def train_student(
             activation boundaries are a part of it of that name.
         heldout: Synthetic inputs that choose the weights: of those before any training and every
             `check_every` steps, the student ends with the ones that agree best with the teacher on
-            those of even index, the later ones of equals. Without them it ends with the last
-            weights.
+            those of even index, the later ones of equals. They also tell the learning rate. Without
+            them it ends with the last weights.
         teacher: The teacher on the same device, for options that need it.
         precision: `"bf16"` computes in bfloat16 where torch finds that safe; else it is float32,
             as weights always are.

@@ -11,14 +11,7 @@ import torch
 from freia_kd.compression import batchnorm_layers
 from freia_kd.config import DistillationOptions, losses
 from freia_kd.data.synthetic import SyntheticSet, SyntheticWriter, dequantise, quantise
-from freia_kd.distillation import (
-    GENTLE_RATE,
-    NEW_RATE,
-    distance,
-    learning_rate,
-    mix,
-    train_student,
-)
+from freia_kd.distillation import GENTLE_RATE, NEW_RATE, distance, learning_rate, mix, train_student
 from freia_kd.errors import UsageError
 from freia_kd.objectives import ActivationBoundaries
 from freia_kd.synthesizers import build_synthesizers

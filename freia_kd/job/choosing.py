@@ -306,8 +306,7 @@ def _trained(trials: Trials, first: Classifier, made: Sequence[Made]) -> Classif
     job, student = trials.job, copy.deepcopy(first)
     learned = [fingerprint({"inputs": x, "logits": logits}) for x, logits, _ in made]
     about = [trials.steps, _spec(job).to_dict(), learned]
-    state = _kept(job, about, lambda: _train(trials, copy.deepcopy(first), made).state_dict())
-    student.load_state_dict(state)
+    student.load_state_dict(_kept(job, about, lambda: _train(trials, student, made).state_dict()))
     return student.eval()
 
 

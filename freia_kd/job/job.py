@@ -143,7 +143,7 @@ class Job:
         return make_judges(self.teacher, self.config.seed)
 
     @property
-    def learned(self) -> set[str]:
+    def families(self) -> set[str]:
         """The families of inputs from which its students learn."""
         return families_of(self.synthesizers)
 

@@ -159,7 +159,7 @@ def _measure_student(
 def _expect(job: Job, spec: StudentSpec, student: Classifier) -> Expectation | None:
     if not job.judges:
         return None
-    evidence = examine(student, job.judges, job.learned, is_new=spec.arch is not None)
+    evidence = examine(student, job.judges, job.families, is_new=spec.arch is not None)
     return read_calibration().expect(evidence)
 
 

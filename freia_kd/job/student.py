@@ -139,7 +139,7 @@ def _better(
     if before > after:
         return untrained
     nets = {"trained": trained.classifier, "untrained": untrained.classifier}
-    judges = [j for j in job.judges if j.family not in job.learned and can_judge(j)]
+    judges = [j for j in job.judges if j.family not in job.families and can_judge(j)]
     found, _ = hold_contest(nets, judges, job.config.seed)
     if not found or found[0].synthesizer == "trained" or found[1].behind.high >= 0:
         return trained
