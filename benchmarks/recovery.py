@@ -31,7 +31,7 @@ import yaml
 import freia_kd
 from freia_kd import StudentSpec
 from freia_kd.compression import Tucker, load_teacher
-from freia_kd.data.datasets import LabelledData, load_dataset
+from freia_kd.data.datasets import LabelledData, load_dataset, measure_domain
 from freia_kd.domain import DOMAINS, Domain
 from freia_kd.files import write_json, write_text
 from freia_kd.report.schema import StudentResult, recovery
@@ -87,8 +87,11 @@ def code_of(recipe: dict) -> str | None:
 
 
 def domain_of(recipe: dict) -> Domain:
-    """The domain by which a teacher's inputs are normalised; "raw" ones are of 0 to 255."""
-    domain = DOMAINS[recipe["data"]]
+    """The domain by which a teacher's inputs are normalised; "raw" ones are of 0 to 255.
+
+    That of a table is measured on its training rows, as `freiakd train-teacher` does.
+    """
+    domain = DOMAINS.get(recipe["data"]) or measure_domain(load_dataset(recipe["data"]))
     if not recipe.get("raw"):
         return domain
     return Domain(domain.shape, domain.classes, (0.0,), (1 / 255,), f"{domain.name}-raw")
@@ -177,12 +180,13 @@ def run(
     arguments: argparse.Namespace, name: str, recipe: dict, seed: int, methods: list[str]
 ) -> None:
     """The students of one teacher by each method that have not been made."""
-    todo = {}
+    todo, before = {}, {cell_of(row) for row in earlier(arguments)}
     for method in methods:
         path = arguments.work / arguments.role / f"{name}-{seed}-{method}.json"
         known = json.loads(path.read_text()) if path.exists() else []
         own = [k for k in known if k["settings"] == arguments.settings]
         made = {student for entry in own for student in entry["students"]}
+        made |= {student for *cell, student in before if cell == [name, seed, method]}
         left = [s for s in students_of(recipe, arguments.students) if s.name not in made]
         if left:
             todo[method] = (path, known, left)
@@ -214,6 +218,17 @@ def run(
         print(name, seed, method, accuracies, f"{found['minutes']:.1f} minutes", flush=True)
 
 
+def earlier(arguments: argparse.Namespace) -> list[dict]:
+    """The rows of the file to be written, if it has any, made with the same settings."""
+    path = arguments.out and arguments.out.with_suffix(".json")
+    if not path or not path.exists():
+        return []
+    known = json.loads(path.read_text())
+    if known["conditions"]["settings"] != arguments.settings:
+        raise SystemExit(f"{path} was made with {known['conditions']['settings']}")
+    return known["rows"]
+
+
 def collect(arguments: argparse.Namespace, named: dict) -> list[dict]:
     """Every student that has been measured with these settings, as a row of its own."""
     rows = []
@@ -229,6 +244,8 @@ def collect(arguments: argparse.Namespace, named: dict) -> list[dict]:
                     for student, found in entry["students"].items():
                         of = {"teacher": name, "seed": seed, "method": method, "student": student}
                         rows.append({**of, **found, **shared})
+    made = {cell_of(row) for row in rows}
+    rows += [row for row in earlier(arguments) if cell_of(row) not in made]
     best = {key_of(row): row["accuracy"] for row in rows if row["method"] == "real"}
     for row in rows:
         real = best.get(key_of(row))
@@ -238,8 +255,13 @@ def collect(arguments: argparse.Namespace, named: dict) -> list[dict]:
     return rows
 
 
-def key_of(row: dict) -> tuple[str, int, str]:
-    return row["teacher"], row["seed"], row["student"]
+def cell_of(row: dict) -> tuple[str, int, str, str]:
+    return row["teacher"], row["seed"], row["method"], row["student"]
+
+
+def key_of(row: dict) -> tuple[str, int, str, float, float]:
+    """A student of one teacher; another machine may train a slightly other one by the same seed."""
+    return row["teacher"], row["seed"], row["student"], row["teacher_accuracy"], row["before"]
 
 
 def tables(arguments: argparse.Namespace, rows: list[dict]) -> str:
