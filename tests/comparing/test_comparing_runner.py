@@ -128,11 +128,12 @@ def test_a_process_that_is_killed_stops_no_other(tmp_path):
 
 
 SCRIPT = """
-import sys
+import signal, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from test_comparing_runner import Progress, run_trials, trials
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells in the background ignore it
     list(run_trials(trials(Path(sys.argv[2]), "slow", "slow"), Progress(), workers=2))
 """
 
