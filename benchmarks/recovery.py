@@ -33,6 +33,7 @@ from freia_kd import StudentSpec
 from freia_kd.compression import Tucker, load_teacher
 from freia_kd.data.datasets import LabelledData, load_dataset, measure_domain
 from freia_kd.domain import DOMAINS, Domain
+from freia_kd.errors import TrainingError
 from freia_kd.files import write_json, write_text
 from freia_kd.report.schema import StudentResult, recovery
 from freia_kd.students import as_specs
@@ -204,7 +205,11 @@ def run(
         if any(reasons):
             print(name, seed, method, "left out:", *filter(None, reasons), flush=True)
             continue
-        found = distil(arguments, method, recipe, teacher, left, seed, train, judge)
+        try:
+            found = distil(arguments, method, recipe, teacher, left, seed, train, judge)
+        except TrainingError as error:  # such as inversions that miss their classes
+            print(name, seed, method, "left out:", error, flush=True)
+            continue
         entry = {
             "settings": arguments.settings,
             "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -145,8 +146,9 @@ def weakness(synthesizer: Synthesizer, found: Diagnostics | None) -> str | None:
     least = synthesizer.min_probability
     if not least or found is None or found.confidence >= least:
         return None
+    shown = math.floor(1000 * found.confidence) / 1000  # never what was expected, by rounding
     return (
-        f"The teacher gives the classes asked for a mean probability of {found.confidence:.2f} "
+        f"The teacher gives the classes asked for a mean probability of {shown:.3f} "
         f"(expected {least:.2f} or more), so that no student learns from these images"
     )
 

@@ -10,6 +10,8 @@ from freia_kd import distill, resume
 from freia_kd.data.synthetic import SyntheticSet
 from freia_kd.domain import Domain
 from freia_kd.errors import TrainingError
+from freia_kd.job.synthesis import weakness
+from freia_kd.objectives.monitors import Diagnostics
 from freia_kd.report.render import markdown
 from freia_kd.report.run import run_document
 from freia_kd.synthesizers import SYNTHESIZERS, get_synthesizer
@@ -17,7 +19,7 @@ from freia_kd.synthesizers.knowledge_within import KnowledgeWithinOptions, KWInc
 from freia_kd.teachers import Teacher, build_net
 
 SHORT = KnowledgeWithinOptions(images=20, batch_size=20, steps=1, learning_rate=1e-3)
-SAID = re.compile(r"kw-inception: .*mean probability of 0\.\d\d \(expected 0\.90 or more\)")
+SAID = re.compile(r"kw-inception: .*mean probability of 0\.\d{3} \(expected 0\.90 or more\)")
 LOW = {"students": ["1"], "preset": TINY, "device": "cpu"}
 
 
@@ -64,6 +66,12 @@ def test_only_methods_that_ask_for_a_class_must_reach_it():
     found = {n for n in SYNTHESIZERS.builtin if n != "proxy" and build(n).min_probability > 0}
     assert found == asking
     assert build("kw-mixture", {"min_probability": 0.5}).min_probability == 0.5
+
+
+def test_what_is_said_is_below_what_was_expected():
+    """Seen to fail: "0.90 (expected 0.90 or more)"."""
+    nearly = Diagnostics(0.8999, 1.0, (0.5, 0.5), (1.0, 1.0), True)
+    assert "of 0.899 (expected 0.90 or more)" in weakness(build("deepinversion"), nearly)
 
 
 def build(name, options=None):
