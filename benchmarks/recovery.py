@@ -181,13 +181,13 @@ def run(
     arguments: argparse.Namespace, name: str, recipe: dict, seed: int, methods: list[str]
 ) -> None:
     """The students of one teacher by each method that have not been made."""
-    todo, before = {}, {cell_of(row) for row in earlier(arguments)}
+    todo, before = {}, earlier(arguments)
     for method in methods:
         path = arguments.work / arguments.role / f"{name}-{seed}-{method}.json"
         known = json.loads(path.read_text()) if path.exists() else []
         own = [k for k in known if k["settings"] == arguments.settings]
         made = {student for entry in own for student in entry["students"]}
-        made |= {student for *cell, student in before if cell == [name, seed, method]}
+        made |= {row["student"] for row in before if cell_of(row)[:3] == (name, seed, method)}
         left = [s for s in students_of(recipe, arguments.students) if s.name not in made]
         if left:
             todo[method] = (path, known, left)
@@ -224,7 +224,7 @@ def run(
 
 
 def earlier(arguments: argparse.Namespace) -> list[dict]:
-    """The rows of the file to be written, if it has any, made with the same settings."""
+    """The rows that the file of `--out` has from earlier calls with the same settings, if any."""
     path = arguments.out and arguments.out.with_suffix(".json")
     if not path or not path.exists():
         return []

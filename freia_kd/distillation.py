@@ -54,7 +54,9 @@ def learning_rate(
 ) -> float:
     r"""The learning rate for a student, where the options leave it open.
 
-    That of a small student is :math:`10^{-2} \max(1 - a, 0.01)` by its agreement a.
+    New nets have theirs, and so have students with batch normalisation. Of others it is
+    :math:`10^{-2} \max(1 - a, 0.01)` by their agreement a, for large ones 2e-3 at most; ours,
+    chosen on development teachers (`benchmarks/results/recovery-development.md`).
 
     Arguments:
         options: The options.
