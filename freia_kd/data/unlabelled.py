@@ -33,7 +33,8 @@ def read_unlabelled(source: PathLike, domain: Domain, most: int | None = None) -
             `images` (or a single array of another name): uint8, or floats in [0, 1], with shape
             `(N, H, W)`, `(N, C, H, W)` or `(N, H, W, C)`; vectors are floats `(N, D)`.
         domain: The domain that they are made to fit.
-        most: The most inputs that are read, in the order of the files' names.
+        most: The most inputs that are read. Of more, these are evenly spread over the order of the
+            files' names (or the array's rows), so that no folder of a class is left out.
 
     Returns:
         uint8 images with shape `(N, *shape)`, or float vectors.
@@ -55,9 +56,10 @@ def read_unlabelled(source: PathLike, domain: Domain, most: int | None = None) -
 def _read_file(path: Path, domain: Domain, most: int | None) -> Tensor:
     if not path.is_file():
         raise UsageError(f"There is no folder or file {path}; give images or an .npz file.")
-    inputs = torch.from_numpy(np.ascontiguousarray(_read_array(path)[:most]))
-    if len(inputs) == 0:
+    array = _read_array(path)
+    if len(array) == 0:
         raise UsageError(f"{path} holds no inputs.")
+    inputs = torch.from_numpy(np.ascontiguousarray(array[_spread(len(array), most)]))
     if not domain.is_image:
         return _as_vectors(path, inputs, domain)
     return _as_images(path, inputs, domain)
@@ -66,9 +68,10 @@ def _read_file(path: Path, domain: Domain, most: int | None) -> Tensor:
 def _read_folder(folder: Path, domain: Domain, most: int | None) -> Tensor:
     if not domain.is_image:
         raise UsageError(f"Expected vectors of shape {domain.shape}; {folder} is a folder.")
-    files = _image_files(folder, "**/*")[:most]
+    files = _image_files(folder, "**/*")
     if not files:
         raise UsageError(f"There are no images in {folder}.")
+    files = [files[i] for i in _spread(len(files), most)]
     images, faults = [], []
     for path in files:
         try:
@@ -78,6 +81,12 @@ def _read_folder(folder: Path, domain: Domain, most: int | None) -> Tensor:
     if faults:
         _refuse(folder, faults)
     return torch.stack(images)
+
+
+def _spread(count: int, most: int | None) -> np.ndarray:
+    """The indices of `most` of `count` things, evenly spread; all of them where there are fewer."""
+    kept = count if most is None else min(count, most)
+    return np.arange(kept) * count // kept
 
 
 def _read_array(path: Path) -> np.ndarray:

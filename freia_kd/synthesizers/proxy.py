@@ -25,7 +25,7 @@ class ProxyOptions(BankOptions):
     Arguments:
         source: A folder of images, read with its subfolders, or an .npz file, see
             :func:`~freia_kd.data.unlabelled.read_unlabelled`. Labels are not read.
-        most: The most images that are read, in the order of their names.
+        most: The most images that are read; of more, evenly spread over the order of their names.
 
     Raises:
         ConfigError: If a value makes no sense.

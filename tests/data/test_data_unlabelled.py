@@ -30,7 +30,20 @@ def test_a_folder_of_any_sizes_and_colours(domain, tmp_path):
     assert x.dtype == torch.uint8
     if domain is COLOUR:
         assert np.array_equal(x[0].permute(1, 2, 0), pixels(6, 8, 3))  # b.png, of the same size
-    assert torch.equal(read_unlabelled(tmp_path, domain, most=2), x[:2])
+    assert torch.equal(read_unlabelled(tmp_path, domain, most=3), x)
+
+
+def test_the_most_that_are_read_come_from_every_folder(tmp_path):
+    shades = np.repeat(np.arange(6, dtype=np.uint8), 48).reshape(6, 6, 8)
+    names = ("cat/1", "cat/2", "cat/3", "dog/1", "dog/2", "emu/1")
+    for name, shade in zip(names, shades, strict=True):
+        path = tmp_path / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(shade).save(path)
+    np.savez(tmp_path / "a.npz", x=shades)
+    for most, rows in ((3, [0, 2, 4]), (4, [0, 1, 3, 4]), (9, list(range(6)))):
+        for source in (tmp_path, tmp_path / "a.npz"):
+            assert read_unlabelled(source, GREY, most)[:, 0, 0, 0].tolist() == rows
 
 
 @pytest.mark.parametrize(
