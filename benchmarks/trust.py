@@ -42,7 +42,7 @@ NAMED = HERE / "recovery-teachers.json"
 RESULT = HERE / "results" / "trust.json"
 ROLES = ("development", "calibration")
 NEW = StudentSpec(arch="lenet5", name="new")
-SIZE, HELDOUT = 4_096, 512
+SIZE, HELDOUT = 16_384, 512
 CANDIDATES = [  # features to predict by, shown beside those that are shipped
     ("agreement",),
     ("agreement", "new"),
@@ -61,12 +61,14 @@ PLANS = {
         ("leaves", 40, ("2",)),
         ("leaves", 200, ("1", "3", NEW)),
         ("photos+leaves", 400, ("3", NEW)),
+        ("leaves+figures", 2_000, ("1", "2", "3")),
     ],
     "resnet14": [
         ("uniform", 30, ("1", "3")),
         ("leaves", 30, ("3",)),
         ("spectral+photos", 30, ("2",)),
         ("leaves", 90, ("3",)),
+        ("leaves+figures", 240, ("1", "3")),
     ],
 }
 
@@ -130,7 +132,7 @@ def fit(names, conditions, rows):
         "teachers": teachers,
         "date": datetime.now(timezone.utc).date().isoformat(),
         "command": f"python benchmarks/trust.py --fit {' '.join(names)}",
-        "students": "papers' students 1 to 3 and new LeNet5s, untrained or of 30 to 400 steps",
+        "students": "papers' students 1 to 3 and new LeNet5s, untrained or of 30 to 2,000 steps",
         "torch": conditions["torch"],
     }
     found = calibrate(cases, names, about)
