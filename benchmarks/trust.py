@@ -97,6 +97,7 @@ def students_of(arguments, name, recipe, seed, known):
                 said = predict(student, test)
                 yield {
                     **key,
+                    "size": SIZE,
                     "evidence": asdict(examine(student, judges, learned, spec.arch is not None)),
                     "agreement": share_equal(said, answers),
                     "accuracy": share_equal(said, test.labels),
@@ -184,7 +185,6 @@ def main():
     rows = known["rows"]
     conditions = {
         "test_images": arguments.test_images,
-        "size": SIZE,
         "training": asdict(DistillationOptions()),
         "threads": 1,
         "torch": torch.__version__,
