@@ -35,7 +35,7 @@ from freia_kd.data.datasets import LabelledData, load_dataset, measure_domain
 from freia_kd.domain import DOMAINS, Domain
 from freia_kd.errors import TrainingError
 from freia_kd.files import write_json, write_text
-from freia_kd.report.schema import StudentResult, recovery
+from freia_kd.report.schema import MIN_GAP, StudentResult, recovery
 from freia_kd.students import as_specs
 from freia_kd.synthesizers import build_synthesizers
 from freia_kd.synthesizers.bdnf import PUBLISHED
@@ -273,8 +273,9 @@ def tables(arguments: argparse.Namespace, rows: list[dict]) -> str:
     """A table of each method, a line for each student of a teacher."""
     lines = [
         f"Preset `{arguments.preset}`, {arguments.role} teachers; {json.dumps(arguments.settings)};"
-        " mean and standard deviation over seeds; students' accuracy and agreement in %. Minutes "
-        "are of the processor, for a student with everything that it takes, report included.",
+        " mean and standard deviation over seeds; students' accuracy and agreement in %. There is "
+        f"no recovery where real images gain less than {100 * MIN_GAP:.0f} points. Minutes are of "
+        "the processor, for a student with everything that it takes, report included.",
     ]
     for method, title in TITLES.items():
         chosen = [row for row in rows if row["method"] == method]
@@ -291,6 +292,7 @@ def table(rows: list[dict]) -> list[str]:
     ]
     for name, student in sorted({(r["teacher"], r["student"]) for r in rows}):
         own = [r for r in rows if (r["teacher"], r["student"]) == (name, student)]
+        own.sort(key=lambda row: row["seed"])
         cells = [
             name,
             ", ".join(str(r["seed"]) for r in own),
@@ -340,7 +342,8 @@ def expected(found: list[dict | None]) -> str:
 def share(values: list[float | None]) -> str:
     known = [value for value in values if value is not None]
     deviation = f" ± {statistics.stdev(known):.2f}" if len(known) > 1 else ""
-    return f"{statistics.mean(known):.2f}{deviation}" if known else "n/a"
+    part = f" ({len(known)} of {len(values)})" if len(known) < len(values) else ""
+    return f"{statistics.mean(known):.2f}{deviation}{part}" if known else "n/a"
 
 
 def main() -> None:
