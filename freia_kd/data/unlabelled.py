@@ -57,8 +57,10 @@ def _read_file(path: Path, domain: Domain, most: int | None) -> Tensor:
     if not path.is_file():
         raise UsageError(f"There is no folder or file {path}; give images or an .npz file.")
     array = _read_array(path)
-    if len(array) == 0:
+    if array.ndim == 0 or len(array) == 0:
         raise UsageError(f"{path} holds no inputs.")
+    if array.dtype.kind not in "biuf":
+        raise UsageError(f"{path}: expected numbers; got {array.dtype}.")
     inputs = torch.from_numpy(np.ascontiguousarray(array[_spread(len(array), most)]))
     if not domain.is_image:
         return _as_vectors(path, inputs, domain)

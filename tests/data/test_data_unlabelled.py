@@ -86,6 +86,10 @@ def test_faults_are_named(tmp_path):
         read_unlabelled(tmp_path / "nowhere", GREY)
     with pytest.raises(UsageError, match="There are no images in"):
         read_unlabelled(tmp_path, GREY)
+    for x, words in ((np.float32(1), "no inputs"), (np.array(["a"]), "expected numbers; got <U1")):
+        np.savez(tmp_path / "odd.npz", x=x)
+        with pytest.raises(UsageError, match=words):
+            read_unlabelled(tmp_path / "odd.npz", GREY)
     (tmp_path / "bad.npz").write_bytes(b"nothing")
     with pytest.raises(UsageError, match="is not a sound"):
         read_unlabelled(tmp_path / "bad.npz", GREY)
