@@ -317,17 +317,19 @@ class DistillationOptions(Config):
         elif self.divergence not in DIVERGENCES and ":" not in self.divergence:
             yield unknown(self.divergence, losses(), "loss")
 
-    def count(self, macs: int) -> int:
+    def count(self, macs: int, share: float = 1.0) -> int:
         """How many steps a student of a teacher takes.
 
         Arguments:
             macs: The multiply-accumulates of the teacher for one input.
+            share: The share of the steps to take where `steps` is `None`.
 
         Example:
-            >>> DistillationOptions().count(400_000), DistillationOptions(steps=9).count(400_000)
-            (6000, 9)
+            >>> options = DistillationOptions()
+            >>> options.count(400_000), options.count(400_000, 1 / 8), options.count(10**8, 1 / 8)
+            (6000, 750, 250)
         """
-        return self.steps or (6_000 if macs <= SMALL else 2_000)
+        return self.steps or round(share * (6_000 if macs <= SMALL else 2_000))
 
     @property
     def needs_teacher(self) -> bool:
@@ -369,6 +371,7 @@ class Preset(Config):
         heldout_size: How many more choose the weights and measure agreement.
         training: How the students are trained.
         bn: What becomes of batch normalisation in the students.
+        share: The share of the usual inputs and steps that is taken where they are `None`.
     """
 
     title: ClassVar[str] = "preset"
@@ -377,6 +380,7 @@ class Preset(Config):
     heldout_size: Size = 4_096
     training: DistillationOptions = field(default_factory=DistillationOptions)
     bn: BatchNormMode = "match"
+    share: Annotated[float, Gt(0), Le(1)] = 1.0
 
     def count(self, macs: int) -> int:
         """How many synthetic inputs the students of a teacher learn from.
@@ -388,7 +392,7 @@ class Preset(Config):
             >>> Preset().count(400_000), get_preset("quick").count(400_000)
             (131072, 16384)
         """
-        return self.set_size or (131_072 if macs <= SMALL else 65_536)
+        return self.set_size or round(self.share * (131_072 if macs <= SMALL else 65_536))
 
 
 def _paper() -> Preset:
@@ -400,7 +404,7 @@ def _paper() -> Preset:
 
 # Made when asked for, since to check options takes a library that loads slowly.
 PRESETS: dict[str, Callable[[], Preset]] = {
-    "quick": lambda: Preset("quick", 16_384, 2_048, DistillationOptions(steps=600)),
+    "quick": lambda: Preset("quick", heldout_size=2_048, share=1 / 8),
     "standard": Preset,
     "best": lambda: Preset("best", 262_144, training=DistillationOptions(steps=8_000, patience=10)),
     "paper": _paper,
@@ -414,8 +418,8 @@ def get_preset(name: str | Preset) -> Preset:
         ConfigError: If there is none of that name.
 
     Example:
-        >>> get_preset("quick").set_size
-        16384
+        >>> get_preset("paper").set_size
+        6400
     """
     if isinstance(name, Preset):
         return name

@@ -155,7 +155,8 @@ def open_comparison(
     given = teacher
     if not isinstance(teacher, Teacher) and not is_published(teacher):
         given = Path(teacher).absolute()
-    recipe, macs = training or sizes.training, count_macs(taught, taught.domain.shape)
+    macs, recipe = count_macs(taught, taught.domain.shape), training or sizes.training
+    recipe = recipe.changed(steps=recipe.count(macs, sizes.share))
     config = ComparisonConfig(
         teacher="in memory" if isinstance(teacher, Teacher) else os.fspath(teacher),
         teacher_sha256=fingerprint(taught.state_dict()),
@@ -169,7 +170,7 @@ def open_comparison(
         reference=_title(real),
         reference_sha256=fingerprint_of(real),
         preset=sizes.name,
-        training=recipe.changed(steps=recipe.count(macs)),
+        training=recipe,
         set_size=set_size or sizes.count(macs),
         heldout_size=sizes.heldout_size,
         device=chosen.type,
@@ -179,7 +180,7 @@ def open_comparison(
     else:
         _add_work(run, config)
     run.record.evaluation = None if evaluation is None else evaluation.source_fields
-    options = TrialOptions(given, few, sizes, training, set_size, arch, domain, device)
+    options = TrialOptions(given, few, sizes, recipe, set_size, arch, domain, device)
     trials = list(_trials(run.folder, [BASELINE, *methods], specs, seeds, options))
     if real is not None:
         options = replace(options, samples=real)

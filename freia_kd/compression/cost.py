@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from ..config import Runtime
+from ..config import LARGEST, Runtime
 from ..modes import evaluating
 from ..teachers.loading import file_state
 from .modules import hooked
@@ -80,7 +80,9 @@ class Speed:
         """From the times of both in each round; what slows a round down slows both alike.
 
         The interval holds for any distribution: its ends are order statistics of the ratios, which
-        the median leaves on one side with a probability below 2.5 %.
+        the median leaves on one side with a probability below 2.5 %. Rounds in which a clock stood
+        still are left out (that of a thread does, now and then, on a busy virtual machine); where
+        no other is left, the interval is without bounds.
 
         Arguments:
             before: The times of the other net.
@@ -92,8 +94,11 @@ class Speed:
         """
         from scipy.stats import binom
 
-        ratios = np.sort(np.asarray(before) / np.asarray(after))
+        pairs = [(b, a) for b, a in zip(before, after, strict=True) if b > 0 and a > 0]
+        ratios = np.sort([b / a for b, a in pairs])
         count = len(ratios)
+        if not count:
+            return cls(1.0, 0.0, LARGEST, 0)
         cut = max(int(binom.ppf(0.025, count, 0.5)), 1) - 1
         low, high = ratios[cut], ratios[count - 1 - cut]
         return cls(float(np.median(ratios)), float(low), float(high), count)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from .. import ranks
+from ..compression.cost import count_macs
 from ..config import get_preset
 from ..errors import UsageError
 from ..synthesizers.contract import Synthesizer
@@ -68,7 +69,8 @@ class Budget:
         return _multiplied(job, factor, round(ranks.agreed(size or factor * job.config.set_size)))
 
     def _least(self, job: Job) -> float:
-        return min(1.0, LEAST * get_preset("quick").training.count(0) / job.config.steps)
+        quick, macs = get_preset("quick"), count_macs(job.teacher, job.teacher.domain.shape)
+        return min(1.0, LEAST * quick.training.count(macs, quick.share) / job.config.steps)
 
     def _solve(self, job: Job, plan: Plan) -> tuple[float, int]:
         """The factor, and the size of the set where it is not multiplied by it, else 0."""

@@ -120,7 +120,7 @@ def open_job(
         synthesizer="+".join(_paths(chosen)),
         synthesizers={s.name: options_of(s) for s in synthesizers},
         flow_sha256=_flow_hash(synthesizers),
-        training=training.changed(steps=training.count(macs)),
+        training=training.changed(steps=training.count(macs, sizes.share)),
         bn=sizes.bn,
         set_size=sizes.count(macs) if set_size is None else set_size,
         heldout_size=sizes.heldout_size,
@@ -224,7 +224,7 @@ def reopen_job(
     if training is None:
         _expect_trusted("loss", old.training.divergence)
     few = _load_samples(samples, True, loaded, synthesizers)
-    sizes = None if preset is None else get_preset(preset)
+    sizes = get_preset(preset or old.preset)
     macs = count_macs(loaded, loaded.domain.shape)
     if isinstance(preset, Preset):  # one by name says nothing of what was chosen beside it
         set_size = preset.count(macs) if set_size is None else set_size
@@ -235,11 +235,11 @@ def reopen_job(
         arch=loaded.arch,
         domain=loaded.domain.to_dict(),
         samples_sha256=fingerprint_of(few),
-        preset=old.preset if sizes is None else sizes.name,
+        preset=sizes.name,
         synthesizer=chosen,
         synthesizers={s.name: options_of(s) for s in synthesizers},
         flow_sha256=_flow_hash(synthesizers),
-        training=training.changed(steps=training.count(macs)),
+        training=training.changed(steps=training.count(macs, sizes.share)),
         bn=preset.bn if isinstance(preset, Preset) else old.bn,
         set_size=old.set_size if set_size is None else set_size,
         heldout_size=preset.heldout_size if isinstance(preset, Preset) else old.heldout_size,

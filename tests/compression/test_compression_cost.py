@@ -187,6 +187,13 @@ def test_the_interval_of_a_speed_covers_its_median_as_often_as_it_says():
     assert Speed.of(3.0 * drift, drift) == Speed(pytest.approx(3), *[pytest.approx(3)] * 2, 25)
 
 
+def test_rounds_in_which_the_clock_stood_still_do_not_count():
+    still = Speed.of([2.0] * 20 + [0.0, 2.0, 0.0], [1.0] * 20 + [0.5, 0.0, 0.0])
+    assert still == Speed.of([2.0] * 20, [1.0] * 20)
+    none = Speed.of([2.0] * 20, [0.0] * 20)
+    assert (none.rounds, none.is_measurable) == (0, False)
+
+
 def costs(macs):
     return Costs(1, macs, 1, {1: 1}, {1: Latency(1.0, 0.9, 1.1, 1, 50)})
 

@@ -13,6 +13,7 @@ import torch
 from job_cases import NOISE, TINY, make_data, make_teacher, students_in
 
 from freia_kd import StudentSpec, distill, resume
+from freia_kd.comparing.opening import open_comparison
 from freia_kd.compression import Tucker
 from freia_kd.config import DistillationOptions, Preset
 from freia_kd.data.datasets import LabelledData
@@ -20,6 +21,7 @@ from freia_kd.data.synthetic import SyntheticWriter
 from freia_kd.errors import CheckpointError, UsageError
 from freia_kd.job import measure as job_measure
 from freia_kd.job import student as job_student
+from freia_kd.job.opening import open_job, reopen_job
 from freia_kd.report.storage import read_report
 from freia_kd.synthesizers.bdnf import BDNF, BDNFOptions
 from freia_kd.synthesizers.noise import Uniform
@@ -309,6 +311,28 @@ def test_what_differs_from_the_record_is_refused(run, options, message):
 def test_what_is_as_recorded_may_be_said_again(done, run):
     options = {**NOISE, "set_size": 48, "training": TINY.training, "seed": 0, "on_the_fly": False}
     assert resume(run, teacher=make_teacher(), students=["1"], **options).report == done.report
+
+
+@pytest.mark.parametrize("preset", ["quick", Preset("quick", share=1 / 10)])
+def test_steps_that_are_left_open_are_those_of_the_preset(tmp_path, preset):
+    options = {"synthesizer": "spectral", "training": DistillationOptions(temperature=4.0)}
+    new = open_job(make_teacher(), out=tmp_path / "run", preset=preset, **options)
+    assert new.config.training.steps == (750 if preset == "quick" else 600)
+    new.run.write()
+    again = reopen_job(tmp_path / "run", teacher=make_teacher(), preset=preset, **options)
+    assert again.config == new.config
+    (trial,) = open_comparison(
+        make_teacher(),
+        synthesizers=["spectral"],
+        seeds=1,
+        preset=preset,
+        training=options["training"],
+        out=tmp_path / "trials",
+    ).trials[1:]
+    for _ in range(2):  # at first, and again
+        job = trial.open()
+        assert job.config.training.steps == new.config.training.steps
+        job.run.write()
 
 
 def test_what_was_in_memory_must_be_given_again(tmp_path, run):
