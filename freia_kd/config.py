@@ -326,8 +326,8 @@ class DistillationOptions(Config):
 
         Example:
             >>> options = DistillationOptions()
-            >>> options.count(400_000), options.count(400_000, 1 / 8), options.count(10**8, 1 / 8)
-            (6000, 750, 250)
+            >>> options.count(400_000), options.count(400_000, 1 / 10), options.count(10**8, 1 / 10)
+            (6000, 600, 200)
         """
         return self.steps or round(share * (6_000 if macs <= SMALL else 2_000))
 
@@ -390,7 +390,7 @@ class Preset(Config):
 
         Example:
             >>> Preset().count(400_000), get_preset("quick").count(400_000)
-            (131072, 16384)
+            (131072, 13107)
         """
         return self.set_size or round(self.share * (131_072 if macs <= SMALL else 65_536))
 
@@ -404,7 +404,7 @@ def _paper() -> Preset:
 
 # Made when asked for, since to check options takes a library that loads slowly.
 PRESETS: dict[str, Callable[[], Preset]] = {
-    "quick": lambda: Preset("quick", heldout_size=2_048, share=1 / 8),
+    "quick": lambda: Preset("quick", heldout_size=2_048, share=1 / 10),
     "standard": Preset,
     "best": lambda: Preset("best", 262_144, training=DistillationOptions(steps=8_000, patience=10)),
     "paper": _paper,

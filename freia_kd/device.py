@@ -18,6 +18,7 @@ from .errors import ConfigError, UsageError
 Net = TypeVar("Net", bound=nn.Module)
 CHANNELS_LAST = ("cuda",)  # devices on which all nets have their channels last
 ROUNDS = 5  # in which work is timed by each number of threads
+MORE_ROUNDS = 15  # where fewer threads win by little: what slows more of them down may soon be over
 HOPELESS = 2.0  # times slower than another number of threads, from where one is timed only twice
 CLEARLY = 0.9  # of the time, which more threads must stay below to be taken
 
@@ -88,13 +89,31 @@ def fastest_threads(work: Callable[[], object]) -> int:
     before = torch.get_num_threads()
     times: dict[int, list[float]] = {before >> i: [] for i in reversed(range(before.bit_length()))}
     try:
-        for _ in range(ROUNDS):
-            best = min((min(t) for t in times.values() if t), default=float("inf"))
-            for threads, taken in times.items():
-                if len(taken) < 2 or min(taken) < HOPELESS * best:
-                    taken.append(_timed(work, threads))
+        _time(work, times, ROUNDS)
+        chosen = _fastest(times)
+        if any(threads > chosen for threads in _hopeful(times)):
+            _time(work, times, MORE_ROUNDS)
+            chosen = _fastest(times)
     finally:
         torch.set_num_threads(before)
+    return chosen
+
+
+def _time(work: Callable[[], object], times: dict[int, list[float]], rounds: int) -> None:
+    for _ in range(rounds):
+        hopeful = _hopeful(times)
+        for threads, taken in times.items():
+            if len(taken) < 2 or threads in hopeful:
+                taken.append(_timed(work, threads))
+
+
+def _hopeful(times: dict[int, list[float]]) -> list[int]:
+    """The numbers of threads whose best time is not far behind the best of all."""
+    best = {threads: min(taken) for threads, taken in times.items() if taken}
+    return [t for t, taken in best.items() if taken < HOPELESS * min(best.values())]
+
+
+def _fastest(times: dict[int, list[float]]) -> int:
     chosen, *more = times
     for threads in more:
         if statistics.median(times[threads]) < CLEARLY * statistics.median(times[chosen]):

@@ -313,11 +313,11 @@ def test_what_is_as_recorded_may_be_said_again(done, run):
     assert resume(run, teacher=make_teacher(), students=["1"], **options).report == done.report
 
 
-@pytest.mark.parametrize("preset", ["quick", Preset("quick", share=1 / 10)])
+@pytest.mark.parametrize("preset", ["quick", Preset("quick", share=1 / 5)])
 def test_steps_that_are_left_open_are_those_of_the_preset(tmp_path, preset):
     options = {"synthesizer": "spectral", "training": DistillationOptions(temperature=4.0)}
     new = open_job(make_teacher(), out=tmp_path / "run", preset=preset, **options)
-    assert new.config.training.steps == (750 if preset == "quick" else 600)
+    assert new.config.training.steps == (600 if preset == "quick" else 1200)
     new.run.write()
     again = reopen_job(tmp_path / "run", teacher=make_teacher(), preset=preset, **options)
     assert again.config == new.config
