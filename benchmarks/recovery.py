@@ -184,13 +184,12 @@ def run(
     todo, before = {}, earlier(arguments)
     for method in methods:
         path = arguments.work / arguments.role / f"{name}-{seed}-{method}.json"
-        known = json.loads(path.read_text()) if path.exists() else []
-        own = [k for k in known if k["settings"] == arguments.settings]
+        own = [k for k in entries(path) if k["settings"] == arguments.settings]
         made = {student for entry in own for student in entry["students"]}
         made |= {row["student"] for row in before if cell_of(row)[:3] == (name, seed, method)}
         left = [s for s in students_of(recipe, arguments.students) if s.name not in made]
         if left:
-            todo[method] = (path, known, left)
+            todo[method] = (path, left)
     if not todo:
         return
     train = load_split(arguments, recipe, "train")
@@ -198,7 +197,7 @@ def run(
     judge = some(source, JUDGED, 0)
     teacher = make_teacher(arguments.work, name, recipe, seed, train)
     net = load_teacher(teacher, code_of(recipe))
-    for method, (path, known, left) in todo.items():
+    for method, (path, left) in todo.items():
         names = METHODS[method][0]
         parts = build_synthesizers(names) if names else []
         reasons = [part.unsupported_reason(net, train) for part in parts]
@@ -218,9 +217,14 @@ def run(
             **found,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, [*known, entry])
+        write_json(path, [*entries(path), entry])  # another call may have added to it meanwhile
         accuracies = {k: v["accuracy"] for k, v in found["students"].items()}
         print(name, seed, method, accuracies, f"{found['minutes']:.1f} minutes", flush=True)
+
+
+def entries(path: Path) -> list[dict]:
+    """What has been measured of a teacher by a method, with any settings."""
+    return json.loads(path.read_text()) if path.exists() else []
 
 
 def earlier(arguments: argparse.Namespace) -> list[dict]:
@@ -241,7 +245,7 @@ def collect(arguments: argparse.Namespace, named: dict) -> list[dict]:
         for seed in seeds:
             for method in METHODS:
                 path = arguments.work / arguments.role / f"{name}-{seed}-{method}.json"
-                for entry in json.loads(path.read_text()) if path.exists() else []:
+                for entry in entries(path):
                     if entry["settings"] != arguments.settings:
                         continue
                     shared = {k: v for k, v in entry.items() if k not in ("students", "settings")}
