@@ -23,6 +23,7 @@ from recovery import NAMED, code_of, load_split, make_teacher, students_of
 import freia_kd
 from freia_kd.compression import load_teacher
 from freia_kd.files import write_json, write_text
+from freia_kd.job.synthesis import weakness
 from freia_kd.synthesizers import build_synthesizers
 
 METHODS = ("deepinversion", "adaptive-deepinversion", "kw-inception", "kw-mixture")
@@ -52,7 +53,7 @@ def invert(method: str, preset: str, path: Path, recipe: dict, seed: int) -> dic
         "probability": found.confidence,
         "hit_rate": found.hit_rate,
         "images": source.options.images,
-        "reliable": found.confidence >= source.min_probability,
+        "reliable": weakness(source, found) is None,
         "minutes": (time.process_time() - start) / 60,
     }
 

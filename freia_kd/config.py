@@ -263,10 +263,11 @@ class DistillationOptions(Config):
             ends with; 0 for the last weights themselves.
         balanced: Whether inputs are drawn so that the teacher's classes come up alike
             (:func:`~freia_kd.data.balance.class_balance`), and not all alike.
-        steps: Training steps. `None` is 2,000, and 6,000 for students of small teachers (at most a
-            million multiply-accumulates an input), for which that takes three minutes: student 3 of
-            two LeNet5s then has 95.8 % on MNIST and 76.0 % on Fashion-MNIST, not 95.3 and 75.6 %
-            (development teachers, judged on training images, one seed).
+        steps: Training steps. `None` is the preset's share of 2,000, and of 6,000 for students of
+            small teachers (at most a million multiply-accumulates an input), for which
+            all take three minutes: student 3 of two LeNet5s then has 95.8 % on MNIST and 76.0 % on
+            Fashion-MNIST, not 95.3 and 75.6 % (development teachers, judged on training images, one
+            seed).
         batch_size: Inputs in a step.
         learning_rate: Adam's, falling to 0 as a cosine. `None` is 1e-2 times the share of held-out
             inputs on which the student differs from its teacher before it learns (at least a

@@ -89,17 +89,18 @@ def fastest_threads(work: Callable[[], object]) -> int:
     before = torch.get_num_threads()
     times: dict[int, list[float]] = {before >> i: [] for i in reversed(range(before.bit_length()))}
     try:
-        _time(work, times, ROUNDS)
+        _take_turns(work, times, ROUNDS)
         chosen = _fastest(times)
         if any(threads > chosen for threads in _hopeful(times)):
-            _time(work, times, MORE_ROUNDS)
+            _take_turns(work, times, MORE_ROUNDS)
             chosen = _fastest(times)
     finally:
         torch.set_num_threads(before)
     return chosen
 
 
-def _time(work: Callable[[], object], times: dict[int, list[float]], rounds: int) -> None:
+def _take_turns(work: Callable[[], object], times: dict[int, list[float]], rounds: int) -> None:
+    """Adds the seconds that some work takes with each number of threads, the hopeless but twice."""
     for _ in range(rounds):
         hopeful = _hopeful(times)
         for threads, taken in times.items():
@@ -114,6 +115,7 @@ def _hopeful(times: dict[int, list[float]]) -> list[int]:
 
 
 def _fastest(times: dict[int, list[float]]) -> int:
+    """The number of the lowest median time; fewer, where more are not clearly faster."""
     chosen, *more = times
     for threads in more:
         if statistics.median(times[threads]) < CLEARLY * statistics.median(times[chosen]):
