@@ -264,8 +264,8 @@ class DistillationOptions(Config):
         balanced: Whether inputs are drawn so that the teacher's classes come up alike
             (:func:`~freia_kd.data.balance.class_balance`), and not all alike.
         steps: Training steps. `None` is the preset's share of 2,000, and of 6,000 for students of
-            small teachers (at most a million multiply-accumulates an input), for which
-            all take three minutes: student 3 of two LeNet5s then has 95.8 % on MNIST and 76.0 % on
+            small teachers (at most a million multiply-accumulates an input), for which 6,000 take
+            three minutes: student 3 of two LeNet5s then has 95.8 % on MNIST and 76.0 % on
             Fashion-MNIST, not 95.3 and 75.6 % (development teachers, judged on training images, one
             seed).
         batch_size: Inputs in a step.
