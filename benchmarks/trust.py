@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-from recovery import load_split, make_teacher, some
+from recovery import code_of, load_split, make_teacher, some, students_of
 
 from freia_kd.compression import load_teacher
 from freia_kd.config import DistillationOptions
@@ -51,7 +51,8 @@ CANDIDATES = [  # features to predict by, shown beside those that are shipped
     ("agreement", "overlap", "new"),
     ("agreement", "new", "information"),
 ]
-# By architecture: what students learn from, for how many steps, and which students.
+# By architecture: what students learn from, for how many steps, and which students. Other nets have
+# batch normalisation, as the ResNet14 has.
 PLANS = {
     "lenet5": [
         ("uniform", 40, ("1", "3")),
@@ -73,13 +74,17 @@ PLANS = {
 }
 
 
-def students_of(arguments, name, recipe, seed, known):
+def rows_of(arguments, name, recipe, seed, known):
     """Rows of one teacher's students, those that are not known yet."""
     train, test = (load_split(arguments, recipe, split) for split in ("train", "test"))
     test = some(test, arguments.test_images, 0)
-    teacher = load_teacher(make_teacher(Path(arguments.teachers), name, recipe, seed, train))
+    path = make_teacher(Path(arguments.teachers), name, recipe, seed, train)
+    teacher = load_teacher(path, code_of(recipe))
     answers, judges, inputs = predict(teacher, test), make_judges(teacher), calibration_set(teacher)
-    plan = [(None, 0, ("1", "2", "3")), *PLANS[recipe["arch"]]]
+    plan = [(None, 0, ("1", "2", "3")), *PLANS.get(recipe["arch"], PLANS["resnet14"])]
+    if "macs" in recipe:  # which has students of its own
+        own = students_of(recipe, None)
+        plan = [(source, steps, own) for source, steps, _ in plan]
     with tempfile.TemporaryDirectory() as folder:
         for source, steps, kinds in plan:
             for spec in as_specs(kinds):
@@ -193,7 +198,7 @@ def main():
     for role in ROLES:
         for name, seeds in named.get(role, {}).items():
             for seed in seeds if not arguments.only or name in arguments.only else ():
-                for row in students_of(arguments, name, named["recipes"][name], seed, list(rows)):
+                for row in rows_of(arguments, name, named["recipes"][name], seed, list(rows)):
                     rows.append(row)
                     shown = {k: row[k] for k in ("teacher", "source", "steps", "student")}
                     print(*shown.values(), f"{row['agreement']:.3f}", flush=True)
