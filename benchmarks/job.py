@@ -121,7 +121,7 @@ def child(case, share, profiled):
         set_size=round(share * size),
         heldout_size=max(64, round(share * heldout)),
         training=DistillationOptions(
-            steps=round(share * steps), check_every=max(1, round(share * 200))
+            steps=round(share * steps), batch_size=256, check_every=max(1, round(share * 200))
         ),
     )
     names = ["leaves", "figures"]

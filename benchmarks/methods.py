@@ -84,7 +84,7 @@ def run_method(sources, per_class, teacher, train, test, arguments, seed, folder
     for source, _ in fitted:
         source.fit(teacher, samples, generator=generator)
     data = make_set(folder, teacher, fitted, arguments.size, generator)
-    options = DistillationOptions(steps=arguments.steps)
+    options = DistillationOptions(steps=arguments.steps, batch_size=256)
     rows, answers = {}, predict(teacher, test)
     for name in STUDENTS:
         student = fresh_student(teacher, name)
@@ -111,7 +111,7 @@ def run_seed(arguments, seed, folder):
         load_dataset(arguments.data, domain, split, arguments.data_root)
         for split in ("train", "test")
     )
-    options = DistillationOptions(steps=arguments.steps)
+    options = DistillationOptions(steps=arguments.steps, batch_size=256)
     result = {
         "seed": seed,
         "teacher": trained.accuracy.value,

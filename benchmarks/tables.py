@@ -49,7 +49,7 @@ def run_method(method, teacher, test, arguments, seed, folder):
         logits = teacher(x)
     seconds = time.perf_counter() - start
     SyntheticWriter(folder, teacher.domain).append(x, logits, labels)
-    data, options = SyntheticSet(folder), DistillationOptions(steps=arguments.steps)
+    data, options = SyntheticSet(folder), DistillationOptions(steps=arguments.steps, batch_size=256)
     result = {"seconds": seconds, "students": {}}
     for student_name in STUDENTS:
         student = fresh_student(teacher, student_name)
@@ -64,7 +64,7 @@ def run_seed(name, arguments, seed, folder):
     teacher = load_teacher(checkpoint)
     train, test = (load_dataset(name, teacher.domain, split) for split in ("train", "test"))
     students = {s: fresh_student(teacher, s) for s in STUDENTS}
-    options = DistillationOptions(steps=arguments.steps)
+    options = DistillationOptions(steps=arguments.steps, batch_size=256)
     macs = count_macs(teacher.net, teacher.domain.shape)
     result = {
         "table": name,

@@ -97,7 +97,10 @@ def rows_of(arguments, name, recipe, seed, known):
                 learned = []
                 if source is not None:
                     data, heldout, learned = make_sets(Path(folder), teacher, source)
-                    options, order = DistillationOptions(steps=steps), torch.Generator()
+                    options, order = (
+                        DistillationOptions(steps=steps, batch_size=256),
+                        torch.Generator(),
+                    )
                     train_student(student, data, options, order.manual_seed(0), heldout=heldout)
                 said = predict(student, test)
                 yield {
@@ -190,7 +193,7 @@ def main():
     rows = known["rows"]
     conditions = {
         "test_images": arguments.test_images,
-        "training": asdict(DistillationOptions()),
+        "training": asdict(DistillationOptions(batch_size=256)),
         "threads": 1,
         "torch": torch.__version__,
         "cores": os.cpu_count(),

@@ -28,6 +28,7 @@ LARGEST = 3e38  # what float32 can hold, in which all of them end
 Positive = Annotated[float, Gt(0), Le(LARGEST)]
 NonNegative = Annotated[float, Ge(0), Le(LARGEST)]
 Share = Annotated[float, Gt(0), Lt(1)]
+Fraction = Annotated[float, Gt(0), Le(1)]
 Probability = Annotated[float, Ge(0), Le(1)]
 Decay = Annotated[float, Ge(0), Lt(1)]
 
@@ -263,12 +264,13 @@ class DistillationOptions(Config):
             ends with; 0 for the last weights themselves.
         balanced: Whether inputs are drawn so that the teacher's classes come up alike
             (:func:`~freia_kd.data.balance.class_balance`), and not all alike.
-        steps: Training steps. `None` is the preset's share of 2,000, and of 6,000 for students of
+        steps: Training steps. `None` is the preset's share of 8,000, and of 6,000 for students of
             small teachers (at most a million multiply-accumulates an input), for which 6,000 take
             three minutes: student 3 of two LeNet5s then has 95.8 % on MNIST and 76.0 % on
-            Fashion-MNIST, not 95.3 and 75.6 % (development teachers, judged on training images, one
-            seed).
-        batch_size: Inputs in a step.
+            Fashion-MNIST, not 95.3 and 75.6 % with 2,000 (development teachers, judged on training
+            images, one seed).
+        batch_size: Inputs in a step. `None` is 64, and 256 for students of small teachers, whose
+            smaller steps would cost as much.
         learning_rate: Adam's, falling to 0 as a cosine. `None` is 1e-2 times the share of held-out
             inputs on which the student differs from its teacher before it learns (at least a
             hundredth; 2e-3 at most for other than small students, and without held-out inputs),
@@ -277,7 +279,8 @@ class DistillationOptions(Config):
             student 3, 100 steps on spectral noise, one seed: agreement on held-out noise 81.4,
             87.5, 87.3 and 82.0 % with 2e-3, 5e-4, 2e-4 and 1e-4, of which we take the lowest within
             a point of the best; accuracy 16.1, 40.2, 45.4 and 48.2 %, which was in view.)
-        check_every: Steps between checks of the agreement on held-out synthetic inputs.
+        check_every: Steps between checks of the agreement on held-out synthetic inputs. `None` is
+            800, and 200 for students of small teachers.
         patience: Checks without a better agreement after which training stops early; `None` for
             never. The learning rate then has not fallen to 0, so patience should be long.
 
@@ -304,9 +307,9 @@ class DistillationOptions(Config):
     ema: Decay = 0.0
     balanced: bool = True
     steps: Count | None = None
-    batch_size: Count = 256
+    batch_size: Count | None = None
     learning_rate: NonNegative | None = None
-    check_every: Count = 200
+    check_every: Count | None = None
     patience: Count | None = None
 
     def faults(self) -> Iterator[str]:
@@ -318,19 +321,24 @@ class DistillationOptions(Config):
         elif self.divergence not in DIVERGENCES and ":" not in self.divergence:
             yield unknown(self.divergence, losses(), "loss")
 
-    def count(self, macs: int, share: float = 1.0) -> int:
-        """How many steps a student of a teacher takes.
+    def sized(self, macs: int, share: float = 1.0) -> DistillationOptions:
+        """The options with the sizes that they leave open.
 
         Arguments:
             macs: The multiply-accumulates of the teacher for one input.
             share: The share of the steps to take where `steps` is `None`.
 
         Example:
-            >>> options = DistillationOptions()
-            >>> options.count(400_000), options.count(400_000, 1 / 10), options.count(10**8, 1 / 10)
-            (6000, 600, 200)
+            >>> options = DistillationOptions().sized(10**8, 1 / 20)
+            >>> options.steps, options.batch_size, options.check_every
+            (400, 64, 800)
         """
-        return self.steps or round(share * (6_000 if macs <= SMALL else 2_000))
+        steps, batch_size, check_every = (6_000, 256, 200) if macs <= SMALL else (8_000, 64, 800)
+        return self.changed(
+            steps=self.steps or round(share * steps),
+            batch_size=self.batch_size or batch_size,
+            check_every=self.check_every or check_every,
+        )
 
     @property
     def needs_teacher(self) -> bool:
@@ -373,6 +381,7 @@ class Preset(Config):
         training: How the students are trained.
         bn: What becomes of batch normalisation in the students.
         share: The share of the usual inputs and steps that is taken where they are `None`.
+        large_share: The same for teachers that are not small; `None` is no other.
     """
 
     title: ClassVar[str] = "preset"
@@ -381,7 +390,12 @@ class Preset(Config):
     heldout_size: Size = 4_096
     training: DistillationOptions = field(default_factory=DistillationOptions)
     bn: BatchNormMode = "match"
-    share: Annotated[float, Gt(0), Le(1)] = 1.0
+    share: Fraction = 1.0
+    large_share: Fraction | None = None
+
+    def share_of(self, macs: int) -> float:
+        """The share of the usual inputs and steps for a teacher of so many multiply-accumulates."""
+        return self.share if macs <= SMALL or self.large_share is None else self.large_share
 
     def count(self, macs: int) -> int:
         """How many synthetic inputs the students of a teacher learn from.
@@ -393,19 +407,19 @@ class Preset(Config):
             >>> Preset().count(400_000), get_preset("quick").count(400_000)
             (131072, 13107)
         """
-        return self.set_size or round(self.share * (131_072 if macs <= SMALL else 65_536))
+        return self.set_size or round(self.share_of(macs) * (131_072 if macs <= SMALL else 65_536))
 
 
 def _paper() -> Preset:
     training = DistillationOptions(
-        "forward-kl", 1.0, balanced=False, steps=5_000, learning_rate=1e-5
+        "forward-kl", 1.0, balanced=False, steps=5_000, batch_size=256, learning_rate=1e-5
     )
     return Preset("paper", 6_400, training=training, bn="freeze")
 
 
 # Made when asked for, since to check options takes a library that loads slowly.
 PRESETS: dict[str, Callable[[], Preset]] = {
-    "quick": lambda: Preset("quick", heldout_size=2_048, share=1 / 10),
+    "quick": lambda: Preset("quick", heldout_size=2_048, share=1 / 10, large_share=1 / 20),
     "standard": Preset,
     "best": lambda: Preset("best", 262_144, training=DistillationOptions(steps=8_000, patience=10)),
     "paper": _paper,

@@ -118,15 +118,18 @@ def train_student(
     if options.needs_teacher and teacher is None:
         raise UsageError("Mixup and activation boundaries need the teacher; pass teacher=.")
     generator = own_generator(generator)
+    options = options.sized(count_macs(student, student.domain.shape))
+    steps, size = options.steps, options.batch_size
+    assert steps is not None
+    assert size is not None
     student.learning().requires_grad_(True)
-    if options.batch_size < 2 and any(layer.training for layer in batchnorm_layers(student)):
+    if size < 2 and any(layer.training for layer in batchnorm_layers(student)):
         raise UsageError(
             "The batch normalisation of a new net learns from batches of 2 inputs or more; got 1."
         )
     untrained = None if heldout is None else _agreement(student, heldout)
     options = options.changed(learning_rate=learning_rate(options, student, untrained))
     best = Best(student, -1.0 if untrained is None else untrained)
-    steps = options.count(count_macs(student, student.domain.shape))
     early, late = _phases(options, steps)
     device = next(student.parameters()).device
     with (
@@ -156,6 +159,7 @@ def _phases(options: DistillationOptions, steps: int) -> tuple[int, int]:
 def _rows(data: SyntheticSet | OnTheFlySet, options: DistillationOptions) -> Rows:
     """Which rows of the data a step learns from."""
     size = options.batch_size
+    assert size is not None
     if not isinstance(data, SyntheticSet):
         return lambda step, generator: torch.arange(step * size, (step + 1) * size)
     if not options.balanced:
@@ -173,6 +177,7 @@ def _batch(
     step: int,
 ) -> tuple[Tensor, Tensor]:
     """This process's inputs of a step and the teacher's logits, on the student's device."""
+    assert options.batch_size is not None
     own, mixes = ranks.share(options.batch_size, "student.batch_size"), options.mixup > 0
     wanted = slice(None) if mixes else own
     x, logits, _ = feed.batch(rows(step, generator)[wanted])
@@ -281,6 +286,7 @@ def _learn_logits(
     divergence = DIVERGENCES[options.divergence]
     averaged = MovingAverage(student, options.ema).eval()
     assert options.learning_rate is not None
+    assert options.check_every is not None
     optimizer = torch.optim.Adam(student.parameters(), options.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     keep_layout(optimizer)

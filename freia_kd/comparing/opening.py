@@ -156,7 +156,7 @@ def open_comparison(
     if not isinstance(teacher, Teacher) and not is_published(teacher):
         given = Path(teacher).absolute()
     macs, recipe = count_macs(taught, taught.domain.shape), training or sizes.training
-    recipe = recipe.changed(steps=recipe.count(macs, sizes.share))
+    recipe = recipe.sized(macs, sizes.share_of(macs))
     config = ComparisonConfig(
         teacher="in memory" if isinstance(teacher, Teacher) else os.fspath(teacher),
         teacher_sha256=fingerprint(taught.state_dict()),

@@ -70,7 +70,9 @@ class Budget:
 
     def _least(self, job: Job) -> float:
         quick, macs = get_preset("quick"), count_macs(job.teacher, job.teacher.domain.shape)
-        return min(1.0, LEAST * quick.training.count(macs, quick.share) / job.config.steps)
+        steps = quick.training.sized(macs, quick.share_of(macs)).steps
+        assert steps is not None
+        return min(1.0, LEAST * steps / job.config.steps)
 
     def _solve(self, job: Job, plan: Plan) -> tuple[float, int]:
         """The factor, and the size of the set where it is not multiplied by it, else 0."""
@@ -116,7 +118,7 @@ def _multiplied(job: Job, factor: float, size: int) -> Job:
     ]
     config = job.config.changed(
         training=training.changed(
-            steps=times(job.config.steps), check_every=times(training.check_every)
+            steps=times(job.config.steps), check_every=times(job.config.check_every)
         ),
         set_size=max(1, size),
         synthesizers={s.name: options_of(s) for s in synthesizers},

@@ -370,7 +370,7 @@ def _spec(job: Job) -> StudentSpec:
 
 def _training(job: Job, steps: int) -> DistillationOptions:
     """How students of short runs learn."""
-    size = min(BATCH_SIZE, job.config.training.batch_size)
+    size = min(BATCH_SIZE, job.config.batch_size)
     return job.config.training.changed(steps=steps, batch_size=size, check_every=steps)
 
 

@@ -84,6 +84,18 @@ class JobConfig(Config):
         assert self.training.steps is not None
         return self.training.steps
 
+    @property
+    def batch_size(self) -> int:
+        """Inputs in a step of a student."""
+        assert self.training.batch_size is not None
+        return self.training.batch_size
+
+    @property
+    def check_every(self) -> int:
+        """A student's steps between checks."""
+        assert self.training.check_every is not None
+        return self.training.check_every
+
 
 @dataclass(frozen=True)
 class PlannedStage:

@@ -120,7 +120,7 @@ def open_job(
         synthesizer="+".join(_paths(chosen)),
         synthesizers={s.name: options_of(s) for s in synthesizers},
         flow_sha256=_flow_hash(synthesizers),
-        training=training.changed(steps=training.count(macs, sizes.share)),
+        training=training.sized(macs, sizes.share_of(macs)),
         bn=sizes.bn,
         set_size=sizes.count(macs) if set_size is None else set_size,
         heldout_size=sizes.heldout_size,
@@ -135,7 +135,7 @@ def open_job(
     folder = Path(out) if out is not None else new_folder(path)
     run = Run.create(folder, "distill", config.to_dict(), progress, asked)
     job = Job(place(teacher, chosen_device), run, config, specs, synthesizers, few, evaluation)
-    settle_threads(run, job.teacher, config.training.batch_size)
+    settle_threads(run, job.teacher, config.batch_size)
     budget = None if minutes is None else Budget(minutes, has_size=set_size is not None)
     if partners is None:
         return job if budget is None else budget.fit(job)
@@ -239,7 +239,7 @@ def reopen_job(
         synthesizer=chosen,
         synthesizers={s.name: options_of(s) for s in synthesizers},
         flow_sha256=_flow_hash(synthesizers),
-        training=training.changed(steps=training.count(macs, sizes.share)),
+        training=training.sized(macs, sizes.share_of(macs)),
         bn=preset.bn if isinstance(preset, Preset) else old.bn,
         set_size=old.set_size if set_size is None else set_size,
         heldout_size=preset.heldout_size if isinstance(preset, Preset) else old.heldout_size,
@@ -286,7 +286,7 @@ def reopen_job(
     job = Job(loaded, run, config, list(specs.values()), synthesizers, few, evaluation)
     if not job.is_finished:
         job.expect_evaluation()
-    settle_threads(run, loaded, config.training.batch_size)
+    settle_threads(run, loaded, config.batch_size)
     return job
 
 

@@ -396,17 +396,17 @@ def _train(
     def train_fewer(size: int) -> None:
         train(options.changed(batch_size=size), Rehearsal())
 
-    option, size = "--set student.batch_size=", options.batch_size
+    option, size = "--set student.batch_size=", job.config.batch_size
     inputs = size * job.teacher.domain.float_bytes
     if not fits_memory(job.device, free, lambda: train(options, rehearsal), inputs):
         remedy = _fewer(job.device, free, option, size, train_fewer)
         raise too_large(name, free, remedy or [f"choose a smaller {option}..."])
     steps = job.config.steps
-    checks = steps / options.check_every
+    checks = steps / job.config.check_every
     judging = checks * job.config.heldout_size / 2 * _per_answer(job.teacher, made[0])
     seconds = rehearsal.seconds + judging
     if job.config.on_the_fly:
-        seconds += steps * options.batch_size * per_input
+        seconds += steps * size * per_input
     return _Rehearsed(steps, seconds, rehearsal.bytes, fixed=judging)
 
 

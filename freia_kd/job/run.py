@@ -53,7 +53,7 @@ def run_job(job: Job, repair: bool = False) -> Report:
 
 def _begin(job: Job, damages: list[Damage]) -> None:
     """What is done before all processes begin to work, by the first of them."""
-    ranks.share(job.config.training.batch_size, "student.batch_size")
+    ranks.share(job.config.batch_size, "student.batch_size")
     if ranks.is_first():
         with ranks.alone():
             forget(job, damages)

@@ -145,7 +145,7 @@ class BDNF(Synthesizer):
     is_shared = True
     Options = BDNFOptions
     presets: ClassVar = {
-        "quick": {"steps": 200, "batch_size": 64},
+        "quick": {"steps": 100, "batch_size": 64},
         "best": {"steps": 2_000},
         "paper": {
             **PUBLISHED,

@@ -103,7 +103,10 @@ class DeepInversion(Inversion):
     name = "deepinversion"
     Options = DeepInversionOptions
     needs_batchnorm = True
-    presets: ClassVar = {"quick": {**QUICK, **WEIGHTS}, "standard": {**STANDARD, **WEIGHTS}}
+    presets: ClassVar = {
+        "quick": {**QUICK, **WEIGHTS, "images": 128},
+        "standard": {**STANDARD, **WEIGHTS},
+    }
 
     def loss(self, teacher: Teacher, student: Classifier | None) -> Loss:
         return lambda x, y: self.terms(teacher, x, y)[0]
