@@ -269,8 +269,10 @@ class DistillationOptions(Config):
             three minutes: student 3 of two LeNet5s then has 95.8 % on MNIST and 76.0 % on
             Fashion-MNIST, not 95.3 and 75.6 % with 2,000 (development teachers, judged on training
             images, one seed).
-        batch_size: Inputs in a step. `None` is 64, and 256 for students of small teachers, whose
-            smaller steps would cost as much.
+        batch_size: Inputs in a step. `None` is 64, and 256 for students of small teachers. On as
+            many inputs a ResNet18's student has 71.9 % with 600 steps of 256 and 73.6 % with 2,400
+            of 64, at the same cost; a ResNet14's 75.8 and 77.8 % with 100 and 400 (CIFAR-10,
+            development teachers, judged on training images, one seed).
         learning_rate: Adam's, falling to 0 as a cosine. `None` is 1e-2 times the share of held-out
             inputs on which the student differs from its teacher before it learns (at least a
             hundredth; 2e-3 at most for other than small students, and without held-out inputs),
