@@ -234,13 +234,33 @@ def test_options_are_checked_without_torch():
 
 
 def test_a_net_is_small_up_to_a_million_multiply_accumulates():
-    for count, small, large in (
-        (DistillationOptions().count, 6_000, 2_000),
+    counts = [
         (get_preset("standard").count, 131_072, 65_536),
         (get_preset("quick").count, 13_107, 3_277),
         (Preset(share=1 / 10).count, 13_107, 6_554),
-    ):
+        (get_preset("best").count, 262_144, 262_144),
+    ]
+    for count, small, large in counts:
         assert (count(1_000_000), count(1_000_001)) == (small, large)
-    quick = get_preset("quick")
-    steps = [quick.training.count(n, quick.share_of(n)) for n in (1_000_000, 1_000_001)]
-    assert steps == [600, 100]
+
+
+@pytest.mark.parametrize(
+    ("name", "small", "large"),
+    [
+        ("standard", (6_000, 256, 200), (8_000, 64, 800)),
+        ("quick", (600, 256, 200), (400, 64, 800)),
+        ("best", (8_000, 256, 200), (8_000, 256, 200)),
+        ("paper", (5_000, 256, 200), (5_000, 256, 200)),
+    ],
+)
+def test_students_of_large_teachers_take_more_and_smaller_steps(name, small, large):
+    preset = get_preset(name)
+    for macs, sizes in ((1_000_000, small), (1_000_001, large)):
+        options = preset.training.sized(macs, preset.share_of(macs))
+        assert (options.steps, options.batch_size, options.check_every) == sizes
+
+
+def test_sizes_that_are_given_stay_and_checks_follow_the_batch():
+    options = DistillationOptions(steps=7, batch_size=100_000).sized(10**8, 1 / 20)
+    assert (options.steps, options.batch_size, options.check_every) == (7, 100_000, 1)
+    assert DistillationOptions(check_every=9).sized(1).check_every == 9
