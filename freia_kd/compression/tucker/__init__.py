@@ -95,13 +95,12 @@ class Tucker(Compression):
 
     @as_usage()
     def apply(self, net: nn.Module, inputs: Tensor, arch: str = "") -> Compressed:
-        search = None
         if self.target is not None and self.goal is not None:
             budget = search_plan(net, inputs, self.target, self.goal, runtime=self.runtime)
-            plan, search = budget.plan, budget.to_dict()
-        else:
-            plan = self.plan(net, inputs, arch)
-        return Compressed(apply_plan(net, plan), {"method": self.name, **plan.to_dict()}, search)
+            step = {"method": self.name, **budget.plan.to_dict()}
+            return Compressed(budget.net, step, budget.to_dict())
+        plan = self.plan(net, inputs, arch)
+        return Compressed(apply_plan(net, plan), {"method": self.name, **plan.to_dict()}, None)
 
     def plan(self, net: nn.Module, inputs: Tensor, arch: str = "") -> Plan:
         """The plan of a paper's student or of given layers; arguments as of :meth:`apply`.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -216,20 +215,24 @@ def _split(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def _partial_tucker(weight: Tensor, ranks: tuple[int, int]) -> tuple[Tensor, list[Tensor]]:
-    """tensorly's partial Tucker of the first two modes, without changing its backend for others."""
-    import contextlib
+    """tensorly's partial Tucker of the first two modes, without changing its backend for others.
 
+    Where the iteration starts takes the largest matrices, of which only one side is wanted.
+    """
     import tensorly
     from tensorly.decomposition import partial_tucker
 
-    context = (
-        contextlib.nullcontext()
-        if tensorly.get_backend() == "numpy"
-        else tensorly.backend_context("numpy", local_threadsafe=True)
-    )
-    with context, np.errstate(invalid="ignore", divide="ignore"):  # a weight of zeros
-        (core, factors), _ = partial_tucker(weight.numpy(), rank=ranks, modes=[0, 1])
-    return torch.from_numpy(core.copy()), [torch.from_numpy(f.copy()) for f in factors]
+    # torch's SVD takes a quarter of the time of numpy's.
+    with tensorly.backend_context("pytorch", local_threadsafe=True):
+        (core, factors), _ = partial_tucker(weight, rank=ranks, modes=[0, 1], svd=_truncated_svd)
+    return core, list(factors)
+
+
+def _truncated_svd(matrix: Tensor, n_eigenvecs: int, **_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The first singular vectors and values of a matrix, as tensorly wants them."""
+    vectors, squares = left_factor(matrix)
+    u, s = vectors[:, :n_eigenvecs], squares[:n_eigenvecs].sqrt()
+    return u, s, u.T @ matrix / s.clamp(min=1e-150)[:, None]
 
 
 def _finite(weight: Tensor) -> Tensor:

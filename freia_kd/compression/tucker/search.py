@@ -40,6 +40,7 @@ class Budget:
 
     Arguments:
         plan: The plan, with the layers left alone and why.
+        net: The net by that plan.
         target: What was bounded.
         goal: The bound: a share of the teacher's cost, or a drop in percentage points.
         reached: What the plan reaches, in the same unit.
@@ -51,6 +52,7 @@ class Budget:
     """
 
     plan: Plan
+    net: nn.Module
     target: Target
     goal: float
     reached: float
@@ -60,9 +62,9 @@ class Budget:
     runtime: Runtime = "torch"
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields without the plan as plain JSON types."""
-        fields = json.loads(json.dumps(asdict(self)))
-        return {name: value for name, value in fields.items() if name != "plan"}
+        """The fields without the plan and the net as plain JSON types."""
+        fields = {name: found for name, found in vars(self).items() if name not in ("plan", "net")}
+        return dict(json.loads(json.dumps(fields, default=asdict)))
 
 
 def search_plan(
@@ -106,9 +108,11 @@ def search_plan(
     search = _Search(net, judge, target, goal, rows, runtime)
     chosen = search.run()
     plan = Plan(chosen, _left_alone(net, chosen, rows))
-    agreement = judge.judge(apply_plan(net, plan))[0]
-    reached = search.measure(chosen)
-    return Budget(plan, target, goal, reached, agreement, tuple(rows), judge.batches, runtime)
+    small = apply_plan(net, plan)
+    agreement, reached = judge.judge(small)[0], search.measure(chosen)
+    return Budget(
+        plan, small, target, goal, reached, agreement, tuple(rows), judge.batches, runtime
+    )
 
 
 class _Search:
