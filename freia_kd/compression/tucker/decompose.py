@@ -229,7 +229,10 @@ def _partial_tucker(weight: Tensor, ranks: tuple[int, int]) -> tuple[Tensor, lis
 
 
 def _truncated_svd(matrix: Tensor, n_eigenvecs: int, **_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """The first singular vectors and values of a matrix, as tensorly wants them."""
+    """The first singular vectors and values of a matrix, as tensorly wants them.
+
+    With k of them `(rows, k)`, `(k)` and `(k, columns)`.
+    """
     vectors, squares = left_factor(matrix)
     u, s = vectors[:, :n_eigenvecs], squares[:n_eigenvecs].sqrt()
     return u, s, u.T @ matrix / s.clamp(min=1e-150)[:, None]

@@ -80,6 +80,7 @@ def test_cost_targets_are_met_and_nearly_used_up(net, inputs, target, count, goa
     small = apply_plan(net, found.plan)
     assert found.reached == pytest.approx(count(small) / count(net))
     assert goal - 0.06 < found.reached <= goal
+    assert torch.equal(found.net(inputs), small(inputs))
     assert found.agreement == pytest.approx(agreement(net, small, inputs))
     json.dumps(found.to_dict())
 
