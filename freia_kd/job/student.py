@@ -14,7 +14,7 @@ from ..compression import Compression, rebuild
 from ..data.synthetic import SyntheticSet
 from ..distillation import train_student
 from ..errors import CheckpointError
-from ..evaluation import agreement
+from ..evaluation import ONE_SIDED, agreement, commonest, predict_with_teacher
 from ..files import write_json
 from ..report.words import percent
 from ..students import Student, StudentSpec, extend, seeded_generator
@@ -106,7 +106,7 @@ def train_student_of(
             )
             if paths == job.student_files(spec.name):
                 untrained = read_student(job, spec, compressed_paths(job, spec)[-1])
-                student = _better(job, spec.name, student, untrained, heldout)
+                student = _better(job, spec, student, untrained, heldout)
             for path in paths if ranks.is_first() else ():
                 write_student(path, student)
         job.run.meet()
@@ -126,14 +126,16 @@ def _extend(
 
 
 def _better(
-    job: Job, name: str, trained: Student, untrained: Student, heldout: SyntheticSet
+    job: Job, spec: StudentSpec, trained: Student, untrained: Student, heldout: SyntheticSet
 ) -> Student:
     """The trained student, unless compression alone follows the teacher better.
 
     By held-out inputs only several methods can lead to that, since of each the start is among the
     candidates. By families of inputs from which it did not learn a student may be the worse for its
     training however well it learned, as many of uniform noise are (`benchmarks/results/trust.json`,
-    where real images say the same). What so few inputs cannot show does not count.
+    where real images say the same). What so few inputs cannot show does not count, unless the
+    held-out inputs show nothing either, as they are nearly all of one class: what has learned from
+    such stays as compressed but for surely better answers on the other families.
     """
     before, after = (agreement(s.classifier, heldout, "even") for s in (untrained, trained))
     if before > after:
@@ -141,14 +143,27 @@ def _better(
     nets = {"trained": trained.classifier, "untrained": untrained.classifier}
     judges = [j for j in job.judges if j.family not in job.families and can_judge(j)]
     found, _ = hold_contest(nets, judges, job.config.seed)
-    if not found or found[0].synthesizer == "trained" or found[1].behind.high >= 0:
-        return trained
-    best, other = found
-    job.run.progress.note(
-        f"Student {name}, compressed only, follows its teacher better: {percent(best.agreement)} "
-        f"and not {percent(other.agreement)} of {' and '.join(best.judges)}; so it stays as it was."
-    )
-    return untrained
+    is_sure = bool(found) and found[1].behind.high < 0
+    if is_sure:
+        best, other = found
+        if best.synthesizer == "trained":
+            return trained
+        job.run.progress.note(
+            f"Student {spec.name}, compressed only, follows its teacher better: "
+            f"{percent(best.agreement)} and not {percent(other.agreement)} of "
+            f"{' and '.join(best.judges)}; so it stays as it was."
+        )
+        return untrained
+    _, theirs = predict_with_teacher(untrained.classifier, heldout, "odd")
+    share = commonest(theirs)
+    if spec.arch is None and share >= ONE_SIDED:
+        job.run.progress.note(
+            f"Student {spec.name}: its teacher gives one and the same answer to {percent(share)} "
+            "of such inputs as it learned from, and no others show surely that training made it "
+            "better; so it stays as it was."
+        )
+        return untrained
+    return trained
 
 
 def training_stages(job: Job, spec: StudentSpec) -> dict[str, list[Path]]:

@@ -364,7 +364,8 @@ def test_training_that_other_families_show_to_harm_is_undone(tmp_path, monkeypat
     """However well a student agrees with its teacher on held-out inputs of its own kind."""
     teacher = make_teacher()
     with torch.no_grad():
-        teacher.net[-1].weight *= 20  # confident, since only such answers count
+        for parameter in teacher.net[-1].parameters():
+            parameter *= 20  # confident, since only such answers count
 
     def train(student, *arguments, **options):
         *_, weight, bias = student.parameters()

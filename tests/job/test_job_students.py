@@ -1,5 +1,7 @@
 """Students of a run: what compression alone gives, and methods one after the other."""
 
+import copy
+
 import pytest
 import torch
 from job_cases import NOISE, TINY, make_data, make_resnet, make_teacher, students_in
@@ -191,6 +193,20 @@ def test_training_leaves_what_compression_made_alone(teacher, tmp_path):
     assert student.compressed.agreement != student.distilled.agreement
 
 
+def contest(behind):
+    """The outcome of a contest, by how far each net is behind the best, with an interval."""
+    return [
+        Candidate(
+            synthesizer=name,
+            agreement=0.7 + value,
+            judges={"photographs": 0.7},
+            behind=Difference(value, *ends),
+            certainty=0.0,
+        )
+        for name, (value, *ends) in behind.items()
+    ], []
+
+
 @pytest.mark.parametrize("high", [-0.01, 0.0])
 def test_a_student_that_other_inputs_show_to_be_worse_stays_as_compressed(
     high, teacher, tmp_path, monkeypatch, capsys
@@ -199,17 +215,7 @@ def test_a_student_that_other_inputs_show_to_be_worse_stays_as_compressed(
 
     def lost(students, judges, seed):
         assert {judge.family for judge in judges}.isdisjoint({"spectral noise"})
-        behind = {"untrained": (0.0, 0.0, 0.0), "trained": (-0.2, -0.3, high)}
-        return [
-            Candidate(
-                synthesizer=name,
-                agreement=0.7 + value,
-                judges={"photographs": 0.7},
-                behind=Difference(value, *ends),
-                certainty=0.0,
-            )
-            for name, (value, *ends) in behind.items()
-        ], []
+        return contest({"untrained": (0.0, 0.0, 0.0), "trained": (-0.2, -0.3, high)})
 
     monkeypatch.setattr("freia_kd.job.student.hold_contest", lost)
     training = DistillationOptions(steps=30, batch_size=32, learning_rate=5e-3)
@@ -220,6 +226,31 @@ def test_a_student_that_other_inputs_show_to_be_worse_stays_as_compressed(
     assert stays == (high < 0)
     assert report.students[0].gained != stays
     said = "Student 3, compressed only, follows its teacher better: 70.0 % and not 50.0 %"
+    assert (said in capsys.readouterr().err) == stays
+
+
+@pytest.mark.parametrize(
+    ("better", "high", "stays"),
+    [(None, 0.0, True), ("trained", 0.0, True), ("trained", -0.1, False)],
+)
+def test_a_student_of_inputs_of_one_class_stays_as_compressed_but_for_surely_better_answers(
+    better, high, stays, teacher, tmp_path, monkeypatch, capsys
+):
+    """Seen to fail: agreeing on inputs of one class was enough to hand the trained one out."""
+    teacher = copy.deepcopy(teacher)
+    with torch.no_grad():  # so that it says the same to all noise, though its logits differ
+        next(m for m in reversed(list(teacher.modules())) if hasattr(m, "bias")).bias[3] += 5.0
+    behind = {better: (0.0, 0.0, 0.0), "untrained": (-0.2, -0.3, high)} if better else {}
+    monkeypatch.setattr("freia_kd.job.student.hold_contest", lambda *_: contest(behind))
+    training = DistillationOptions(steps=30, batch_size=32, learning_rate=5e-3)
+    options = {**NOISE, "training": training, "progress": PlainProgress()}
+    students = ["3", StudentSpec(arch="lenet5", name="new")]
+    report = distill(teacher, out=tmp_path / "run", students=students, **options).report
+    low, new = report.students
+    assert low.commonest == 1.0
+    assert low.gained != stays
+    assert new.gained  # an untrained net is worth less than any
+    said = "Student 3: its teacher gives one and the same answer to 100.0 % of such inputs"
     assert (said in capsys.readouterr().err) == stays
 
 
