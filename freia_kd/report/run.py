@@ -189,11 +189,16 @@ def _expected(report: Report, student: StudentResult) -> Iterator[str]:
 
 def _doubts(student: StudentResult, has_samples: bool) -> Iterator[str]:
     if not student.gained:
+        found = (
+            "which no inputs surely show to have made it better"
+            if is_one_sided(student)
+            else "which found no weights that agree as well with the teacher on held-out synthetic "
+            "inputs, and on others from which it did not learn"
+        )
         yield (
-            f"Student {student.name} is as it was before distillation, which found no weights that "
-            "agree as well with the teacher on held-out synthetic inputs, and on others from which "
-            "it did not learn: other --synthesizer, a longer --preset, or a lower rate "
-            "(--set student.learning_rate=...) may help."
+            f"Student {student.name} is as it was before distillation, {found}: other "
+            "--synthesizer, a longer --preset, or a lower rate (--set student.learning_rate=...) "
+            "may help."
         )
     old, new = student.compressed.accuracy, student.distilled.accuracy
     on = "the evaluation data"

@@ -261,7 +261,8 @@ class StudentResult:
             (`before`) and of the student (`after`), in all and by layer.
         gained: Whether distillation found weights that agree at least as well with the teacher on
             held-out synthetic inputs as those before it, and not surely worse on others from which
-            the student did not learn; if not, it is as compressed.
+            the student did not learn (surely better, where `commonest` is 0.95 or more); if not,
+            it is as compressed.
         expected: The agreement with the teacher to be expected on real data; `None` for vectors.
         change: The student's accuracy less the teacher's, if there are evaluation data.
         per_class: The scores of each class.

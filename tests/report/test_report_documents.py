@@ -219,6 +219,9 @@ def test_one_sided_answers_are_no_success():
     assert "same answer to 99.1 % of the held-out" in said(unmeasured(dead))
     assert "--mean and --std" in said(unmeasured(dead))
     assert "same answer" not in said(unmeasured(sure))
+    stays = "is as it was before distillation, which no inputs surely show to have made it better"
+    assert stays in said(unmeasured(replace(dead, gained=False)))
+    assert stays not in said(unmeasured(replace(sure, gained=False)))
 
 
 def test_nothing_is_expected_of_agreement_that_shows_nothing():
