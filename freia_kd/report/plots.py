@@ -153,7 +153,8 @@ def plot_costs(costs: CostComparison) -> Figure:
         axes.grid(axis="x", alpha=0.3)
     plots[0].set_yticks([row + 0.2 for row in range(len(names))], names, fontsize="small")
     plots[0].invert_yaxis()
-    plots[-1].legend(fontsize="small")
+    bars = plots[-1].get_legend_handles_labels()
+    figure.legend(*bars, loc="outside right upper", fontsize="small")  # over no bar
     return figure
 
 

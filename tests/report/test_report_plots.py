@@ -104,6 +104,14 @@ def test_costs_are_bars_before_and_after():
     assert [text.get_text() for text in parameters.get_yticklabels()] == ["conv2", "fc1"]
 
 
+def test_the_legend_of_the_costs_lies_over_no_bar():
+    figure = plot_costs(costs())
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    of_legend = legend.get_window_extent()
+    assert not any(axes.get_window_extent().overlaps(of_legend) for axes in figure.axes)
+
+
 def test_sensitivity_is_a_line_for_each_layer():
     figure = plot_sensitivity(SEARCH["sensitivity"])
     figure.canvas.draw()
